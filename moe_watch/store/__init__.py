@@ -1,0 +1,1 @@
+"""The history: the only SQL of the product."""

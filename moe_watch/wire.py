@@ -1,0 +1,239 @@
+"""The contract between the tap (inside vLLM) and the sidecar: versioned msgpack frames, and nothing else.
+
+A frame is one msgpack map. Fields may be added with a default and old frames stay readable, so an older tap works with
+a newer sidecar; a change of meaning raises ``WIRE_VERSION``. Only counts per request cross this boundary: from expert
+ids per token 91 % of the text can be recovered (arXiv 2602.04105).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+WIRE_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+
+CountArray = NDArray[np.uint32]
+_DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
+
+
+class WireError(ValueError):
+    """A frame that cannot be accepted; ``reason`` is a bounded label for a metric."""
+
+    def __init__(self, reason: Literal["malformed", "too_large", "unknown_version", "wrong_shape"], detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """How often each expert was chosen: little-endian ``[layers, experts]`` in the narrowest type that holds it."""
+
+    dtype: Literal["u1", "u2", "u4"]
+    data: bytes
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every frame says of its origin.
+
+    ``source`` names one process of one boot (``engine-0-5f3a``); ``seq`` counts its frames from 0 without gaps, so that
+    losses, duplicates and reordering are seen.
+    """
+
+    version: int = WIRE_VERSION
+    replica: str
+    source: str
+    seq: int
+    sent_at: float  # seconds since the epoch
+
+
+class Model(Frame, frozen=True, kw_only=True, tag="model"):
+    """What is served, announced when the tap attaches and again with every tenth ``Health``."""
+
+    model: str
+    revision: str = ""
+    architecture: str = ""
+    weights: str = ""  # a digest of the checkpoint's files, empty where unknown
+    layers: int = 0  # layers with experts; 0 for a dense model
+    layer_ids: list[int] = []  # index of each of them in the whole model
+    experts: int = 0
+    top_k: int = 0
+    ranks: int = 1  # expert-parallel ranks
+    vllm_version: str = ""
+    tap_version: str = ""
+    runner: Literal["v1", "v2", ""] = ""
+    moe_backend: str = ""
+    quantization: str = ""
+    dtype: str = ""
+    parallel: dict[str, int] = {}  # tp, pp, dp, ep
+    eplb: bool = False
+    max_model_len: int = 0
+    max_num_batched_tokens: int = 0
+
+
+class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
+    """The fingerprint of one finished request.
+
+    A position of the text is counted once: positions served by the prefix cache are not routed (``cached_tokens``),
+    positions computed again after a preemption are not counted again (``recomputed_tokens``), and the last sampled
+    token is never routed. For each layer ``sum(prompt) == prompt_routed * top_k``, and likewise for decode.
+    """
+
+    request_id: str
+    choice: int = 0  # which of the n outputs of one request
+    model: str
+    layers: int
+    experts: int
+    top_k: int
+    prompt: Counts
+    decode: Counts
+    prompt_tokens: int
+    prompt_routed: int
+    decode_routed: int
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    entropy: list[float] | None = None  # [layers] mean router entropy, nats
+    margin: list[float] | None = None  # [layers] mean probability of top-1 minus top-2
+    batch_mean: float = 0.0  # requests in a step, averaged over the steps of this request
+    batch_max: int = 0
+    outcome: Literal["finished", "aborted"] = "finished"
+    finished_at: float
+
+
+class Latency(Frame, frozen=True, kw_only=True, tag="latency"):
+    """Times of one finished request as vLLM's own statistics have them, in seconds."""
+
+    request_id: str
+    choice: int = 0
+    finish_reason: str
+    e2e_s: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+    tpot_s: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    preemptions: int = 0
+    corrupted: bool = False  # vLLM saw NaN in the logits
+    finished_at: float
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """Text of one request, redacted before it left vLLM's process."""
+
+    prompt: str  # JSON of ``messages`` for chat, the text itself for completions
+    outputs: list[str]  # one per choice
+    params: dict[str, str | int | float | bool | None] = {}  # temperature, max_tokens, seed, response_format, ...
+    prompt_truncated: bool = False
+    output_truncated: bool = False
+    redactions: int = 0
+
+
+class Request(Frame, frozen=True, kw_only=True, tag="request"):
+    """What the HTTP layer knows of one request; ``sample`` only when sampling is on and chose it."""
+
+    request_id: str
+    model: str
+    endpoint: str  # "/v1/chat/completions"
+    status: int
+    stream: bool = False
+    choices: int = 1
+    images: int = 0
+    domain: str = ""  # the client's tag, header X-Moe-Watch-Domain
+    user: str = ""  # hash of the "user" field, so that a person's requests can be forgotten
+    canary: bool = False
+    disconnected: bool = False
+    sample: Sample | None = None
+    sample_rate: float = 0.0
+    started_at: float
+    finished_at: float
+
+
+class Event(Frame, frozen=True, kw_only=True, tag="event"):
+    """Something that may explain a change: a start of the engine, an EPLB rebalance, a tap that gave up."""
+
+    kind: Literal["engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"]
+    detail: str = ""
+    at: float
+
+
+class Health(Frame, frozen=True, kw_only=True, tag="health"):
+    """What the tap knows of itself, every few seconds from every process; all counts since the boot of the source."""
+
+    role: Literal["engine", "api"]
+    state: Literal["on", "off", "refused", "dense", "blind"]
+    reason: str = ""
+    sent: int = 0
+    dropped: dict[str, int] = {}  # by reason: queue_full, not_connected, error
+    errors: int = 0
+    steps: int = 0
+    routed_tokens: int = 0
+    requests_finished: int = 0
+    requests_unrouted: int = 0  # finished without any routing though they computed tokens
+    requests_open: int = 0
+
+
+AnyFrame = Model | Routing | Latency | Request | Event | Health
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyFrame)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    version: int
+
+
+_header_decoder = msgspec.msgpack.Decoder(_Header)
+
+
+def encode(frame: AnyFrame) -> bytes:
+    """Return ``frame`` as msgpack; raise ``WireError("too_large")`` above ``MAX_FRAME_BYTES``."""
+    raw = _encoder.encode(frame)
+    if len(raw) > MAX_FRAME_BYTES:
+        raise WireError("too_large", f"{len(raw)} bytes, at most {MAX_FRAME_BYTES}")
+    return raw
+
+
+def decode(raw: bytes) -> AnyFrame:
+    """Return the frame in ``raw``; raise ``WireError`` when it is malformed, too large or of an unknown version."""
+    if len(raw) > MAX_FRAME_BYTES:
+        raise WireError("too_large", f"{len(raw)} bytes, at most {MAX_FRAME_BYTES}")
+    try:
+        return _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise _classify(raw, error) from error
+
+
+def _classify(raw: bytes, error: Exception) -> WireError:
+    """Tell a frame of another version, which may well not decode, from a broken one."""
+    try:
+        version = _header_decoder.decode(raw).version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+        return WireError("malformed", str(error))
+    if version == WIRE_VERSION:
+        return WireError("malformed", str(error))
+    return WireError("unknown_version", f"version {version}, this side speaks {WIRE_VERSION}")
+
+
+def pack_counts(counts: NDArray[np.integer]) -> Counts:
+    """Return ``counts`` (any shape, not negative, below 2**32) in the narrowest unsigned type.
+
+    >>> pack_counts(np.array([[1, 300]])).dtype
+    'u2'
+    """
+    highest = int(counts.max(initial=0))
+    for name in ("u1", "u2", "u4"):
+        if highest <= np.iinfo(_DTYPES[name]).max:
+            return Counts(name, np.ascontiguousarray(counts, dtype=np.dtype(_DTYPES[name]).newbyteorder("<")).tobytes())
+    raise WireError("wrong_shape", f"a count of {highest} does not fit 32 bits")
+
+
+def unpack_counts(counts: Counts, layers: int, experts: int) -> CountArray:
+    """Return counts ``[layers, experts]``; raise ``WireError("wrong_shape")`` when the bytes are not that many."""
+    dtype = np.dtype(_DTYPES[counts.dtype]).newbyteorder("<")
+    if layers < 1 or experts < 1 or len(counts.data) != layers * experts * dtype.itemsize:
+        raise WireError("wrong_shape", f"{len(counts.data)} bytes of {counts.dtype} are not {layers} x {experts}")
+    return np.frombuffer(counts.data, dtype).astype(np.uint32).reshape(layers, experts)

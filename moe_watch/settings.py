@@ -1,7 +1,7 @@
 """Every setting of moe-watch, and the only place that reads the environment.
 
-Sources, later ones win: defaults, ``moe-watch.toml`` (or the file that ``MOE_WATCH_CONFIG`` names), environment variables
-``MOE_WATCH_*`` (``__`` between levels), command line flags.
+Sources, later ones win: defaults, ``moe-watch.toml`` (or the file that ``MOE_WATCH_CONFIG`` names), environment
+variables ``MOE_WATCH_*`` (``__`` between levels), command line flags.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ class TapSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MOE_WATCH_", extra="ignore")
 
-    endpoint: str | None = Field(None, description="ZMQ address of the sidecar (ipc:// or tcp://); unset: the tap is off")
+    endpoint: str | None = Field(
+        None, description="ZMQ address of the sidecar (ipc:// or tcp://); unset: the tap is off"
+    )
     replica: str = Field(default_factory=socket.gethostname, description="Name of this vLLM replica")
-    queue_frames: int = Field(2048, ge=1, description="Frames kept while the sidecar is away; more are dropped and counted")
+    queue_frames: int = Field(
+        2048, ge=1, description="Frames kept while the sidecar is away; more are dropped and counted"
+    )
     queue_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Bytes kept while the sidecar is away")
     confidence: bool = Field(default=True, description="Record router entropy and margin where the logits can be had")
-    sample_rate: float = Field(0.0, ge=0, le=1, description="Share of requests whose text is sampled; 0: no text leaves vLLM")
+    sample_rate: float = Field(
+        0.0, ge=0, le=1, description="Share of requests whose text is sampled; 0: no text leaves vLLM"
+    )
     sample_max_bytes: int = Field(65536, ge=0, description="Longest prompt or output kept in a sample, bytes")
     redact: str = Field(
         "moe_watch.tap.redact:redact",
@@ -64,7 +70,9 @@ class DetectSettings(BaseModel):
     average_run_length: float = Field(10_000.0, gt=1, description="Requests between false drift alarms, at least")
     ood_alpha: float = Field(0.01, gt=0, lt=1, description="A request is out-of-distribution at a p-value up to this")
     tolerance: float = Field(0.0, ge=0, description="Smallest shift worth a page, as an effect size")
-    coverage_floor: float = Field(0.5, ge=0, le=1, description="Share of requests with routing below which the tap is blind")
+    coverage_floor: float = Field(
+        0.5, ge=0, le=1, description="Share of requests with routing below which the tap is blind"
+    )
     baseline_min_requests: int = Field(500, ge=50, description="Fewest requests that a baseline is fitted on")
 
 
@@ -77,7 +85,9 @@ class ShadowSettings(BaseModel):
     requests_per_s: float = Field(1.0, gt=0, description="Budget of shadow requests")
     tokens_per_s: float = Field(2_000.0, gt=0, description="Budget of shadow tokens, prompt and output")
     base_rate: float = Field(0.1, gt=0, le=1, description="Share of ordinary sampled requests sent to the shadow")
-    ood_rate: float = Field(1.0, gt=0, le=1, description="Share of out-of-distribution sampled requests sent to the shadow")
+    ood_rate: float = Field(
+        1.0, gt=0, le=1, description="Share of out-of-distribution sampled requests sent to the shadow"
+    )
     queue: int = Field(256, ge=1, description="Requests waiting for the shadow; more are dropped and counted")
 
 
@@ -88,7 +98,9 @@ class Settings(BaseSettings):
         env_prefix="MOE_WATCH_", env_nested_delimiter="__", extra="ignore", validate_default=True
     )
 
-    endpoint: str = Field("ipc:///tmp/moe-watch/tap.sock", description="ZMQ address that the sidecar binds and taps connect to")
+    endpoint: str = Field(
+        "ipc:///tmp/moe-watch/tap.sock", description="ZMQ address that the sidecar binds and taps connect to"
+    )
     vllm_url: str | None = Field(None, description="Base URL of the vLLM server beside, for canaries and doctor")
     vllm_api_key: str | None = Field(None, description="Bearer token of that vLLM server")
     http: HttpSettings = HttpSettings()
@@ -97,8 +109,12 @@ class Settings(BaseSettings):
     shadow: ShadowSettings = ShadowSettings()
     window_s: float = Field(60.0, gt=0, description="Length of an aggregation window, seconds")
     join_timeout_s: float = Field(5.0, gt=0, description="How long one part of a request waits for the others, seconds")
-    spool_dir: Path | None = Field(None, description="Where batches wait while the store is away; unset: beside the SQLite file")
-    spool_max_bytes: int = Field(1 << 30, ge=0, description="Bound of the spool; beyond it the newest batch is dropped and counted")
+    spool_dir: Path | None = Field(
+        None, description="Where batches wait while the store is away; unset: beside the SQLite file"
+    )
+    spool_max_bytes: int = Field(
+        1 << 30, ge=0, description="Bound of the spool; beyond it the newest batch is dropped and counted"
+    )
     log_format: Literal["console", "json"] = Field("console", description="Format of the log on stderr")
 
     @classmethod
@@ -110,7 +126,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags over environment over file."""
+        """Put flags over the environment over the file."""
         del dotenv_settings, file_secret_settings
         config = Path(os.environ.get("MOE_WATCH_CONFIG", "moe-watch.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)

@@ -20,10 +20,13 @@ CountArray = NDArray[np.uint32]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
+Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape"]
+
+
 class WireError(ValueError):
     """A frame that cannot be accepted; ``reason`` is a bounded label for a metric."""
 
-    def __init__(self, reason: Literal["malformed", "too_large", "unknown_version", "wrong_shape"], detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
 
@@ -179,7 +182,7 @@ class Health(Frame, frozen=True, kw_only=True, tag="health"):
 
 AnyFrame = Model | Routing | Latency | Request | Event | Health
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AnyFrame)
+_decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
 
 
 class _Header(msgspec.Struct, frozen=True):

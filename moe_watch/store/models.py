@@ -23,7 +23,8 @@ class Model(Base):
     __tablename__ = "models"
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    identity: Mapped[str] = mapped_column(String(64), unique=True)  # digest of name, revision, weights, layers, experts, top_k
+    # digest of name, revision, weights, layers, experts, top_k
+    identity: Mapped[str] = mapped_column(String(64), unique=True)
     name: Mapped[str] = mapped_column(String(255), index=True)
     layers: Mapped[int]
     experts: Mapped[int]
@@ -110,7 +111,8 @@ class Window(Base):
     requests: Mapped[int]
     routed_requests: Mapped[int]
     counts: Mapped[bytes] = mapped_column(LargeBinary)  # uint64 [layers, experts], prompt and decode
-    moments: Mapped[bytes] = mapped_column(LargeBinary)  # float64 [2, layers, experts]: sum, sum of squares of sqrt shares
+    # float64 [2, layers, experts]: sum and sum of squares of the requests' square-root shares
+    moments: Mapped[bytes] = mapped_column(LargeBinary)
     scalars: Mapped[dict[str, Any]] = mapped_column(JSON)  # sums and histograms by name, see aggregate.Window
 
 
@@ -139,7 +141,8 @@ class Episode(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     replica: Mapped[str] = mapped_column(String(255))
-    kind: Mapped[str] = mapped_column(String(32), index=True)  # traffic, routing, quality, imbalance, dead_experts, blind, replica
+    # traffic, routing, quality, imbalance, dead_experts, blind, replica
+    kind: Mapped[str] = mapped_column(String(32), index=True)
     began_at: Mapped[float] = mapped_column(Float)  # estimate of the start of the change
     flagged_at: Mapped[float] = mapped_column(Float, index=True)
     ended_at: Mapped[float | None] = mapped_column(Float)

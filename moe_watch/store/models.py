@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements INTEGER primary keys only
@@ -40,6 +52,16 @@ class Request(Base):
     __table_args__ = (
         UniqueConstraint("replica", "request_id", "choice"),
         Index("ix_requests_model_time", "model_id", "finished_at"),
+        # The most unusual requests of a period; partial, so that it costs ordinary requests nothing.
+        Index(
+            "ix_requests_suspicious",
+            "model_id",
+            "ood_p",
+            text("ood_score DESC"),
+            "finished_at",
+            sqlite_where=text("ood_p <= 0.05"),
+            postgresql_where=text("ood_p <= 0.05"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
@@ -141,6 +163,7 @@ class Episode(Base):
     """One alarm from its start to its end."""
 
     __tablename__ = "episodes"
+    __table_args__ = (UniqueConstraint("model_id", "replica", "kind", "flagged_at"),)
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -159,6 +182,7 @@ class Event(Base):
     """Something that may explain a change: engine start, rebalance, promotion of a baseline, tap off."""
 
     __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("replica", "kind", "at"),)
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     at: Mapped[float] = mapped_column(Float, index=True)

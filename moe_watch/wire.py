@@ -7,7 +7,7 @@ ids per token 91 % of the text can be recovered (arXiv 2602.04105).
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -17,6 +17,11 @@ WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 CountArray = NDArray[np.uint32]
+# Bounds that a store can keep; checked where a frame is decoded.
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+Tag = Annotated[str, msgspec.Meta(max_length=64)]
+Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Tally = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
@@ -46,24 +51,24 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """
 
     version: int = WIRE_VERSION
-    replica: str
-    source: str
-    seq: int
+    replica: Name
+    source: Name
+    seq: Tally
     sent_at: float  # seconds since the epoch
 
 
 class Model(Frame, frozen=True, kw_only=True, tag="model"):
     """What is served, announced when the tap attaches and again with every tenth ``Health``."""
 
-    model: str
+    model: Name
     revision: str = ""
     architecture: str = ""
     weights: str = ""  # a digest of the checkpoint's files, empty where unknown
-    layers: int = 0  # layers with experts; 0 for a dense model
+    layers: Natural = 0  # layers with experts; 0 for a dense model
     layer_ids: list[int] = []  # index of each of them in the whole model
-    experts: int = 0
-    top_k: int = 0
-    ranks: int = 1  # expert-parallel ranks
+    experts: Natural = 0
+    top_k: Natural = 0
+    ranks: Natural = 1  # expert-parallel ranks
     vllm_version: str = ""
     tap_version: str = ""
     runner: Literal["v1", "v2", ""] = ""
@@ -84,23 +89,23 @@ class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
     token is never routed. For each layer ``sum(prompt) == prompt_routed * top_k``, and likewise for decode.
     """
 
-    request_id: str
-    choice: int = 0  # which of the n outputs of one request
-    model: str
-    layers: int
-    experts: int
-    top_k: int
+    request_id: Name
+    choice: Natural = 0  # which of the n outputs of one request
+    model: Name
+    layers: Natural
+    experts: Natural
+    top_k: Natural
     prompt: Counts
     decode: Counts
-    prompt_tokens: int
-    prompt_routed: int
-    decode_routed: int
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
+    prompt_tokens: Natural
+    prompt_routed: Natural
+    decode_routed: Natural
+    cached_tokens: Natural = 0
+    recomputed_tokens: Natural = 0
     entropy: list[float] | None = None  # [layers] mean router entropy, nats
     margin: list[float] | None = None  # [layers] mean probability of top-1 minus top-2
     batch_mean: float = 0.0  # requests in a step, averaged over the steps of this request
-    batch_max: int = 0
+    batch_max: Natural = 0
     outcome: Literal["finished", "aborted"] = "finished"
     finished_at: float
 
@@ -108,19 +113,19 @@ class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
 class Latency(Frame, frozen=True, kw_only=True, tag="latency"):
     """Times of one finished request as vLLM's own statistics have them, in seconds."""
 
-    request_id: str
-    choice: int = 0
-    finish_reason: str
+    request_id: Name
+    choice: Natural = 0
+    finish_reason: Tag
     e2e_s: float
     queue_s: float
     prefill_s: float
     decode_s: float
     ttft_s: float
     tpot_s: float
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    preemptions: int = 0
+    prompt_tokens: Natural
+    output_tokens: Natural
+    cached_tokens: Natural = 0
+    preemptions: Natural = 0
     corrupted: bool = False  # vLLM saw NaN in the logits
     finished_at: float
 
@@ -133,21 +138,21 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, str | int | float | bool | None] = {}  # temperature, max_tokens, seed, response_format, ...
     prompt_truncated: bool = False
     output_truncated: bool = False
-    redactions: int = 0
+    redactions: Natural = 0
 
 
 class Request(Frame, frozen=True, kw_only=True, tag="request"):
     """What the HTTP layer knows of one request; ``sample`` only when sampling is on and chose it."""
 
-    request_id: str
-    model: str
-    endpoint: str  # "/v1/chat/completions"
-    status: int
+    request_id: Name
+    model: Name
+    endpoint: Name  # "/v1/chat/completions"
+    status: Natural
     stream: bool = False
-    choices: int = 1
-    images: int = 0
-    domain: str = ""  # the client's tag, header X-Moe-Watch-Domain
-    user: str = ""  # hash of the "user" field, so that a person's requests can be forgotten
+    choices: Natural = 1
+    images: Natural = 0
+    domain: Tag = ""  # the client's tag, header X-Moe-Watch-Domain
+    user: Tag = ""  # hash of the "user" field, so that a person's requests can be forgotten
     canary: bool = False
     disconnected: bool = False
     sample: Sample | None = None
@@ -170,14 +175,14 @@ class Health(Frame, frozen=True, kw_only=True, tag="health"):
     role: Literal["engine", "api"]
     state: Literal["on", "off", "refused", "dense", "blind"]
     reason: str = ""
-    sent: int = 0
+    sent: Tally = 0
     dropped: dict[str, int] = {}  # by reason: queue_full, not_connected, error
-    errors: int = 0
-    steps: int = 0
-    routed_tokens: int = 0
-    requests_finished: int = 0
-    requests_unrouted: int = 0  # finished without any routing though they computed tokens
-    requests_open: int = 0
+    errors: Tally = 0
+    steps: Tally = 0
+    routed_tokens: Tally = 0
+    requests_finished: Tally = 0
+    requests_unrouted: Tally = 0  # finished without any routing though they computed tokens
+    requests_open: Tally = 0
 
 
 AnyFrame = Model | Routing | Latency | Request | Event | Health
@@ -205,9 +210,12 @@ def decode(raw: bytes) -> AnyFrame:
     if len(raw) > MAX_FRAME_BYTES:
         raise WireError("too_large", f"{len(raw)} bytes, at most {MAX_FRAME_BYTES}")
     try:
-        return _decoder.decode(raw)
+        frame = _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise _classify(raw, error) from error
+    if frame.version != WIRE_VERSION:
+        raise _unknown(frame.version)
+    return frame
 
 
 def _classify(raw: bytes, error: Exception) -> WireError:
@@ -218,6 +226,10 @@ def _classify(raw: bytes, error: Exception) -> WireError:
         return WireError("malformed", str(error))
     if version == WIRE_VERSION:
         return WireError("malformed", str(error))
+    return _unknown(version)
+
+
+def _unknown(version: int) -> WireError:
     return WireError("unknown_version", f"version {version}, this side speaks {WIRE_VERSION}")
 
 
@@ -234,9 +246,14 @@ def pack_counts(counts: NDArray[np.integer]) -> Counts:
     raise WireError("wrong_shape", f"a count of {highest} does not fit 32 bits")
 
 
+def check_counts(counts: Counts, layers: int, experts: int) -> None:
+    """Raise ``WireError("wrong_shape")`` when ``counts`` are not ``layers * experts`` numbers."""
+    if layers < 1 or experts < 1 or len(counts.data) != layers * experts * int(counts.dtype[1]):
+        raise WireError("wrong_shape", f"{len(counts.data)} bytes of {counts.dtype} are not {layers} x {experts}")
+
+
 def unpack_counts(counts: Counts, layers: int, experts: int) -> CountArray:
     """Return counts ``[layers, experts]``; raise ``WireError("wrong_shape")`` when the bytes are not that many."""
+    check_counts(counts, layers, experts)
     dtype = np.dtype(_DTYPES[counts.dtype]).newbyteorder("<")
-    if layers < 1 or experts < 1 or len(counts.data) != layers * experts * dtype.itemsize:
-        raise WireError("wrong_shape", f"{len(counts.data)} bytes of {counts.dtype} are not {layers} x {experts}")
     return np.frombuffer(counts.data, dtype).astype(np.uint32).reshape(layers, experts)

@@ -1,0 +1,183 @@
+"""Adds requests up into windows of time, one per model and replica; windows merge by addition.
+
+Everything in a window is a sum, so that windows of replicas, hours or pieces of a window after a restart give exactly
+what one window over all of their requests would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_watch.detect.batch import Batch
+from moe_watch.export import metrics
+from moe_watch.join import Joined
+
+MOST_DOMAINS: Final = 32  # more of them in one window count as "other"
+P_EDGES: Final = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TOKEN_EDGES: Final = tuple(float(2**power) for power in range(4, 18))
+EDGES: Final[dict[str, tuple[float, ...]]] = {  # name of a histogram -> upper bounds, the last bucket is open
+    **{f"ttft_s.{context}": metrics.TTFT_BUCKETS for context in metrics.CONTEXTS},
+    "tpot_s": metrics.TPOT_BUCKETS,
+    "prompt_tokens": TOKEN_EDGES,
+    "output_tokens": TOKEN_EDGES,
+    "ood_p": P_EDGES,
+}
+
+
+@dataclass
+class Window:
+    """Sums over the requests of one stretch of time.
+
+    ``counts`` ``[2, layers, experts]`` are expert choices in prompts and in generated text; ``moments``
+    ``[2, layers, experts]`` sum the requests' square-root shares and their squares; ``sums`` are numbers by name,
+    ``vectors`` arrays by name (histograms as in ``EDGES``, ``entropy`` and ``margin`` per layer), ``tallies`` counts by
+    name and value (outcomes, domains).
+    """
+
+    layers: int
+    experts: int
+    requests: int = 0
+    routed_requests: int = 0
+    counts: NDArray[np.uint64] = field(init=False)
+    moments: NDArray[np.float64] = field(init=False)
+    sums: dict[str, float] = field(default_factory=dict)
+    vectors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    tallies: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Start from nothing."""
+        self.counts = np.zeros((2, self.layers, self.experts), np.uint64)
+        self.moments = np.zeros((2, self.layers, self.experts))
+
+    def add_requests(self, requests: Sequence[Joined]) -> None:
+        """Add what is known of ``requests`` without their routing; canaries are left to the caller."""
+        self.requests += len(requests)
+        self._tally("outcomes", [outcome(request) for request in requests])
+        self._tally("domains", [r.request.domain for r in requests if r.request is not None and r.request.domain])
+        self.sum("joined", sum(request.complete for request in requests))
+        self.sum("images", sum(r.request.images for r in requests if r.request is not None))
+        self.sum("with_images", sum(r.request.images > 0 for r in requests if r.request is not None))
+        self._add_latency([request for request in requests if request.latency is not None])
+
+    def _add_latency(self, requests: Sequence[Joined]) -> None:
+        timed = [request.latency for request in requests if request.latency is not None]
+        self.sum("timed", len(timed))
+        if not timed:
+            return
+        for name in ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "corrupted", "e2e_s", "queue_s"):
+            self.sum(name, float(sum(getattr(latency, name) for latency in timed)))
+        tokens = np.array([latency.prompt_tokens for latency in timed])
+        self.histogram("prompt_tokens", tokens)
+        self.histogram("output_tokens", [latency.output_tokens for latency in timed])
+        self.histogram("tpot_s", [latency.tpot_s for latency in timed if latency.output_tokens > 1])
+        contexts = np.searchsorted(list(metrics.CONTEXT_BUCKETS.values()), tokens)
+        ttft = np.array([latency.ttft_s for latency in timed])
+        for bucket in np.unique(contexts):
+            self.histogram(f"ttft_s.{metrics.CONTEXTS[bucket]}", ttft[contexts == bucket])
+
+    def add_routing(self, batch: Batch) -> None:
+        """Add the fingerprints of ``batch``."""
+        self.routed_requests += len(batch)
+        self.counts[0] += batch.prompt.sum(0, dtype=np.uint64)
+        self.counts[1] += batch.decode.sum(0, dtype=np.uint64)
+        total = batch.total.astype(np.float32)
+        of_layer = total.sum(2, keepdims=True)
+        share = np.divide(total, of_layer, out=np.zeros_like(total), where=of_layer > 0)
+        self.moments[0] += np.sqrt(share).sum(0, dtype=np.float64)
+        self.moments[1] += share.sum(0, dtype=np.float64)
+        self.sum("routed_tokens", float(batch.tokens.sum()))
+        for name, values in (("entropy", batch.entropy), ("margin", batch.margin)):
+            if values is not None:
+                known = np.isfinite(values)
+                self._vector(name, np.where(known, values, 0).sum(0, dtype=np.float64))
+                self._vector(f"{name}_n", known.sum(0, dtype=np.float64))
+
+    def add_scores(self, p: NDArray[np.floating], flagged: NDArray[np.bool_]) -> None:
+        """Add conformal p-values ``[n]`` (nan: too short to score) and which of them are out of distribution."""
+        self.sum("scored", float(np.isfinite(p).sum()))
+        self.sum("ood", float(flagged.sum()))
+        self.histogram("ood_p", p)
+
+    def histogram(self, name: str, values: ArrayLike) -> None:
+        """Count ``values`` into the histogram ``name`` of ``EDGES``; nan is left out."""
+        seen = np.asarray(values, np.float64)
+        bins = np.searchsorted(EDGES[name], seen[~np.isnan(seen)])
+        self._vector(name, np.bincount(bins, minlength=len(EDGES[name]) + 1).astype(np.float64))
+
+    def sum(self, name: str, value: float) -> None:
+        """Add ``value`` to the number ``name``."""
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def merge(self, other: Window) -> None:
+        """Add ``other``; raise ``ValueError`` when it is of another shape."""
+        if (self.layers, self.experts) != (other.layers, other.experts):
+            raise ValueError("windows of models of different shapes do not add up")
+        self.requests += other.requests
+        self.routed_requests += other.routed_requests
+        self.counts += other.counts
+        self.moments += other.moments
+        for name, number in other.sums.items():
+            self.sum(name, number)
+        for name, vector in other.vectors.items():
+            self._vector(name, vector)
+        for name, tally in other.tallies.items():
+            mine = self.tallies.setdefault(name, {})
+            for value, number in tally.items():
+                mine[value] = mine.get(value, 0) + number
+
+    def scalars(self) -> dict[str, Any]:
+        """Return everything but the two arrays as JSON."""
+        vectors = {name: vector.tolist() for name, vector in self.vectors.items()}
+        return {"sums": dict(self.sums), "vectors": vectors, "tallies": {k: dict(v) for k, v in self.tallies.items()}}
+
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take over what ``scalars`` returned."""
+        self.sums = dict(scalars.get("sums", {}))
+        self.vectors = {name: np.array(vector) for name, vector in scalars.get("vectors", {}).items()}
+        self.tallies = {name: dict(tally) for name, tally in scalars.get("tallies", {}).items()}
+
+    def _vector(self, name: str, values: NDArray[np.float64]) -> None:
+        before = self.vectors.get(name)
+        self.vectors[name] = values.copy() if before is None else before + values
+
+    def _tally(self, name: str, values: Sequence[str]) -> None:
+        tally = self.tallies.setdefault(name, {})
+        for value in values:
+            known = value if value in tally or len(tally) < MOST_DOMAINS else "other"
+            tally[known] = tally.get(known, 0) + 1
+
+
+def outcome(request: Joined) -> str:
+    """Return how a request ended, as one of ``metrics.OUTCOMES``."""
+    if request.latency is not None and request.latency.finish_reason in metrics.OUTCOMES:
+        return request.latency.finish_reason
+    if request.request is not None and request.request.status >= 400:
+        return "error"
+    if request.routing is not None and request.routing.outcome == "aborted":
+        return "abort"
+    return "abort" if request.request is not None and request.request.disconnected else "other"
+
+
+@dataclass
+class Clock:
+    """Cuts time into windows of ``seconds`` on a grid; the first after a start, or a clock set back, is a piece."""
+
+    seconds: float
+    start: float = -1.0
+    end: float = -1.0
+
+    def is_over(self, now: float) -> bool:
+        """Say whether the current window, if any, has ended at ``now`` (seconds since the epoch)."""
+        return now >= self.end or now < self.start
+
+    def open(self, now: float) -> None:
+        """Begin the window that ``now`` is in; its start is never one that was used before."""
+        grid = now // self.seconds * self.seconds
+        fresh = self.start < 0 or grid <= self.start
+        self.start = now if fresh else grid
+        self.end = grid + self.seconds

@@ -1,0 +1,192 @@
+"""Puts what the tap's processes say of one request together: routing, latency and the HTTP layer's view.
+
+A state machine without a clock: the time is an argument. One request may have several choices (``n`` > 1), each with
+routing and latency of its own, and one ``Request`` frame that serves them all. vLLM gives the choices' latencies one
+and the same id, so they are told apart by their number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from moe_watch import wire
+
+Part = Literal["routing", "latency", "request"]
+_PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
+_MOST_DONE: Final = 100_000  # requests remembered to recognise what comes twice or late
+_MOST_CHOICES: Final = 128
+
+Key = tuple[str, str]  # replica, request id
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One choice of one finished request with the parts that came; ``complete`` when nothing expected is missing."""
+
+    replica: str
+    request_id: str
+    choice: int
+    routing: wire.Routing | None
+    latency: wire.Latency | None
+    request: wire.Request | None
+    complete: bool
+
+    @property
+    def finished_at(self) -> float:
+        """Return when it finished, in seconds since the epoch, by the tap's clock."""
+        part = self.routing or self.latency or self.request
+        return part.finished_at if part is not None else 0.0
+
+    @property
+    def canary(self) -> bool:
+        """Say whether moe-watch itself sent it."""
+        return self.request is not None and self.request.canary
+
+
+@dataclass(slots=True)
+class _Group:
+    """What has come of one request id."""
+
+    since: float
+    routings: dict[int, wire.Routing] = field(default_factory=dict)
+    latencies: list[wire.Latency] = field(default_factory=list)
+    request: wire.Request | None = None
+
+    @property
+    def choices(self) -> int:
+        """Return how many choices there will be, as far as is known."""
+        return min(self.request.choices, _MOST_CHOICES) if self.request is not None else 1
+
+
+class Join:
+    """Requests of which some part is still awaited, oldest first."""
+
+    def __init__(self, timeout_s: float, most_open: int = 20_000) -> None:
+        self.timeout_s = timeout_s
+        self.most_open = most_open
+        self.refused: Counter[str] = Counter()  # duplicate, late
+        self._open: OrderedDict[Key, _Group] = OrderedDict()
+        self._done: OrderedDict[Key, None] = OrderedDict()
+        self._seen: defaultdict[str, dict[Part, float]] = defaultdict(dict)  # replica -> part -> first seen
+
+    def __len__(self) -> int:
+        """Return the number of requests that wait."""
+        return len(self._open)
+
+    def add(self, frames: Iterable[wire.AnyFrame], now: float) -> list[Joined]:
+        """Take in ``frames`` (others than parts of requests are passed over); return what became complete."""
+        out: list[Joined] = []
+        for frame in frames:
+            if isinstance(frame, wire.Routing | wire.Latency | wire.Request):
+                out += self._add(frame, now)
+        while len(self._open) > self.most_open:
+            out += self._close(next(iter(self._open)))
+        return out
+
+    def expire(self, now: float) -> list[Joined]:
+        """Return what has waited ``timeout_s``, with the parts that came."""
+        out: list[Joined] = []
+        while self._open:
+            key, group = next(iter(self._open.items()))
+            if now - group.since < self.timeout_s:
+                break
+            out += self._close(key)
+        return out
+
+    def flush(self) -> list[Joined]:
+        """Return all that waits, with the parts that came."""
+        return [joined for key in list(self._open) for joined in self._close(key)]
+
+    def _add(self, frame: wire.Routing | wire.Latency | wire.Request, now: float) -> list[Joined]:
+        key = (frame.replica, frame.request_id)
+        part: Part = _part(frame)
+        self._seen[frame.replica].setdefault(part, now)
+        if key in self._done:
+            self.refused["late"] += 1
+            return []
+        group = self._open.get(key)
+        if group is None:
+            group = self._open[key] = _Group(now)
+        if not _put(group, frame):
+            self.refused["duplicate"] += 1
+            return []
+        return self._close(key) if self._is_complete(key, group, now) else []
+
+    def _expected(self, replica: str, now: float) -> set[Part]:
+        """Return the parts that this replica sends: all of them while it is new, then those that it ever sent."""
+        seen = self._seen[replica]
+        is_new = now - min(seen.values(), default=now) < self.timeout_s
+        return set(_PARTS) if is_new else set(seen)
+
+    def _is_complete(self, key: Key, group: _Group, now: float) -> bool:
+        expected = self._expected(key[0], now)
+        if "request" in expected and group.request is None:
+            return False
+        if group.request is not None and group.request.status >= 400 and not group.routings and not group.latencies:
+            return True  # refused before it reached the engine
+        routed = len(group.routings) >= group.choices or "routing" not in expected
+        timed = len(group.latencies) >= group.choices or "latency" not in expected or _is_aborted(group)
+        return routed and timed
+
+    def _close(self, key: Key) -> list[Joined]:
+        group = self._open.pop(key)
+        self._done[key] = None
+        if len(self._done) > _MOST_DONE:
+            self._done.popitem(last=False)
+        return list(_pair(key, group, set(self._seen[key[0]])))
+
+
+def _part(frame: wire.Routing | wire.Latency | wire.Request) -> Part:
+    if isinstance(frame, wire.Routing):
+        return "routing"
+    return "latency" if isinstance(frame, wire.Latency) else "request"
+
+
+def _put(group: _Group, frame: wire.Routing | wire.Latency | wire.Request) -> bool:
+    """Put ``frame`` into its place; return False when the place is taken."""
+    if isinstance(frame, wire.Latency):
+        group.latencies.append(frame)
+        return len(group.latencies) <= _MOST_CHOICES
+    if isinstance(frame, wire.Routing):
+        return group.routings.setdefault(frame.choice, frame) is frame
+    if group.request is not None:
+        return False
+    group.request = frame
+    return True
+
+
+def _is_aborted(group: _Group) -> bool:
+    """Say whether vLLM may have dropped the request without any statistics."""
+    gone = group.request is not None and group.request.disconnected
+    return gone or any(routing.outcome == "aborted" for routing in group.routings.values())
+
+
+def _pair(key: Key, group: _Group, sent: set[Part]) -> Iterable[Joined]:
+    """Yield one ``Joined`` per choice; a group without routing and latency is one request."""
+    routings = [group.routings[choice] for choice in sorted(group.routings)]
+    latencies = _by_choice(routings, group.latencies)
+    choices = sorted({*group.routings, *latencies}) or [0]
+    for choice in choices:
+        routing, latency = group.routings.get(choice), latencies.get(choice)
+        missing = {"routing"} & sent if routing is None else set()
+        missing |= {"latency"} & sent if latency is None and not _is_aborted(group) else set()
+        missing |= {"request"} & sent if group.request is None else set()
+        yield Joined(*key, choice, routing, latency, group.request, complete=not missing)
+
+
+def _by_choice(routings: list[wire.Routing], latencies: list[wire.Latency]) -> dict[int, wire.Latency]:
+    """Assign latencies to choices: by their own number where it tells them apart, else by number of tokens.
+
+    Both lists sorted by length, shortest first, pair with the least total difference in length.
+    """
+    own = {latency.choice: latency for latency in latencies}
+    if len(own) == len(latencies) and (len(latencies) > 1 or {routing.choice for routing in routings} >= set(own)):
+        return own
+    by_length = sorted(routings, key=lambda routing: routing.decode_routed)
+    timed = sorted(latencies, key=lambda latency: latency.output_tokens)
+    free = iter(choice for choice in range(_MOST_CHOICES) if choice not in {routing.choice for routing in routings})
+    pairs = {routing.choice: latency for routing, latency in zip(by_length, timed, strict=False)}
+    return pairs | {next(free): latency for latency in timed[len(by_length) :]}

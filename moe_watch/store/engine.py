@@ -1,0 +1,97 @@
+"""Opens the store: SQLite in WAL mode beside one sidecar, or Postgres for many."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+BUSY_TIMEOUT_S = 5.0
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used; the message says why and what to do."""
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for ``url``; raise ``StoreError`` for a URL that none can be made for."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+            event.listen(engine, "connect", _tune_sqlite)
+            return engine
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise StoreError(f"store.url cannot be used: {error}") from error
+    raise StoreError(f"store.url is for {parsed.get_backend_name()}; SQLite and Postgres are supported")
+
+
+def _tune_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None for Postgres and for a database in memory."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    return Path(parsed.database)
+
+
+def own(url: str) -> IO[bytes] | None:
+    """Lock a SQLite file for one sidecar until the result is closed; raise ``StoreError`` when another holds it.
+
+    The lock is the kernel's, so it goes with the process however that ends. Postgres needs none.
+    """
+    path = sqlite_path(url)
+    if path is None:
+        return None
+    lock = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.open("ab+")
+    except OSError as error:
+        raise StoreError(f"cannot write beside {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        held.seek(0)
+        owner = held.read().decode(errors="replace").strip() or "unknown"
+        held.close()
+        raise StoreError(
+            f"another moe-watch (process {owner}) already writes to {path}: stop it, give this one another store.url, "
+            "or use one Postgres for both"
+        ) from error
+    held.truncate(0)
+    held.write(str(os.getpid()).encode())
+    held.flush()
+    return held
+
+
+def check(engine: Engine) -> None:
+    """Return when the store answers; raise ``StoreError`` when it does not."""
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError as error:
+        raise StoreError(f"the store does not answer: {getattr(error, 'orig', None) or error}") from error
+
+
+def size_bytes(engine: Engine) -> int:
+    """Return the size of the store on disk, the write-ahead log included."""
+    path = sqlite_path(str(engine.url.render_as_string(hide_password=False)))
+    if path is not None:
+        files = (path, path.with_name(path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+    with engine.connect() as connection:
+        return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)

@@ -1,0 +1,145 @@
+"""Batched writes of the sidecar, exactly once: every row has a natural key, and writing it again changes nothing.
+
+``Writes`` is also what the spool keeps on disk, so it names models by identity instead of by a row id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, Table, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from moe_watch.store import models
+
+_Insert = postgresql.Insert | sqlite.Insert
+
+
+class NewModel(msgspec.Struct, frozen=True):
+    """A served model; ``values`` are the columns of ``models``."""
+
+    identity: str
+    values: dict[str, Any]
+
+
+class NewRequest(msgspec.Struct, frozen=True):
+    """A finished request; ``values`` are the columns of ``requests`` but for the ids."""
+
+    identity: str  # of the model
+    values: dict[str, Any]
+    fingerprint: dict[str, Any] | None = None  # prompt, decode, confidence: packed arrays
+    sample: dict[str, Any] | None = None
+
+
+class NewWindow(msgspec.Struct, frozen=True):
+    """A window as it stands; a later one of the same key replaces it."""
+
+    identity: str
+    values: dict[str, Any]
+
+
+class NewEpisode(msgspec.Struct, frozen=True):
+    """An alarm as it stands; a later one of the same key replaces it."""
+
+    identity: str
+    values: dict[str, Any]
+
+
+class NewEvent(msgspec.Struct, frozen=True):
+    """Something that may explain a change."""
+
+    identity: str  # empty: no model
+    values: dict[str, Any]
+
+
+class Writes(msgspec.Struct):
+    """What one pass of the sidecar wants written."""
+
+    models: list[NewModel] = []
+    requests: list[NewRequest] = []
+    windows: list[NewWindow] = []
+    episodes: list[NewEpisode] = []
+    events: list[NewEvent] = []
+    meta: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        """Say whether there is anything to write."""
+        return bool(self.models or self.requests or self.windows or self.episodes or self.events or self.meta)
+
+
+def write(engine: Engine, writes: Writes) -> int:
+    """Write everything in one transaction; return how many requests were new.
+
+    Raises ``sqlalchemy.exc.OperationalError`` or ``InterfaceError`` when the store is away.
+    """
+    with engine.begin() as connection:
+        for model in writes.models:
+            values = {"identity": model.identity, **model.values}
+            connection.execute(_insert(connection, models.Model).on_conflict_do_nothing(), values)
+        ids = _model_ids(connection, writes)
+        fresh = _write_requests(connection, writes.requests, ids)
+        _upsert(
+            connection, models.Window, _with_model(writes.windows, ids), ("model_id", "replica", "start", "seconds")
+        )
+        _upsert(
+            connection, models.Episode, _with_model(writes.episodes, ids), ("model_id", "replica", "kind", "flagged_at")
+        )
+        _upsert(connection, models.Meta, [{"key": key, "value": value} for key, value in writes.meta.items()], ("key",))
+        if writes.events:
+            rows = _with_model(writes.events, ids)
+            connection.execute(_insert(connection, models.Event).on_conflict_do_nothing(), rows)
+    return fresh
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Say whether ``error`` means that the store is away or full, not that a row is wrong."""
+    name = type(error).__name__
+    return error.connection_invalidated or name in {"OperationalError", "InterfaceError", "InternalError"}
+
+
+def _write_requests(connection: Connection, requests: list[NewRequest], ids: dict[str, int]) -> int:
+    if not requests:
+        return 0
+    table = models.Request
+    key = (table.id, table.replica, table.request_id, table.choice)
+    rows = [{"model_id": ids[request.identity], **request.values} for request in requests]
+    inserted = connection.execute(_insert(connection, table).on_conflict_do_nothing().returning(*key), rows)
+    primary = {(replica, request_id, choice): pk for pk, replica, request_id, choice in inserted}
+    known = [(primary.get((r.values["replica"], r.values["request_id"], r.values["choice"])), r) for r in requests]
+    for model, name in ((models.Fingerprint, "fingerprint"), (models.Sample, "sample")):
+        parts = [
+            {"request_pk": pk, **part} for pk, r in known if pk is not None and (part := getattr(r, name)) is not None
+        ]
+        if parts:
+            connection.execute(_insert(connection, model).on_conflict_do_nothing(), parts)
+    return len(primary)
+
+
+def _upsert(connection: Connection, table: type[models.Base], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    if not rows:
+        return
+    statement = _insert(connection, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), rows)
+
+
+def _insert(connection: Connection, table: type[models.Base]) -> _Insert:
+    target = table.__table__
+    if not isinstance(target, Table):
+        raise TypeError(table)
+    return postgresql.insert(target) if connection.dialect.name == "postgresql" else sqlite.insert(target)
+
+
+def _model_ids(connection: Connection, writes: Writes) -> dict[str, int]:
+    groups: list[list[Any]] = [writes.requests, writes.windows, writes.episodes, writes.events]
+    wanted = {row.identity for group in groups for row in group if row.identity}
+    query = select(models.Model.identity, models.Model.id).where(
+        models.Model.identity.in_(bindparam("wanted", expanding=True))
+    )
+    return {row.identity: row.id for row in connection.execute(query, {"wanted": sorted(wanted)})} if wanted else {}
+
+
+def _with_model(rows: list[Any], ids: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"model_id": ids.get(row.identity), **row.values} for row in rows]

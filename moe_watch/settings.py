@@ -89,6 +89,30 @@ class ShadowSettings(BaseModel):
         1.0, gt=0, le=1, description="Share of out-of-distribution sampled requests sent to the shadow"
     )
     queue: int = Field(256, ge=1, description="Requests waiting for the shadow; more are dropped and counted")
+    concurrency: int = Field(4, ge=1, description="Shadow requests under way at once")
+    timeout_s: float = Field(120.0, gt=0, description="Longest wait for one answer of the dense model, seconds")
+    gap_tolerance: float = Field(
+        0.02, ge=0, description="Smallest rise of the quality gap worth an alarm, nats per token"
+    )
+    garbled_tolerance: float = Field(0.01, ge=0, lt=1, description="Smallest rise of the garbled share worth an alarm")
+    reference_requests: int = Field(
+        500, ge=50, description="First scored requests of a model that the quality alarms take as normal"
+    )
+    judge_url: str | None = Field(None, description="OpenAI-compatible base URL of a judge; unset: no judge")
+    judge_model: str | None = Field(None, description="Model name at the judge; unset: the first it lists")
+    judge_api_key: str | None = Field(None, description="Bearer token of the judge")
+
+
+class ServingSettings(BaseModel):
+    """Budgets of time to first token and what counts as interactive; defaults are a 27B model on an A100 80 GB."""
+
+    ttft_budget_s: dict[str, float] = Field(
+        {"4k": 0.4, "16k": 1.1, "32k": 2.0, "64k": 3.8, "128k": 12.0},
+        description="Longest acceptable time to first token by prompt length, seconds",
+    )
+    interactive_tokens: int = Field(
+        32_768, ge=1, description="Longest prompt that interactive traffic should have, tokens"
+    )
 
 
 class Settings(BaseSettings):
@@ -107,6 +131,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     detect: DetectSettings = DetectSettings()
     shadow: ShadowSettings = ShadowSettings()
+    serving: ServingSettings = ServingSettings()
     window_s: float = Field(60.0, gt=0, description="Length of an aggregation window, seconds")
     join_timeout_s: float = Field(5.0, gt=0, description="How long one part of a request waits for the others, seconds")
     spool_dir: Path | None = Field(

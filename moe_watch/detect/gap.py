@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +35,46 @@ class Estimate:
         return not math.isnan(self.value)
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What ``from_sums`` needs of any set of requests; sums of disjoint sets add up, so SQL can group them."""
+
+    n: int = 0
+    w: float = 0.0
+    wy: float = 0.0
+    w2: float = 0.0
+    w2y: float = 0.0
+    w2y2: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        """Return the sums of both sets together."""
+        return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def sums(values: Floats, weights: Floats) -> Sums:
+    """Return the sums over requests whose value is known (not nan)."""
+    y, w = _known(values, weights)
+    w2 = np.square(w)
+    return Sums(len(y), *(float(x.sum()) for x in (w, w * y, w2, w2 * y, w2 * y * y)))
+
+
+def from_sums(s: Sums, confidence: float = 0.95) -> Estimate:
+    """Return the weighted mean with a t interval; nan below two requests."""
+    effective = s.w**2 / s.w2 if s.w2 else 0.0
+    if s.n < 2:
+        return Estimate(math.nan, math.nan, math.nan, s.n, effective)
+    centre = s.wy / s.w
+    half = _t(confidence, effective) * math.sqrt(_variance(s))
+    return Estimate(centre, centre - half, centre + half, s.n, effective)
+
+
 def mean(values: Floats, weights: Floats, confidence: float = 0.95) -> Estimate:
     """Return the weighted mean of ``values`` [n] (nan values are left out) with a t interval; nan below two requests.
 
     >>> round(mean(np.array([0.0, 0.2]), np.array([10.0, 1.0])).value, 3)
     0.018
     """
-    values, weights = _known(values, weights)
-    effective = kish(weights)
-    if len(values) < 2:
-        return Estimate(math.nan, math.nan, math.nan, len(values), effective)
-    centre = float(np.average(values, weights=weights))
-    half = _t(confidence, effective) * math.sqrt(_variance(values, weights, centre))
-    return Estimate(centre, centre - half, centre + half, len(values), effective)
+    return from_sums(sums(values, weights), confidence)
 
 
 def share(flags: Floats, weights: Floats, confidence: float = 0.95) -> Estimate:
@@ -56,21 +83,20 @@ def share(flags: Floats, weights: Floats, confidence: float = 0.95) -> Estimate:
     Clopper-Pearson at the number of equally weighted requests that would have the linearised variance, so it stays
     inside 0..1 and is not empty at zero observed.
     """
-    flags, weights = _known(flags, weights)
-    effective = kish(weights)
-    if not len(flags):
+    s = sums(flags, weights)
+    if not s.n:
         return Estimate(math.nan, math.nan, math.nan, 0, 0.0)
-    p = float(np.average(flags, weights=weights))
-    n = effective
-    if 0 < p < 1 and len(flags) > 1:
-        n = p * (1 - p) / _variance(flags, weights, p)
-        n *= (_t(confidence, len(flags)) / _t(confidence, effective)) ** 2
-        n = min(n, len(flags))
+    p = s.wy / s.w
+    n = effective = s.w**2 / s.w2
+    if 0 < p < 1 and s.n > 1:
+        n = p * (1 - p) / _variance(s)
+        n *= (_t(confidence, s.n) / _t(confidence, effective)) ** 2
+        n = min(n, s.n)
     tail = (1 - confidence) / 2
     x = p * n
     lower = float(stats.beta.ppf(tail, x, n - x + 1)) if p > 0 else 0.0
     upper = float(stats.beta.ppf(1 - tail, x + 1, n - x)) if p < 1 else 1.0
-    return Estimate(p, lower, upper, len(flags), effective)
+    return Estimate(p, lower, upper, s.n, effective)
 
 
 def by_group(values: Floats, weights: Floats, groups: Sequence[str], *, shares: bool = False) -> dict[str, Estimate]:
@@ -80,19 +106,15 @@ def by_group(values: Floats, weights: Floats, groups: Sequence[str], *, shares: 
     return {str(name): estimate(values[names == name], weights[names == name]) for name in np.unique(names)}
 
 
-def kish(weights: Floats) -> float:
-    """Return the effective number of requests ``sum(w)^2 / sum(w^2)``; 0 for none."""
-    return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
-
-
 def _known(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     known = ~np.isnan(values)
     return values[known].astype(np.float64), weights[known].astype(np.float64)
 
 
-def _variance(values: Floats, weights: Floats, centre: float) -> float:
-    n = len(values)
-    return float(n / (n - 1) * np.square(weights * (values - centre)).sum() / weights.sum() ** 2)
+def _variance(s: Sums) -> float:
+    centre = s.wy / s.w
+    squares = s.w2y2 - 2 * centre * s.w2y + centre**2 * s.w2
+    return s.n / (s.n - 1) * max(squares, 0.0) / s.w**2
 
 
 def _t(confidence: float, requests: float) -> float:

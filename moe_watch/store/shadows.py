@@ -1,0 +1,192 @@
+"""Queries of the dense shadow: texts that wait for it, what it found, and the side-by-side loads of both servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Row, func, select
+from sqlalchemy.orm import Session
+
+from moe_watch.detect.gap import Floats
+from moe_watch.detect.quality import Observed
+from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
+from moe_watch.store.models import Model, Request, Sample, ServerBench, Shadow
+
+_OVERLAP = 1000  # requests looked at again after a restart: replays that were under way are not in order
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One sampled text that has no shadow row yet, with what is needed to choose and replay it."""
+
+    request_pk: int
+    request_id: str
+    choice: int
+    replica: str
+    model: str
+    ood_p: float | None
+    prompt_tokens: int
+    output_tokens: int
+    finish_reason: str
+    corrupted: bool
+    images: int
+    endpoint: str
+    prompt: str
+    output: str
+    params: dict[str, Any]
+    prompt_truncated: bool
+    output_truncated: bool
+    sample_rate: float
+
+
+def resume(session: Session) -> int:
+    """Return the request after which ``pending`` is to look, as far as the rows written so far tell."""
+    newest = session.scalar(select(func.max(Shadow.request_pk)))
+    return max((newest or 0) - _OVERLAP, 0)
+
+
+def pending(session: Session, after: int, limit: int) -> list[Pending]:
+    """Return up to ``limit`` sampled requests above primary key ``after`` without a shadow row, oldest first."""
+    columns = [getattr(Request, name) for name in _OF_REQUEST] + [getattr(Sample, name) for name in _OF_SAMPLE]
+    found = session.execute(
+        select(Sample.request_pk, Model.name, *columns)
+        .join(Request, Request.id == Sample.request_pk)
+        .join(Model, Model.id == Request.model_id)
+        .outerjoin(Shadow, Shadow.request_pk == Sample.request_pk)
+        .where(Sample.request_pk > after, Shadow.request_pk.is_(None), Request.canary.is_(False))
+        .order_by(Sample.request_pk)
+        .limit(limit)
+    )
+    return [
+        Pending(request_pk=row[0], model=row[1], **dict(zip(_OF_REQUEST + _OF_SAMPLE, row[2:], strict=True)))
+        for row in found
+    ]
+
+
+_OF_REQUEST = (
+    *("request_id", "choice", "replica", "ood_p", "prompt_tokens", "output_tokens"),
+    *("finish_reason", "corrupted", "images"),
+)
+_OF_SAMPLE = ("endpoint", "prompt", "output", "params", "prompt_truncated", "output_truncated", "sample_rate")
+
+
+def save(session: Session, rows: Sequence[Shadow]) -> int:
+    """Add ``rows`` whose request is still there (not pruned, not forgotten meanwhile); return how many were added."""
+    wanted = [row.request_pk for row in rows]
+    alive = set(session.scalars(select(Request.id).where(Request.id.in_(wanted))))
+    done = set(session.scalars(select(Shadow.request_pk).where(Shadow.request_pk.in_(wanted))))
+    fresh = [row for row in rows if row.request_pk in alive - done]
+    session.add_all(fresh)
+    return len(fresh)
+
+
+_SEEN = (
+    *(Shadow.at, Shadow.weight, Shadow.sample_weight, Shadow.outcome, Shadow.nll_moe_output, Shadow.nll_dense_output),
+    *(Request.ood_score, Shadow.agreement, Shadow.top1, Shadow.judge, Shadow.defects, Request.domain, Request.images),
+    *(Request.prompt_tokens, Request.model_id),
+)
+
+
+def observed(
+    session: Session, since: float, until: float, *, model: str | None = None, replica: str | None = None
+) -> Observed:
+    """Return what the shadow found from ``since`` (exclusive) to ``until``, in order of time; all models unless named.
+
+    The groups are domain, modality (text, image), context (by prompt length) and version (the model's row).
+    """
+    query = select(*_SEEN).join(Request, Request.id == Shadow.request_pk).where(Shadow.at > since, Shadow.at <= until)
+    if model is not None:
+        query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
+    if replica is not None:
+        query = query.where(Request.replica == replica)
+    rows = session.execute(query.order_by(Shadow.at, Shadow.request_pk)).all()
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[Row[Any]]) -> Observed:
+    at, weight, sample_weight, outcome, nll_moe, nll_dense, ood, agreement, top1, judge, defects, *group = (
+        zip(*rows, strict=True) if rows else ((),) * len(_SEEN)
+    )
+    domain, images, prompt_tokens, model_id = group
+    contexts = np.searchsorted(np.array(list(CONTEXT_BUCKETS.values())), np.array(prompt_tokens, dtype=np.int64))
+    return Observed(
+        at=_floats(at),
+        weight=_floats(weight),
+        sample_weight=_floats(sample_weight),
+        outcome=np.array(outcome, dtype=np.str_),
+        nll_moe=_floats(nll_moe),
+        nll_dense=_floats(nll_dense),
+        ood=_floats(ood),
+        agreement=_floats(agreement),
+        top1=_floats(top1),
+        judge=_floats(judge),
+        defects=_flags(defects, "moe"),
+        dense_defects=_flags(defects, "dense"),
+        groups={
+            "domain": list(domain),
+            "modality": ["image" if count else "text" for count in images],
+            "context": [CONTEXTS[place] for place in contexts],
+            "version": [str(pk) for pk in model_id],
+        },
+    )
+
+
+def _floats(values: Sequence[float | None]) -> Floats:
+    return np.array(values, dtype=np.float64)  # None becomes nan
+
+
+def _flags(defects: Sequence[dict[str, list[str]]], whose: str) -> dict[str, Floats]:
+    """Return 0/1 flags [n] by kind; nan where this model's output was not looked at."""
+    looked = np.array([whose in found for found in defects], dtype=bool)
+    kinds = sorted({kind for found in defects for kind in found.get(whose, ())})
+    flags = {kind: np.where(looked, 0.0, np.nan) for kind in kinds}
+    for place, found in enumerate(defects):
+        for kind in found.get(whose, ()):
+            flags[kind][place] = 1.0
+    return flags
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Time per output token of both models on the same requests, with the concurrency that each had; rows [n]."""
+
+    at: Floats
+    weight: Floats
+    moe_tpot_s: Floats
+    dense_tpot_s: Floats
+    moe_ttft_s: Floats
+    dense_ttft_s: Floats
+    moe_concurrency: Floats
+    dense_concurrency: Floats
+
+
+def speeds(session: Session, since: float, until: float, *, model: str | None = None) -> Speeds:
+    """Return the latencies of replayed requests from ``since`` (exclusive) to ``until``."""
+    query = (
+        select(
+            *(Shadow.at, Shadow.weight, Request.tpot_s, Shadow.dense_tpot_s, Request.ttft_s, Shadow.dense_ttft_s),
+            *(Request.batch_mean, Shadow.dense_concurrency),
+        )
+        .join(Request, Request.id == Shadow.request_pk)
+        .where(Shadow.at > since, Shadow.at <= until, Shadow.dense_tpot_s.is_not(None))
+    )
+    if model is not None:
+        query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
+    rows = session.execute(query.order_by(Shadow.at)).all()
+    return Speeds(*(_floats(column) for column in (zip(*rows, strict=True) if rows else ((),) * 8)))
+
+
+def add_benches(session: Session, rows: Sequence[ServerBench]) -> None:
+    """Add the result of one ``moe-watch bench-servers``, a row for each concurrency."""
+    session.add_all(rows)
+
+
+def benches(session: Session, since: float, until: float, *, model: str | None = None) -> list[ServerBench]:
+    """Return the side-by-side loads of a period, newest first, by concurrency within each."""
+    query = select(ServerBench).where(ServerBench.at > since, ServerBench.at <= until)
+    if model is not None:
+        query = query.where(ServerBench.moe_model == model)
+    return list(session.scalars(query.order_by(ServerBench.at.desc(), ServerBench.concurrency)))

@@ -115,8 +115,8 @@ MODEL: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"{SUBJECT} writes worse than the dense model, and worse than it used to",
         description=(
-            'The sequential test on the gap to the dense shadow is in alarm: at least {{ $value | printf "%.2f" }} nats a '
-            "token. The shadow saw the same prompts, so a harder mix of traffic is already taken out."
+            'The sequential test on the gap to the dense model is in alarm: at least {{ $value | printf "%.2f" }} nats '
+            "a token. The shadow saw the same prompts, so a harder mix of traffic is already taken out."
         ),
         dashboard="moe-watch-quality",
     ),
@@ -176,8 +176,8 @@ SERVING: Final = (
         wait=limit.LOAD_FOR,
         summary=f'One expert-parallel rank of {SUBJECT} does {{{{ $value | printf "%.1f" }}}} times the mean work',
         description=(
-            'Every step waits for the busiest rank: {{ $value | printf "%.1f" }} times the mean load in the worst layer '
-            f"({limit.RANK_LOAD_RATIO:g} is tolerated), which costs throughput and latency on all requests."
+            'Every step waits for the busiest rank: {{ $value | printf "%.1f" }} times the mean load in the worst '
+            f"layer ({limit.RANK_LOAD_RATIO:g} is tolerated), which costs throughput and latency on all requests."
         ),
         dashboard="moe-watch-routing",
     ),
@@ -189,8 +189,8 @@ SERVING: Final = (
         wait=limit.LOAD_FOR,
         summary=f"{SUBJECT} is slower than the dense model would be",
         description=(
-            'At equal concurrency the MoE makes at most {{ $value | printf "%.2f" }} times the tokens per second of the '
-            "dense model (upper bound), while it holds the memory of all its experts."
+            'At equal concurrency the MoE makes at most {{ $value | printf "%.2f" }} times the tokens per second of '
+            "the dense model (upper bound), while it holds the memory of all its experts."
         ),
         dashboard="moe-watch-serving",
     ),

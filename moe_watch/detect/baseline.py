@@ -7,21 +7,23 @@ false alarms in 86 of 100 windows.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_watch.detect import pack
 from moe_watch.detect.batch import Batch, routed_tokens
 from moe_watch.detect.conformal import Calibration, calibrate
 from moe_watch.detect.reservoir import Reservoir
-from moe_watch.detect.subspace import Subspace, fit, learn, residual, standardise
+from moe_watch.detect.subspace import Subspace, components, learn, residual, standardise
 
 PARTS = ("total", "prompt", "decode")
 FEWEST_TOKENS = 8  # a part with fewer routed tokens is not scored
 _RESERVOIR_BYTES = 600 << 20
+_MOST_COMPONENTS = {"total": 64, "prompt": 32, "decode": 32}
+_PLAIN = ("layers", "experts", "top_k", "requests", "counts", "scores", "finished_at")
 _SHARES = (0.4, 0.15)  # of the requests: fit, standardise; the rest calibrates
 
 
@@ -57,33 +59,19 @@ class Baseline:
 
     def to_bytes(self) -> bytes:
         """Return the baseline as an npz archive."""
-        arrays: dict[str, NDArray[np.generic]] = {
-            "shape": np.array([self.layers, self.experts, self.top_k, self.requests]),
-            "counts": self.counts,
-            "scores": self.scores,
-            "finished_at": self.finished_at,
+        parts = {
+            key: array for name, part in self.parts.items() for key, array in pack.flatten(part, f"{name}.").items()
         }
-        for name, part in self.parts.items():
-            for group in (part.subspace, part.calibration):
-                arrays |= {f"{name}.{key}": value for key, value in vars(group).items()}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        own = {name: np.asarray(getattr(self, name)) for name in _PLAIN}
+        return pack.to_bytes(own | parts)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Baseline:
         """Return the baseline in ``raw``; raises ``ValueError`` or ``KeyError`` when it is none. Runs no pickles."""
-        with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        layers, experts, top_k, requests = (int(v) for v in arrays["shape"])
-        parts = {name: _part(arrays, name) for name in PARTS if f"{name}.mean" in arrays}
+        arrays = pack.from_bytes(raw)
+        parts = {name: pack.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.mean" in arrays}
+        layers, experts, top_k, requests = (int(arrays[name]) for name in _PLAIN[:4])
         return cls(layers, experts, top_k, requests, arrays["counts"], parts, arrays["scores"], arrays["finished_at"])
-
-
-def _part(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Part:
-    own = {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
-    calibration = {key: own.pop(key) for key in ("edges", "start", "scores")}
-    return Part(Subspace(**own), Calibration(**calibration))  # type: ignore[arg-type]
 
 
 class BaselineBuilder:
@@ -156,9 +144,9 @@ def _fit_part(sample: Batch, name: str, roles: Roles) -> Part | None:
     enough = [rows[tokens[rows] >= FEWEST_TOKENS] for rows in roles]
     if min(len(rows) for rows in enough) < 6:
         return None
-    fitted = fit(counts[enough[0]], max(2, min(16, len(enough[0]) // 50)))
-    subspace = learn(*fitted, counts[enough[1]], tokens[enough[1]])
-    spe, _ = residual(subspace.mean, subspace.components, counts[enough[2]])
+    axes = components(counts[enough[0]], max(2, min(_MOST_COMPONENTS[name], len(enough[0]) // 12)))
+    subspace = learn(*axes, counts[enough[1]], tokens[enough[1]])
+    spe, _ = residual(subspace.mean, subspace.axes, counts[enough[2]])
     _, score = standardise(subspace, spe, tokens[enough[2]])
     return Part(subspace, calibrate(score, tokens[enough[2]]))
 

@@ -16,7 +16,7 @@ from moe_watch.detect.baseline import FEWEST_TOKENS, Baseline
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.subspace import residual, standardise
 
-_DIRECTIONS = 3  # leading directions watched in every layer
+_DIRECTIONS = 3  # leading directions watched
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def channel_scores(baseline: Baseline, batch: Batch) -> Channels:
     names = ("ood", *("layer",) * batch.layers, *("mix",) * 2 * _DIRECTIONS, *("confidence",) * 2)
     layers = (None, *range(batch.layers), *(None,) * (2 * _DIRECTIONS + 2))
     if rows.size:
-        spe, inside = residual(part.mean, part.components, batch.total[rows])
+        spe, inside = residual(part.mean, part.axes, batch.total[rows])
         layer, total = standardise(part, spe, batch.tokens[rows])
         mix = _mix(inside / np.maximum(part.spread, 1e-6))
         values[rows] = np.concatenate([total[:, None], layer, mix, -mix, _confidence(batch, rows)], 1)
@@ -44,8 +44,8 @@ def channel_scores(baseline: Baseline, batch: Batch) -> Channels:
 
 
 def _mix(inside: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the leading directions ``[n, 3]``, averaged over layers."""
-    leading = inside[:, :, :_DIRECTIONS].mean(1)
+    """Return the leading directions ``[n, 3]``; nan where the subspace has fewer."""
+    leading = inside[:, :_DIRECTIONS]
     return np.pad(leading, ((0, 0), (0, _DIRECTIONS - leading.shape[1])), constant_values=np.nan)
 
 

@@ -58,6 +58,6 @@ def _part(
     part = baseline.parts.get(name)
     if part is None or rows.size == 0:
         return total, layer, np.full(len(batch), np.nan)
-    spe, _ = residual(part.subspace.mean, part.subspace.components, counts[rows])
+    spe, _ = residual(part.subspace.mean, part.subspace.axes, counts[rows])
     layer[rows], total[rows] = standardise(part.subspace, spe, tokens[rows])
     return total, layer, p_values(part.calibration, total, tokens)

@@ -16,7 +16,7 @@ def hellinger(counts: NDArray[np.integer]) -> NDArray[np.float32]:
     >>> hellinger(np.array([[9, 16, 0], [0, 0, 0]])).round(2).tolist()
     [[0.6000000238418579, 0.800000011920929, 0.0], [0.0, 0.0, 0.0]]
     """
-    values = counts.astype(np.float32)
-    total = values.sum(-1, keepdims=True)
-    np.divide(values, total, out=values, where=total > 0)
-    return np.sqrt(values, out=values)
+    roots: NDArray[np.float32] = np.sqrt(counts, dtype=np.float32)
+    total = np.einsum("...e,...e->...", roots, roots)  # the counts again, summed over experts
+    roots *= (1 / np.sqrt(np.maximum(total, 1)))[..., None]
+    return roots

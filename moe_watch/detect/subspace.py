@@ -1,10 +1,10 @@
-"""Novelty of one request's routing: its distance from the subspace of normal routing, layer by layer.
+"""Novelty of one request's routing: how much of it lies outside the subspace that normal requests span.
 
-Per layer the square-root shares are centred and projected on the leading principal components of normal requests; what
-is left over is the squared prediction error (SPE; Jackson and Mudholkar, Technometrics 21, 1979). Scores inside the
-subspace (Mahalanobis, mixtures, neighbours) are nearly blind to new topics, which leave it. A short request is noisy,
-so its SPE is large: it is standardised by what normal requests of its length have, mean and spread being smooth in
-1 / tokens.
+The square-root shares of all layers together are centred and projected on the leading principal components of normal
+requests: one set of coordinates for all layers, so that even sixteen tokens say well which known topic a request has.
+What is left over in a layer is its squared prediction error (SPE; Jackson and Mudholkar, Technometrics 21, 1979).
+Scores inside the subspace (Mahalanobis, mixtures) are nearly blind to new topics, which leave it. A short request is
+noisy, so its SPE is large: it is standardised by what normal requests of its length have.
 """
 
 from __future__ import annotations
@@ -14,90 +14,67 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_watch.detect import length
+from moe_watch.detect.length import Curve
 from moe_watch.detect.shares import hellinger
 
 FloatArray = NDArray[np.float32]
+_OVERSAMPLING = 16  # extra directions of the randomised decomposition
+_REAL = 2.0  # a component is kept when unseen requests vary along it this many times more than along what is left
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """Normal routing of one part of the requests (prompt, decode or both)."""
+    """Normal routing of one part of the requests (prompt, decode or both); q components."""
 
     mean: FloatArray  # [layers, experts] mean square-root share
-    components: FloatArray  # [layers, q, experts] orthonormal rows
-    spread: FloatArray  # [layers, q] standard deviation along them
-    expected: FloatArray  # [layers, 3] SPE = expected . (1, n^-1/2, n^-1)
-    deviation: FloatArray  # [layers, 3] its standard deviation, likewise
-    floor: FloatArray  # [layers] smallest standard deviation
-    overall: FloatArray  # [2, 3] mean and standard deviation of the sum over layers
+    axes: FloatArray  # [q, layers * experts] orthonormal rows
+    spread: FloatArray  # [q] standard deviation along them
+    layer: Curve  # SPE of each layer by length
+    overall: Curve  # mean over layers of the standardised SPE by length
 
 
-def length_basis(tokens: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return ``[n, 3]``: 1, n^-1/2, n^-1 of the number of tokens."""
-    n = np.maximum(tokens, 1).astype(np.float64)
-    return np.stack([np.ones_like(n), n**-0.5, 1 / n], 1)
+def components(counts: NDArray[np.integer], most: int) -> tuple[FloatArray, FloatArray]:
+    """Return the mean ``[layers, experts]`` and the leading principal axes ``[q, layers * experts]`` of counts.
+
+    Randomised range finder with two power iterations: Halko, Martinsson and Tropp, SIAM Review 53, 2011.
+    """
+    roots = hellinger(counts)
+    mean = roots.mean(0)
+    rows = (roots - mean).reshape(len(roots), -1)
+    q = min(most, len(rows) - 1)
+    width = min(q + _OVERSAMPLING, *rows.shape)
+    guess = np.random.default_rng(0).standard_normal((rows.shape[1], width), np.float32)
+    for _ in range(3):
+        guess = np.linalg.qr(rows.T @ (rows @ guess))[0]
+    axes = np.linalg.svd(rows @ guess, full_matrices=False)[2][:q] @ guess.T
+    return mean, np.asarray(axes, np.float32)
 
 
-def fit(counts: NDArray[np.integer], components: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return mean, components and spread of the counts ``[n, layers, experts]`` of normal requests."""
-    x = hellinger(counts)
-    mean = x.mean(0)
-    centred = x - mean
-    q = min(components, len(x) - 1, x.shape[2] - 1)
-    axes = np.zeros((x.shape[1], q, x.shape[2]), np.float32)
-    spread = np.zeros((x.shape[1], q), np.float32)
-    for layer in range(x.shape[1]):
-        rows = centred[:, layer]
-        values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
-        axes[layer] = vectors[:, ::-1][:, :q].T
-        spread[layer] = np.sqrt(np.maximum(values[::-1][:q], 0))
-    return mean, axes, spread
-
-
-def residual(mean: FloatArray, components: FloatArray, counts: NDArray[np.integer]) -> tuple[FloatArray, FloatArray]:
-    """Return SPE ``[n, layers]`` and coordinates in the subspace ``[n, layers, q]``."""
-    centred = hellinger(counts) - mean
-    inside = np.matmul(centred.transpose(1, 0, 2), components.transpose(0, 2, 1)).transpose(1, 0, 2)
-    spe = np.einsum("nle,nle->nl", centred, centred) - np.einsum("nlq,nlq->nl", inside, inside)
-    return np.maximum(spe, 0), inside
+def residual(mean: FloatArray, axes: FloatArray, counts: NDArray[np.integer]) -> tuple[FloatArray, FloatArray]:
+    """Return SPE ``[n, layers]`` and coordinates in the subspace ``[n, q]``."""
+    rows = (hellinger(counts) - mean).reshape(len(counts), -1)
+    inside = rows @ axes.T
+    rows -= inside @ axes
+    outside = rows.reshape(counts.shape)
+    return np.asarray(np.einsum("nle,nle->nl", outside, outside), np.float32), inside
 
 
 def standardise(subspace: Subspace, spe: FloatArray, tokens: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
-    """Return standardised SPE per layer ``[n, layers]`` and over all layers ``[n]``, both about N(0, 1) when normal."""
-    basis = length_basis(tokens).astype(np.float32)
-    deviation = np.maximum(basis @ subspace.deviation.T, subspace.floor)
-    layer = (spe - basis @ subspace.expected.T) / deviation
-    center, width = (basis @ subspace.overall.T).T
-    return layer, (layer.mean(1) - center) / np.maximum(width, 1e-3)
+    """Return standardised SPE per layer ``[n, layers]`` and over all layers ``[n]``, both of mean 0 and variance 1."""
+    layer = length.standardise(subspace.layer, spe, tokens)
+    return layer, length.standardise(subspace.overall, layer.mean(1, keepdims=True), tokens)[:, 0]
 
 
-def regress(
-    values: NDArray[np.floating], tokens: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return coefficients ``[k, 3]`` of mean and of standard deviation of ``values [n, k]`` in ``length_basis``."""
-    basis = length_basis(tokens)
-    mean = np.linalg.lstsq(basis, values, rcond=None)[0]
-    # The mean absolute deviation of a normal variable is sqrt(2 / pi) of its standard deviation.
-    absolute = np.abs(values - basis @ mean) * np.sqrt(np.pi / 2)
-    return mean.T, np.linalg.lstsq(basis, absolute, rcond=None)[0].T
+def learn(mean: FloatArray, axes: FloatArray, counts: NDArray[np.integer], tokens: NDArray[np.floating]) -> Subspace:
+    """Return the subspace with its length standardisation, learned on requests that it was not fitted on.
 
-
-def learn(
-    mean: FloatArray,
-    components: FloatArray,
-    spread: FloatArray,
-    counts: NDArray[np.integer],
-    tokens: NDArray[np.floating],
-) -> Subspace:
-    """Return the subspace with its length standardisation, learned on requests that it was not fitted on."""
-    spe, _ = residual(mean, components, counts)
-    expected, deviation = regress(spe, tokens)
-    floor = 0.25 * (spe - length_basis(tokens) @ expected.T).std(0)
-    draft = Subspace(mean, components, spread, *_single(expected, deviation, floor, np.array([[0, 0, 0], [1, 0, 0]])))
-    layer, _ = standardise(draft, spe, tokens)
-    overall = np.concatenate(regress(layer.mean(1, keepdims=True), tokens))
-    return Subspace(mean, components, spread, *_single(expected, deviation, floor, overall))
-
-
-def _single(*arrays: NDArray[np.floating]) -> list[FloatArray]:
-    return [np.asarray(a, np.float32) for a in arrays]
+    Axes along which these requests vary hardly more than along any other direction are noise and are left out.
+    """
+    spe, inside = residual(mean, axes, counts)
+    rest = spe.sum(1).mean() / max(mean.size - len(axes), 1)
+    axes = axes[(inside**2).mean(0) > _REAL * rest]
+    spe, inside = residual(mean, axes, counts)
+    curve = length.learn(spe, tokens)
+    overall = length.learn(length.standardise(curve, spe, tokens).mean(1, keepdims=True), tokens)
+    return Subspace(mean, axes, np.asarray(inside.std(0), np.float32), curve, overall)

@@ -193,7 +193,7 @@ class Event(Base):
 
 
 class CanaryRun(Base):
-    """One replay of a canary set against one engine."""
+    """One round of a canary set against one engine: a replay in each batch composition."""
 
     __tablename__ = "canary_runs"
 
@@ -202,12 +202,15 @@ class CanaryRun(Base):
     at: Mapped[float] = mapped_column(Float, index=True)
     set_version: Mapped[str] = mapped_column(String(64))
     engine: Mapped[str] = mapped_column(String(32))  # vllm, transformers
-    load: Mapped[str] = mapped_column(String(16))  # idle, loaded
+    load: Mapped[str] = mapped_column(String(16))  # idle: one request at a time only; loaded: other loads as well
+    replica: Mapped[str] = mapped_column(String(255), default="")
     reference: Mapped[bool]  # part of the noise floor, not a check
     verdict: Mapped[str] = mapped_column(String(32))  # "", healthy, benign, routing, weights, deployment, blind
     first_layer: Mapped[int | None]
+    effect: Mapped[float] = mapped_column(default=0.0)  # shift over the bound of chance, above 1 is a change
     summary: Mapped[str] = mapped_column(Text)
-    blob: Mapped[bytes] = mapped_column(LargeBinary)  # detect.canary.Replay.to_bytes
+    evidence: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # canary.words.evidence of the judgement
+    blob: Mapped[bytes] = mapped_column(LargeBinary)  # detect.replay.Round.to_bytes
 
 
 class Shadow(Base):

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -115,6 +115,12 @@ class ServingSettings(BaseModel):
     )
 
 
+class GrafanaSettings(BaseModel):
+    """Where ``moe-watch provision --grafana`` pushes to."""
+
+    token: SecretStr | None = Field(None, description="Service account token of Grafana, role Editor or Admin")
+
+
 class Settings(BaseSettings):
     """The sidecar's settings."""
 
@@ -132,6 +138,7 @@ class Settings(BaseSettings):
     detect: DetectSettings = DetectSettings()
     shadow: ShadowSettings = ShadowSettings()
     serving: ServingSettings = ServingSettings()
+    grafana: GrafanaSettings = GrafanaSettings()
     window_s: float = Field(60.0, gt=0, description="Length of an aggregation window, seconds")
     join_timeout_s: float = Field(5.0, gt=0, description="How long one part of a request waits for the others, seconds")
     spool_dir: Path | None = Field(

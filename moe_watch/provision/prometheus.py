@@ -98,7 +98,18 @@ def alertmanager(page_url: str, ticket_url: str) -> dict[str, Any]:
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as a block, so that a dashboard in a ConfigMap can be read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def to_yaml(content: Any, comment: str = "") -> str:
     """Return ``content`` as YAML in the order it was made, below ``comment``."""
     lines = "".join(f"# {line}\n" for line in comment.splitlines())
-    return lines + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True)
+    return lines + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)

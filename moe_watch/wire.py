@@ -21,7 +21,7 @@ CountArray = NDArray[np.uint32]
 Name = Annotated[str, msgspec.Meta(max_length=255)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-Tally = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 

@@ -149,6 +149,18 @@ def _flags(defects: Sequence[dict[str, list[str]]], whose: str) -> dict[str, Flo
     return flags
 
 
+def dense_model(session: Session, model: str, replica: str) -> str | None:
+    """Return the name of the dense model of the newest scored request of one replica; None before the first."""
+    return session.scalar(
+        select(Shadow.dense_model)
+        .join(Request, Request.id == Shadow.request_pk)
+        .join(Model, Model.id == Request.model_id)
+        .where(Model.name == model, Request.replica == replica, Shadow.outcome == "scored")
+        .order_by(Shadow.at.desc())
+        .limit(1)
+    )
+
+
 @dataclass(frozen=True)
 class Speeds:
     """Time per output token of both models on the same requests, with the concurrency that each had; rows [n]."""
@@ -163,7 +175,9 @@ class Speeds:
     dense_concurrency: Floats
 
 
-def speeds(session: Session, since: float, until: float, *, model: str | None = None) -> Speeds:
+def speeds(
+    session: Session, since: float, until: float, *, model: str | None = None, replica: str | None = None
+) -> Speeds:
     """Return the latencies of replayed requests from ``since`` (exclusive) to ``until``."""
     query = (
         select(
@@ -175,6 +189,8 @@ def speeds(session: Session, since: float, until: float, *, model: str | None = 
     )
     if model is not None:
         query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
+    if replica is not None:
+        query = query.where(Request.replica == replica)
     rows = session.execute(query.order_by(Shadow.at)).all()
     return Speeds(*(_floats(column) for column in (zip(*rows, strict=True) if rows else ((),) * 8)))
 

@@ -7,6 +7,7 @@ ids per token 91 % of the text can be recovered (arXiv 2602.04105).
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -231,6 +232,11 @@ def _classify(raw: bytes, error: Exception) -> WireError:
 
 def _unknown(version: int) -> WireError:
     return WireError("unknown_version", f"version {version}, this side speaks {WIRE_VERSION}")
+
+
+def user_hash(user: str) -> str:
+    """Return what stands for a person in frames and store, so that their requests can be found and forgotten."""
+    return hashlib.sha256(b"moe-watch user " + user.encode()).hexdigest()[:32] if user else ""
 
 
 def pack_counts(counts: NDArray[np.integer]) -> Counts:

@@ -1,0 +1,96 @@
+"""``moe-watch backtest``: what today's detectors would have said of the recorded past."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import click
+from sqlalchemy import Engine
+
+from moe_watch import backtest, history
+from moe_watch.commands.options import period, store_or_exit
+from moe_watch.detect.baseline import Baseline
+from moe_watch.settings import Settings
+from moe_watch.store import baselines, requests, served
+from moe_watch.store import history as rows
+from moe_watch.store.models import Model
+
+
+@click.command("backtest")
+@click.option("--since", default="7d", show_default=True, help="How far back: 12h, 7d, or a date.")
+@click.option("--until", default=None, help="Up to when; now by default.")
+@click.option("--model", "name", help="Name of the model; the one seen last by default.")
+@click.option("--from", "address", help="Read Parquet that `moe-watch export` wrote instead of the store.")
+@click.option(
+    "--ray", "cluster", help="Run on the Ray cluster at this address ('local' starts one here); needs --from."
+)
+def command(since: str, until: str | None, name: str | None, address: str | None, cluster: str | None) -> None:
+    """Run the detectors over stored fingerprints, replica by replica, and tell when each drift would have fired."""
+    if cluster and not address:
+        raise click.UsageError("--ray needs --from: the workers read Parquet, not the store")
+    start, end = period(since, until, time.time())
+    settings = Settings()
+    engine = store_or_exit(settings)
+    model, baseline = _judge(engine, name)
+    promise, alpha = settings.detect.average_run_length, settings.detect.ood_alpha
+    try:
+        if address is None:
+            names = rows.replicas(engine, model)
+            outcomes = backtest.run_here(names, _FromStore(engine, model, start, end), baseline, promise, alpha)
+        else:
+            source = _parquet(address, model, start, end)
+            names = history.replicas(address, model.identity)
+            outcomes = (
+                backtest.run_on_ray(names, source, baseline, promise, alpha, address=cluster)
+                if cluster
+                else backtest.run_here(names, source, baseline, promise, alpha)
+            )
+        _show(outcomes)
+    except (history.HistoryError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+class _FromStore:
+    """Reads one replica's stream from the store."""
+
+    def __init__(self, engine: Engine, model: Model, start: float, end: float) -> None:
+        self._engine, self._model, self._start, self._end = engine, model, start, end
+
+    def __call__(self, replica: str) -> Iterator[backtest.Recorded]:
+        for found in requests.fingerprints(self._engine, self._model, self._start, self._end, replica=replica):
+            yield backtest.Recorded(found.batch, list(found.request_ids))
+
+
+def _judge(engine: Engine, name: str | None) -> tuple[Model, Baseline]:
+    """Return the newest model of this name that has an active baseline, and the baseline."""
+    active = baselines.active(engine)
+    model = next((one for one in served.by_name(engine, name) if one.identity in active), None)
+    if model is None:
+        raise click.ClickException("no active baseline to judge by: `moe-watch baseline fit --promote` makes one")
+    return model, baselines.load(engine, active[model.identity].id)
+
+
+def _parquet(address: str, model: Model, start: float, end: float) -> history.ParquetSource:
+    shape = history.shapes(address).get(model.identity)
+    if shape is None:
+        raise click.ClickException(f"{address} has nothing of {model.name} ({model.identity[:8]})")
+    return history.ParquetSource(address, shape, start, end)
+
+
+def _show(outcomes: Iterator[backtest.Outcome]) -> None:
+    for outcome in outcomes:
+        share = outcome.unusual / outcome.requests if outcome.requests else 0.0
+        click.echo(f"{outcome.replica}: {outcome.requests} requests, {share:.2%} unusual, {len(outcome.fired)} drifts")
+        for one in outcome.fired:
+            where = one.channel if one.layer is None else f"{one.channel} {one.layer}"
+            end = _clock(one.ended_at) if one.ended_at is not None else "still open at the end"
+            click.echo(
+                f"  flagged {_clock(one.flagged_at)} at request {one.request} ({one.request_id}), "
+                f"began about {_clock(one.began_at)}, ended {end}; seen in: {where}"
+            )
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")

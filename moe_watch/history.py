@@ -1,0 +1,180 @@
+"""The history as Parquet at any fsspec address, partitioned by model and day, and fingerprints back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from moe_watch.backtest import Recorded
+from moe_watch.detect.batch import Batch
+from moe_watch.store import arrays
+from moe_watch.store.models import Model
+from moe_watch.store.requests import unpack_confidence
+
+_COLUMNS = (
+    *("replica", "request_id", "choice", "finished_at", "outcome", "prompt_tokens", "output_tokens", "domain"),
+    *("images", "canary", "user_hash", "ood_p", "ttft_s", "tpot_s", "prompt", "decode", "confidence"),
+)
+
+
+class HistoryError(RuntimeError):
+    """An address that cannot be read or written; the message says why."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of which model the fingerprints are."""
+
+    identity: str
+    layers: int
+    experts: int
+    top_k: int
+
+
+def write(chunks: Iterable[Any], model: Model, address: str) -> int:
+    """Write chunks of ``store.history.rows`` to ``address``, over what is there of the same days; return the rows."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+    from pyarrow import dataset  # noqa: PLC0415
+
+    written = 0
+    schema = _schema()
+
+    def batches() -> Iterator[Any]:
+        nonlocal written
+        for chunk in chunks:
+            written += len(chunk)
+            table = {name: [getattr(row, name) for row in chunk] for name in _COLUMNS}
+            table["day"] = [_day(row.finished_at) for row in chunk]
+            table["model"] = [_safe(model.name)] * len(chunk)
+            for name in ("identity", "layers", "experts", "top_k"):
+                table[name] = [getattr(model, name)] * len(chunk)
+            yield pa.RecordBatch.from_pydict(table, schema=schema)
+
+    filesystem, path = _filesystem(address)
+    dataset.write_dataset(
+        batches(),
+        path,
+        schema=schema,
+        filesystem=filesystem,
+        format="parquet",
+        partitioning=dataset.partitioning(
+            pa.schema([("model", pa.string()), ("identity", pa.string()), ("day", pa.string())]), flavor="hive"
+        ),
+        existing_data_behavior="delete_matching",
+    )
+    return written
+
+
+def shapes(address: str) -> dict[str, Shape]:
+    """Return the models found at ``address`` by identity."""
+    table = _open(address).to_table(columns=["identity", "layers", "experts", "top_k"])
+    unique = table.group_by(["identity", "layers", "experts", "top_k"]).aggregate([])
+    return {row["identity"]: Shape(**row) for row in unique.to_pylist()}
+
+
+def replicas(address: str, identity: str) -> list[str]:
+    """Return the replicas of one model at ``address``."""
+    from pyarrow import compute  # noqa: PLC0415
+
+    table = _open(address).to_table(columns=["replica"], filter=compute.field("identity") == identity)
+    return sorted(set(table["replica"].to_pylist()))
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Reads one replica's stream; it is small and pickles, so that a worker elsewhere can read for itself."""
+
+    address: str
+    shape: Shape
+    since: float = 0.0
+    until: float = float("inf")
+
+    def __call__(self, replica: str) -> Iterator[Recorded]:
+        """Yield the replica's fingerprints a day at a time, in the order of time, canaries left out."""
+        from pyarrow import compute  # noqa: PLC0415
+
+        found = _open(self.address)
+        field = compute.field
+        mine = (field("identity") == self.shape.identity) & (field("replica") == replica) & ~field("canary")
+        mine &= (field("finished_at") >= self.since) & (field("finished_at") < self.until)
+        columns = ["request_id", "finished_at", "prompt", "decode", "confidence"]
+        days = found.to_table(columns=["day"], filter=mine).column("day").unique().to_pylist()
+        for day in sorted(days):
+            rows = found.to_table(columns=columns, filter=mine & (field("day") == day)).sort_by("finished_at")
+            yield _recorded(rows.to_pylist(), self.shape)
+
+
+def _recorded(rows: list[dict[str, Any]], shape: Shape) -> Recorded:
+    def counts(name: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        return np.stack([arrays.unpack_counts(row[name], shape.layers, shape.experts) for row in rows])
+
+    nothing = np.full((2, shape.layers), np.nan, np.float32)
+    known = [unpack_confidence(row["confidence"], shape.layers) for row in rows]
+    both = np.stack([nothing if one is None else one for one in known])
+    finished = np.array([row["finished_at"] for row in rows])
+    batch = Batch(counts("prompt"), counts("decode"), shape.top_k, both[:, 0], both[:, 1], finished)
+    return Recorded(batch, [row["request_id"] for row in rows])
+
+
+def forget(address: str, *, request_id: str | None = None, user_hash: str | None = None) -> int:
+    """Write every file at ``address`` again that holds the request or person, without them; return rows deleted."""
+    from pyarrow import compute, dataset, parquet  # noqa: PLC0415
+
+    filesystem, _ = _filesystem(address)
+    column, value = ("request_id", request_id) if request_id is not None else ("user_hash", user_hash)
+    gone = 0
+    for fragment in _open(address).get_fragments():
+        table = dataset.dataset(fragment.path, filesystem=filesystem, format="parquet").to_table()
+        kept = table.filter(compute.field(column) != value)
+        if kept.num_rows < table.num_rows:
+            gone += table.num_rows - kept.num_rows
+            with filesystem.open(fragment.path, "wb") as file:
+                parquet.write_table(kept, file)
+    return gone
+
+
+def _schema() -> Any:
+    import pyarrow as pa  # noqa: PLC0415
+
+    text, whole, real, raw = pa.string(), pa.int32(), pa.float64(), pa.binary()
+    kinds = dict.fromkeys(_COLUMNS, text)
+    kinds |= dict.fromkeys(("choice", "prompt_tokens", "output_tokens", "images"), whole)
+    kinds |= dict.fromkeys(("finished_at", "ood_p", "ttft_s", "tpot_s"), real)
+    kinds |= dict.fromkeys(("prompt", "decode", "confidence"), raw)
+    kinds |= {"canary": pa.bool_(), "day": text, "model": text, "identity": text}
+    kinds |= dict.fromkeys(("layers", "experts", "top_k"), whole)
+    return pa.schema(list(kinds.items()))
+
+
+def _open(address: str) -> Any:
+    from pyarrow import dataset  # noqa: PLC0415
+
+    filesystem, path = _filesystem(address)
+    if not filesystem.exists(path):
+        raise HistoryError(f"there is no history at {address}: `moe-watch export --to {address}` writes one")
+    return dataset.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive")
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    try:
+        import fsspec  # noqa: PLC0415
+    except ImportError as error:
+        raise HistoryError("Parquet needs an extra: pip install 'moe-watch[history]'") from error
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise HistoryError(f"{address}: {error}") from error
+    return filesystem, str(path)
+
+
+def _day(finished_at: float) -> str:
+    return datetime.fromtimestamp(finished_at, UTC).date().isoformat()
+
+
+def _safe(name: str) -> str:
+    """Return a model's name as one path component."""
+    return name.replace("/", "--")

@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     endpoint: str = Field(
         "ipc:///tmp/moe-watch/tap.sock", description="ZMQ address that the sidecar binds and taps connect to"
     )
+    allow_remote_taps: bool = Field(
+        default=False, description="Bind tcp:// beyond loopback; frames are not authenticated, so close the network"
+    )
     vllm_url: str | None = Field(None, description="Base URL of the vLLM server beside, for canaries and doctor")
     vllm_api_key: str | None = Field(None, description="Bearer token of that vLLM server")
     http: HttpSettings = HttpSettings()

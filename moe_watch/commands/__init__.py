@@ -1,1 +1,35 @@
-"""The commands of ``moe-watch``, one module each; ``moe_watch.cli`` finds them by file name."""
+"""The commands of ``moe-watch``, a file each."""
+
+from __future__ import annotations
+
+import click
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy import Engine
+
+from moe_watch.settings import Settings
+from moe_watch.store import engine, migrate
+from moe_watch.store.engine import StoreError
+
+
+def settings(**flags: object) -> Settings:
+    """Return the settings with ``flags`` on top; raise ``ClickException`` that names each wrong one."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise click.ClickException(f"settings: {wrong} (see docs/reference/settings.md)") from error
+    except (SettingsError, ValueError, OSError) as error:
+        raise click.ClickException(f"settings: {error}") from error
+
+
+def store(of: Settings) -> Engine:
+    """Return the store at the newest schema; raise ``ClickException`` that says what to do."""
+    try:
+        opened = engine.connect(of.store.url)
+        engine.check(opened)
+        if migrate.is_current(opened):
+            return opened
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    raise click.ClickException("the store is empty or has an older schema: run `moe-watch db upgrade`")

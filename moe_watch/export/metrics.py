@@ -213,6 +213,7 @@ FRAMES_REFUSED = _add("counter", "frames_refused_total", "Frames that came and w
 FRAMES_DROPPED = _counter(
     "frames_dropped_total", "Frames that never came: dropped by the tap, or lost on the way.", "reason"
 )
+DETECTOR_ERRORS = _counter("detector_errors_total", "Batches of requests that a detector failed on; see the log.")
 INGEST_LAG = _add("gauge", "ingest_lag_seconds", "Age of the newest frame when the sidecar took it.", ())
 PROCESSING_DELAY = _add(
     "histogram", "processing_delay_seconds", "From the end of a request to its metrics.", (), JOIN_BUCKETS
@@ -221,6 +222,7 @@ JOIN_PENDING = _add("gauge", "join_pending", "Requests of which some part is sti
 STORE_UP = _add("gauge", "store_up", "1 when the last write to the store went through.", ())
 STORE_WRITE = _add("histogram", "store_write_seconds", "Time of one batch's write to the store.", (), WRITE_BUCKETS)
 STORE_ROWS = _add("counter", "store_rows_total", "Requests written to the store.", ())
+STORE_REFUSED = _add("counter", "store_refused_total", "Rows that the store would not take; see the log.", ())
 STORE_BYTES = _add("gauge", "store_bytes", "Size of the store.", ())
 SPOOL_BYTES = _add("gauge", "spool_bytes", "Batches that wait on disk for the store to come back.", ())
 SPOOL_DROPPED = _add("counter", "spool_dropped_total", "Requests lost because the spool was full.", ())

@@ -24,7 +24,7 @@ class NewModel(msgspec.Struct, frozen=True):
     values: dict[str, Any]
 
 
-class NewRequest(msgspec.Struct, frozen=True):
+class NewRequest(msgspec.Struct):
     """A finished request; ``values`` are the columns of ``requests`` but for the ids."""
 
     identity: str  # of the model
@@ -67,6 +67,27 @@ class Writes(msgspec.Struct):
     def __bool__(self) -> bool:
         """Say whether there is anything to write."""
         return bool(self.models or self.requests or self.windows or self.episodes or self.events or self.meta)
+
+    def extend(self, more: Writes) -> None:
+        """Append ``more``."""
+        self.models += more.models
+        self.requests += more.requests
+        self.windows += more.windows
+        self.episodes += more.episodes
+        self.events += more.events
+        self.meta |= more.meta
+
+    def halves(self) -> tuple[Writes, Writes] | None:
+        """Return two parts that are written one after the other with the same effect; None for a single row."""
+        filled = [name for name in self.__struct_fields__ if getattr(self, name)]
+        if len(filled) > 1:  # models come first, which the others refer to
+            rest = {name: getattr(self, name) for name in filled[1:]}
+            return Writes(**{filled[0]: getattr(self, filled[0])}), Writes(**rest)
+        one = getattr(self, filled[0]) if filled else []
+        middle = len(one) // 2
+        if isinstance(one, dict) or not middle:
+            return None
+        return Writes(**{filled[0]: one[:middle]}), Writes(**{filled[0]: one[middle:]})
 
 
 def write(engine: Engine, writes: Writes) -> int:

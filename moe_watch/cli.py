@@ -1,0 +1,40 @@
+"""The command line: each command is a file of ``moe_watch.commands``, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import click
+
+from moe_watch import __version__, commands
+
+_SHARED = {"options"}  # modules beside the commands that are none
+
+
+class Commands(click.Group):
+    """Finds a command by the name of its file, so that ``--help`` and each command import only what they need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        del ctx
+        names = {found.name for found in pkgutil.iter_modules(commands.__path__)} - _SHARED
+        return sorted(name.replace("_", "-") for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command; None for an unknown name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        found = importlib.import_module(f"moe_watch.commands.{cmd_name.replace('-', '_')}").command
+        return found if isinstance(found, click.Command) else None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="moe-watch")
+def main() -> None:
+    """Production quality and routing monitor for Mixture-of-Experts deployments on vLLM."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""``moe-watch db``: the schema of the store."""
+
+from __future__ import annotations
+
+import click
+
+from moe_watch import commands
+from moe_watch.store import engine, migrate
+from moe_watch.store.engine import StoreError
+
+
+@click.group()
+def command() -> None:
+    """Look after the store."""
+
+
+@command.command()
+@click.option("--store", "url", help="SQLAlchemy URL of the store; by default the one in the settings.")
+def upgrade(url: str | None) -> None:
+    """Bring the store to the schema of this version."""
+    try:
+        store = engine.connect(url or commands.settings().store.url)
+        before = migrate.current(store)
+        migrate.upgrade(store)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})"))

@@ -1,0 +1,28 @@
+"""``moe-watch serve``: run the sidecar."""
+
+from __future__ import annotations
+
+import click
+
+from moe_watch import commands, log, sidecar
+from moe_watch.http import BindError
+from moe_watch.ingest import EndpointError
+from moe_watch.store.engine import StoreError
+
+
+@click.command()
+@click.option("--endpoint", help="ZMQ address to bind for the taps.")
+@click.option("--store", "url", help="SQLAlchemy URL of the store.")
+@click.option("--port", type=int, help="HTTP port.")
+def command(endpoint: str | None, url: str | None, port: int | None) -> None:
+    """Run the sidecar until it is told to stop."""
+    settings = commands.settings(endpoint=endpoint)
+    if url is not None:
+        settings.store.url = url
+    if port is not None:
+        settings.http.port = port
+    log.configure(settings.log_format)
+    try:
+        sidecar.serve(settings)
+    except (BindError, EndpointError, StoreError) as error:
+        raise click.ClickException(str(error)) from error

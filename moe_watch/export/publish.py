@@ -1,0 +1,250 @@
+"""Puts what the watches know on the board, and says the same as ``status`` structs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_watch import status, wire
+from moe_watch.aggregate import outcome
+from moe_watch.detect.rate import clopper_pearson
+from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board, Exemplar
+from moe_watch.settings import Settings
+from moe_watch.watch import Seen, Watch
+
+TOP_MOVERS = 10
+
+
+def begin(board: Board, watch: Watch) -> None:
+    """Make every yes-or-no gauge and every counter of a replica exist, at 0."""
+    labels = watch.labels
+    board.set(metrics.TAP_UP, 0, *labels)
+    info = (watch.model.vllm_version, watch.model.tap_version, watch.model.runner)
+    board.replace(metrics.TAP_INFO, labels, {(*info, watch.model.moe_backend, watch.model.quantization): 1.0})
+    for kind in metrics.DRIFT_KINDS:
+        board.set(metrics.DRIFT_ACTIVE, 0, *labels, kind)
+        board.set(metrics.DRIFT_BEGAN, 0, *labels, kind)
+        board.add(metrics.EPISODES, 0, *labels, kind)
+    for kind in metrics.EVENT_KINDS:
+        board.add(metrics.EVENTS, 0, *labels, kind)
+    for how in metrics.OUTCOMES:
+        board.add(metrics.REQUESTS, 0, *labels, how)
+    for reason in metrics.DROP_REASONS:
+        board.add(metrics.FRAMES_DROPPED, 0, *labels, reason)
+    for metric in (
+        metrics.ROUTED_REQUESTS,
+        metrics.ROUTED_TOKENS,
+        metrics.CORRUPTED_REQUESTS,
+        metrics.OOD_REQUESTS,
+        metrics.DETECTOR_ERRORS,
+    ):
+        board.add(metric, 0, *labels)
+    baseline(board, watch)
+
+
+def baseline(board: Board, watch: Watch) -> None:
+    """Show which baseline is active, or that none is."""
+    labels, normal = watch.labels, watch.normal
+    if normal is None:
+        for metric in (metrics.BASELINE_INFO, metrics.BASELINE_PROMOTED, metrics.BASELINE_REQUESTS):
+            board.replace(metric, labels, {})
+        return
+    board.replace(metrics.BASELINE_INFO, labels, {(str(normal.active.version),): 1.0})
+    board.set(metrics.BASELINE_PROMOTED, normal.active.promoted_at, *labels)
+    board.set(metrics.BASELINE_REQUESTS, normal.active.requests, *labels)
+
+
+def heard(board: Board, watch: Watch, health: wire.Health, now: float) -> None:
+    """Show the tap's state, and what it dropped by its own count, which starts anew with its process."""
+    board.set(metrics.TAP_UP, float(watch.tap_state(now)[0]), *watch.labels)
+    for reason, count in health.dropped.items():
+        known = reason if reason in metrics.DROP_REASONS else "error"
+        increase = watch.heard.increase(health.source, reason, count)
+        board.add(metrics.FRAMES_DROPPED, increase, *watch.labels, known)
+
+
+def batch(board: Board, watch: Watch, seen: Seen, settings: Settings, now: float) -> None:
+    """Count a batch of requests."""
+    labels = watch.labels
+    ends = [outcome(request) for request in seen.requests]
+    for how in set(ends):
+        board.add(metrics.REQUESTS, ends.count(how), *labels, how)
+    board.add(metrics.ROUTED_REQUESTS, len(seen.scored), *labels)
+    tokens = sum(r.routing.prompt_routed + r.routing.decode_routed for r in seen.scored if r.routing is not None)
+    board.add(metrics.ROUTED_TOKENS, tokens, *labels)
+    board.observe(metrics.PROCESSING_DELAY, [max(0.0, now - request.finished_at) for request in seen.requests])
+    _latency(board, watch, seen, settings.serving.ttft_budget_s)
+    if seen.ood is not None:
+        flagged = np.flatnonzero(seen.ood.p <= settings.detect.ood_alpha)
+        if len(flagged):
+            worst = int(flagged[np.argmin(seen.ood.p[flagged])])
+            example = Exemplar(seen.scored[worst].request_id, 1.0, now)
+            board.add(metrics.OOD_REQUESTS, len(flagged), *labels, exemplar=example)
+
+
+def _latency(board: Board, watch: Watch, seen: Seen, budget: dict[str, float]) -> None:
+    labels = watch.labels
+    timed = [request.latency for request in seen.requests if request.latency is not None]
+    if not timed:
+        return
+    board.add(metrics.CORRUPTED_REQUESTS, sum(latency.corrupted for latency in timed), *labels)
+    board.observe(metrics.TPOT, [latency.tpot_s for latency in timed if latency.output_tokens > 1], *labels)
+    bounds = list(metrics.CONTEXT_BUCKETS.values())
+    contexts = np.searchsorted(bounds, [latency.prompt_tokens for latency in timed])
+    ttft = np.array([latency.ttft_s for latency in timed])
+    for bucket in np.unique(contexts):
+        inside = np.flatnonzero(contexts == bucket)
+        slowest = int(inside[np.nanargmax(np.nan_to_num(ttft[inside]))])
+        example = Exemplar(timed[slowest].request_id, float(np.nan_to_num(ttft[slowest])), timed[slowest].finished_at)
+        context = metrics.CONTEXTS[bucket]
+        board.observe(metrics.TTFT, ttft[inside], *labels, context, exemplar=example)
+        board.add(metrics.TTFT_REQUESTS, len(inside), *labels, context)
+        over = int((ttft[inside] > budget_s(budget, context)).sum())
+        board.add(metrics.TTFT_OVER_BUDGET, over, *labels, context)
+
+
+def budget_s(budget: dict[str, float], context: str) -> float:
+    """Return the longest acceptable time to first token of a context bucket; longer prompts have the longest's."""
+    longest = list(metrics.CONTEXT_BUCKETS)[-1]
+    return budget.get(longest if context == "longer" else context, float("inf"))
+
+
+def state(board: Board, watch: Watch, settings: Settings, now: float) -> None:
+    """Renew everything that depends on the time: the tap, the verdict, alarms, shares."""
+    labels = watch.labels
+    board.set(metrics.TAP_UP, float(watch.tap_state(now)[0]), *labels)
+    if watch.heard.skew_s is not None:
+        board.set(metrics.TAP_CLOCK_SKEW, watch.heard.skew_s, *labels)
+    verdict, _ = watch.judge(now)
+    board.set_state(metrics.VERDICT, verdict, metrics.VERDICTS, *labels)
+    for kind in metrics.DRIFT_KINDS:
+        episode = watch.open.get(kind)
+        board.set(metrics.DRIFT_ACTIVE, float(episode is not None), *labels, kind)
+        board.set(metrics.DRIFT_BEGAN, episode.values["began_at"] if episode else 0.0, *labels, kind)
+    for kind, count in watch.begun_since_published().items():
+        board.add(metrics.EPISODES, count, *labels, kind)
+    if watch.observation is not None:
+        for channel, evidence in watch.observation.channels.items():
+            board.set(metrics.DRIFT_EVIDENCE, evidence, *labels, channel)
+    rate = ood_share(watch)
+    if rate.value is not None:
+        board.set(metrics.OOD_RATIO, rate.value, *labels)
+        board.set(metrics.OOD_RATIO_LOWER, rate.lower, *labels)
+        board.set(metrics.OOD_RATIO_UPPER, rate.upper, *labels)
+        board.set(metrics.OOD_EXPECTED_RATIO, settings.detect.ood_alpha, *labels)
+    joined, covered = watch.recent.shares()
+    if math.isfinite(joined):
+        board.set(metrics.JOIN_RATIO, joined, *labels)
+        board.set(metrics.COVERAGE_RATIO, covered, *labels)
+    if watch.normal is not None:
+        board.set(metrics.BASELINE_AGE, max(0.0, now - watch.normal.active.promoted_at), *labels)
+
+
+def layers(board: Board, watch: Watch) -> None:
+    """Renew the gauges of every layer from the latest fingerprints and windows."""
+    if watch.assessment is None:
+        return
+    labels, assessed = watch.labels, watch.assessment
+    ids = [str(watch.layer_id(index)) for index in range(watch.layers)]
+
+    def by_layer(metric: metrics.Metric, values: NDArray[np.floating] | NDArray[np.integer]) -> None:
+        board.replace(metric, labels, {(i,): float(v) for i, v in zip(ids, values, strict=True) if np.isfinite(v)})
+
+    by_layer(metrics.EXPERT_LOAD_MAX, assessed.balance.max_violation + 1)
+    by_layer(metrics.EXPERT_LOAD_ENTROPY, assessed.balance.entropy)
+    by_layer(metrics.DEAD_EXPERTS, assessed.dead.dead.sum(1))
+    latest = watch.latest()
+    for metric, name in ((metrics.ROUTER_ENTROPY, "entropy"), (metrics.ROUTER_MARGIN, "margin")):
+        known = latest.vectors.get(f"{name}_n")
+        if known is not None:
+            by_layer(metric, latest.vectors[name] / np.where(known > 0, known, np.nan))
+    if watch.normal is not None:
+        now, before = shares(latest.counts.sum(0)), shares(watch.normal.fitted.counts)
+        distance = np.sqrt(np.maximum(0, 1 - np.sqrt(now * before).sum(1)))
+        by_layer(metrics.LAYER_SHIFT, distance)
+    top = movers(watch)
+    of = {(str(mover.layer), str(mover.expert)): mover for mover in top}
+    board.replace(metrics.TOP_MOVER_SHARE, labels, {key: mover.share for key, mover in of.items()})
+    board.replace(metrics.TOP_MOVER_SHIFT, labels, {key: mover.share - mover.baseline for key, mover in of.items()})
+
+
+def shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the share ``[layers, experts]`` of each expert in its layer; 0 in a layer without counts."""
+    total = counts.sum(1, keepdims=True).astype(np.float64)
+    return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+
+
+def movers(watch: Watch) -> list[status.Mover]:
+    """Return the experts whose share moved most against the baseline; none without a baseline or requests."""
+    latest = watch.latest()
+    if watch.normal is None or not latest.routed_requests:
+        return []
+    now, before = shares(latest.counts.sum(0)), shares(watch.normal.fitted.counts)
+    order = np.argsort(-np.abs(now - before), axis=None)[:TOP_MOVERS]
+    pairs = zip(*np.unravel_index(order, now.shape), strict=True)
+    return [
+        status.Mover(watch.layer_id(int(layer)), int(expert), float(now[layer, expert]), float(before[layer, expert]))
+        for layer, expert in pairs
+    ]
+
+
+def ood_share(watch: Watch) -> status.Share:
+    """Return the share of the latest scored requests that are out of distribution."""
+    flags = watch.recent.ood.rows()
+    if not len(flags):
+        return status.Share(None, 0.0, 1.0, 0)
+    rate = clopper_pearson(int(flags.sum()), len(flags))
+    return status.Share(rate.value, rate.lower, rate.upper, len(flags))
+
+
+def described(watch: Watch, now: float) -> status.Replica:
+    """Return everything that is known of one replica."""
+    up, tap_state, why = watch.tap_state(now)
+    verdict, reason = watch.judge(now)
+    joined, covered = watch.recent.shares()
+    age = None if watch.heard.at is None else now - watch.heard.at
+    model, normal, observed = watch.model, watch.normal, watch.observation
+    return status.Replica(
+        model=model.model,
+        identity=watch.identity,
+        replica=model.replica,
+        layers=watch.layers,
+        experts=watch.experts,
+        top_k=model.top_k,
+        verdict=verdict,
+        reason=reason,
+        since=watch.since,
+        tap=status.Tap(
+            up, tap_state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner
+        ),
+        baseline=normal and status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests),
+        requests=watch.requests,
+        routed=watch.routed,
+        coverage=covered if math.isfinite(covered) else None,
+        join_ratio=joined if math.isfinite(joined) else None,
+        ood=ood_share(watch),
+        evidence=observed.evidence if observed is not None else 0.0,
+        channels=dict(observed.channels) if observed is not None else {},
+        episodes=[
+            status.Episode(kind, e.values["began_at"], e.values["flagged_at"], e.values["summary"])
+            for kind, e in watch.open.items()
+        ],
+        movers=movers(watch),
+        suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
+    )
+
+
+def matrix(watch: Watch) -> status.Matrix:
+    """Return the expert shares of the latest windows beside the baseline's."""
+    latest = watch.latest()
+    return status.Matrix(
+        watch.model.model,
+        watch.model.replica,
+        [watch.layer_id(index) for index in range(watch.layers)],
+        latest.routed_requests,
+        shares(latest.counts.sum(0)).round(6).tolist(),
+        None if watch.normal is None else shares(watch.normal.fitted.counts).round(6).tolist(),
+    )

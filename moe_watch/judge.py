@@ -1,0 +1,123 @@
+"""Hands finished requests to the watch of their replica, and everything that is learnt to the board.
+
+Lives in one thread of its own, because a batch takes longer than the event loop may wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from moe_watch import status, wire
+from moe_watch.export import metrics, publish
+from moe_watch.export.snapshot import Board
+from moe_watch.join import Joined
+from moe_watch.rows import text
+from moe_watch.settings import Settings
+from moe_watch.store import served
+from moe_watch.store.write import NewEvent, Writes
+from moe_watch.watch import Normal, Watch
+
+_ASSESS_S: Final = 5.0
+
+
+class Judge:
+    """The watches of all replicas, by replica."""
+
+    def __init__(self, settings: Settings, board: Board) -> None:
+        self.watches: dict[str, Watch] = {}
+        self.refused: Counter[str] = Counter()  # unannounced
+        self._settings, self._board = settings, board
+        self._normals: dict[str, Normal] = {}  # by identity
+        self._pending = Writes()
+        self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
+
+    def announce(self, model: wire.Model, now: float) -> None:
+        """Take note of what a replica serves; another model there than before starts anew."""
+        watch = self.watches.get(model.replica)
+        identity = served.identity(model)
+        if watch is not None and watch.identity == identity:
+            watch.model = model
+            return
+        if watch is not None:
+            for kind in list(watch.open):
+                watch.end(kind, now)
+            self._pending.extend(watch.collect(now, last=True))
+            self._board.drop(*watch.labels)
+        watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
+        watch.use(self._normals.get(identity), now)
+        self.watches[model.replica] = watch
+        self._assessed[model.replica] = 0.0
+        written = served.announcement(model, now)
+        self._pending.extend(written)
+        publish.begin(self._board, watch)
+
+    def hear(self, frame: wire.Health | wire.Event, now: float) -> None:
+        """Take note of what a tap says of itself and of its engine."""
+        watch = self.watches.get(frame.replica)
+        if isinstance(frame, wire.Event):
+            values = {"at": frame.at, "replica": frame.replica, "kind": frame.kind, "detail": text(frame.detail)}
+            self._pending.events.append(NewEvent(watch.identity if watch is not None else "", values))
+            if watch is not None:
+                self._board.add(metrics.EVENTS, 1, *watch.labels, frame.kind)
+            return
+        if watch is not None:
+            watch.heard.hear(frame, now)
+            publish.heard(self._board, watch, frame, now)
+
+    def process(self, requests: Sequence[Joined], now: float) -> Writes:
+        """Judge finished ``requests``; return what is to be written."""
+        by_replica: defaultdict[str, list[Joined]] = defaultdict(list)
+        for request in requests:
+            by_replica[request.replica].append(request)
+        for replica, theirs in by_replica.items():
+            watch = self.watches.get(replica)
+            if watch is None:
+                self.refused["unannounced"] += len(theirs)
+                continue
+            publish.batch(self._board, watch, watch.process(theirs, now), self._settings, now)
+        return self.collect(now)
+
+    def tick(self, now: float) -> Writes:
+        """Assess the replica that has waited longest, renew verdicts and gauges; return what is to be written."""
+        replica = min(self._assessed, key=self._assessed.__getitem__, default=None)
+        if replica is not None and not 0 <= now - self._assessed[replica] < _ASSESS_S:
+            self._assessed[replica] = now
+            if self.watches[replica].assess():
+                publish.layers(self._board, self.watches[replica])
+        for watch in self.watches.values():
+            publish.state(self._board, watch, self._settings, now)
+        return self.collect(now)
+
+    def collect(self, now: float, *, last: bool = False) -> Writes:
+        """Return what is to be written; everything that is held, at the ``last``."""
+        out, self._pending = self._pending, Writes()
+        for watch in self.watches.values():
+            out.extend(watch.collect(now, last=last))
+        return out
+
+    def use(self, normals: dict[str, Normal], now: float) -> None:
+        """Judge by the active baselines ``normals`` (by identity of the model) from now on."""
+        before, self._normals = self._normals, normals
+        for watch in self.watches.values():
+            normal = normals.get(watch.identity)
+            if (None if normal is None else normal.active) != _active(before, watch.identity):
+                watch.use(normal, now)
+                publish.baseline(self._board, watch)
+                if normal is not None:
+                    self._board.add(metrics.EVENTS, 1, *watch.labels, "baseline_promoted")
+
+    def describe(self, now: float) -> list[status.Replica]:
+        """Return what is seen now, replica by replica."""
+        return [publish.described(self.watches[replica], now) for replica in sorted(self.watches)]
+
+    def matrix(self, replica: str) -> status.Matrix | None:
+        """Return expert shares of one replica; None for an unknown one."""
+        watch = self.watches.get(replica)
+        return None if watch is None else publish.matrix(watch)
+
+
+def _active(normals: dict[str, Normal], identity: str) -> object:
+    normal = normals.get(identity)
+    return None if normal is None else normal.active

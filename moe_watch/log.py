@@ -1,0 +1,21 @@
+"""The sidecar's log on stderr, for people or for machines."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure(style: Literal["console", "json"]) -> None:
+    """Let structlog write to stderr in one of two formats."""
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if style == "json":
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -1,0 +1,122 @@
+"""What the sidecar says of itself at ``/api/v1/status`` and ``/api/v1/matrix``; ``moe-watch status`` reads the same."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """The active baseline of a model."""
+
+    version: int
+    promoted_at: float  # seconds since the epoch
+    requests: int
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A share of the latest ``n`` requests with its 95 % interval."""
+
+    value: float | None
+    lower: float
+    upper: float
+    n: int
+
+
+class Episode(msgspec.Struct, frozen=True):
+    """An alarm that is open now."""
+
+    kind: str
+    began_at: float
+    flagged_at: float
+    summary: str
+
+
+class Tap(msgspec.Struct, frozen=True):
+    """What the tap of a replica said last; ``age_s`` is the time since, None when it never spoke."""
+
+    up: bool
+    state: str
+    reason: str
+    age_s: float | None
+    clock_skew_s: float | None
+    vllm_version: str
+    tap_version: str
+    runner: str
+
+
+class Mover(msgspec.Struct, frozen=True):
+    """An expert whose share of its layer's load changed against the baseline."""
+
+    layer: int
+    expert: int
+    share: float
+    baseline: float
+
+
+class Suspect(msgspec.Struct, frozen=True):
+    """A request flagged as out of distribution."""
+
+    request_id: str
+    p: float
+    at: float
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """One model at one replica."""
+
+    model: str
+    identity: str
+    replica: str
+    layers: int
+    experts: int
+    top_k: int
+    verdict: str
+    reason: str
+    since: float
+    tap: Tap
+    baseline: Baseline | None
+    requests: int
+    routed: int
+    coverage: float | None
+    join_ratio: float | None
+    ood: Share
+    evidence: float
+    channels: dict[str, float]
+    episodes: list[Episode]
+    movers: list[Mover]
+    suspects: list[Suspect]
+
+
+class Store(msgspec.Struct, frozen=True):
+    """Where history goes."""
+
+    url: str  # without password
+    up: bool
+    bytes: int
+    spool_bytes: int
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Everything at one moment."""
+
+    version: str
+    now: float
+    started_at: float
+    endpoint: str
+    store: Store
+    frames_received: dict[str, int]
+    frames_refused: dict[str, int]
+    frames_lost: dict[str, int]
+    pending: int  # requests of which some part is awaited
+    replicas: list[Replica]
+
+
+class Matrix(msgspec.Struct, frozen=True):
+    """Expert shares ``[layers][experts]`` of the latest windows and of the active baseline (None without one)."""
+
+    model: str
+    replica: str
+    layer_ids: list[int]
+    requests: int
+    share: list[list[float]]
+    baseline: list[list[float]] | None

@@ -1,0 +1,65 @@
+"""Which models are and were served: their identity, and what each replica announced last."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from moe_watch import wire
+from moe_watch.store import models
+from moe_watch.store.write import NewModel, Writes
+
+_ANNOUNCED: Final = "announced:"
+
+
+def identity(model: wire.Model) -> str:
+    """Return a digest of everything that may move routing; two replicas with the same one share baselines."""
+    parts = (model.model, model.revision, model.weights, model.layers, model.experts, model.top_k)
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+def announcement(model: wire.Model, now: float) -> Writes:
+    """Return what to write when ``model`` is announced: its row, and that this replica serves it."""
+    values: dict[str, Any] = {
+        "name": model.model,
+        "layers": model.layers,
+        "experts": model.experts,
+        "top_k": model.top_k,
+        "first_seen": now,
+        "detail": msgspec.to_builtins(model),
+    }
+    key = _ANNOUNCED + hashlib.sha256(model.replica.encode()).hexdigest()[:32]
+    return Writes(models=[NewModel(identity(model), values)], meta={key: msgspec.json.encode(model).decode()})
+
+
+def announced(engine: Engine) -> list[wire.Model]:
+    """Return what each replica announced last, so that a restarted sidecar knows at once what is served."""
+    with Session(engine) as session:
+        found = session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_ANNOUNCED))).all()
+    return list(_decode(found))
+
+
+def _decode(values: Iterable[str]) -> Iterable[wire.Model]:
+    for value in values:
+        try:
+            yield msgspec.json.decode(value, type=wire.Model)
+        except msgspec.MsgspecError:
+            continue  # written by another version: the tap announces again
+
+
+def by_name(engine: Engine, name: str | None = None) -> list[models.Model]:
+    """Return all models, or those of one name, the one that was first seen last at the front."""
+    query = select(models.Model).order_by(models.Model.first_seen.desc(), models.Model.id.desc())
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(query if name is None else query.where(models.Model.name == name)))
+
+
+def by_identity(engine: Engine, digest: str) -> models.Model | None:
+    """Return the model of one identity."""
+    with Session(engine, expire_on_commit=False) as session:
+        return session.scalar(select(models.Model).where(models.Model.identity == digest))

@@ -1,0 +1,329 @@
+"""One model at one replica: its window, its detectors, its open alarms and its verdict.
+
+Used from one thread. Times are seconds since the epoch by the sidecar's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from moe_watch import aggregate, rows, wire
+from moe_watch.detect import live
+from moe_watch.detect.balance import Balance, balance
+from moe_watch.detect.baseline import Baseline
+from moe_watch.detect.batch import Batch
+from moe_watch.detect.blind import Sight, sight
+from moe_watch.detect.dead import DeadExperts, dead_experts
+from moe_watch.detect.ood import OodScores
+from moe_watch.join import Joined
+from moe_watch.recent import Recent
+from moe_watch.settings import DetectSettings, StoreSettings
+from moe_watch.store import baselines, served, windows
+from moe_watch.store.write import NewEpisode, NewRequest, Writes
+from moe_watch.verdict import decide
+
+TAP_SILENT_S: Final = 30.0
+_PARTIAL_S: Final = 5.0  # how much of a window a kill may lose
+_RESAMPLES: Final = 200
+_SIGHT_REQUESTS: Final = 100  # the latest, by which the tap is found to be blind
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The active baseline and what the store says of it."""
+
+    active: baselines.Active
+    fitted: Baseline
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What the latest fingerprints say of load and sight."""
+
+    balance: Balance
+    dead: DeadExperts
+    sight: Sight
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one batch of requests showed."""
+
+    requests: Sequence[Joined]  # canaries left out
+    ood: OodScores | None
+    scored: Sequence[Joined]  # those in ``ood``, in its order
+
+
+@dataclass
+class Heard:
+    """What the processes of the replica's tap said last."""
+
+    health: dict[str, tuple[wire.Health, float]] = field(default_factory=dict)  # by source, with when it came
+    at: float | None = None
+    skew_s: float | None = None
+    _dropped: dict[tuple[str, str], int] = field(default_factory=dict)  # (source, reason) -> count
+
+    def hear(self, health: wire.Health, now: float) -> None:
+        """Take note of ``health``; what was silent for long is forgotten."""
+        self.health[health.source] = (health, now)
+        self.health = {source: last for source, last in self.health.items() if now - last[1] <= 2 * TAP_SILENT_S}
+        self.at, self.skew_s = now, now - health.sent_at
+
+    def engines(self, now: float) -> list[wire.Health]:
+        """Return what the engine processes said that spoke lately."""
+        return [h for h, at in self.health.values() if h.role == "engine" and now - at <= TAP_SILENT_S]
+
+    def increase(self, source: str, reason: str, count: int) -> int:
+        """Return by how much a count of one process of the tap grew since it was last heard."""
+        before = self._dropped.get((source, reason), 0)
+        self._dropped[source, reason] = max(count, before)
+        return max(0, count - before)
+
+
+class Watch:
+    """The running picture of one model at one replica."""
+
+    def __init__(
+        self, model: wire.Model, detect: DetectSettings, store: StoreSettings, window_s: float, now: float
+    ) -> None:
+        self.model = model
+        self.identity = served.identity(model)
+        self.layers, self.experts = model.layers, model.experts if model.layers else 0
+        self.recent = Recent(self.layers, self.experts)
+        self.clock = aggregate.Clock(window_s)
+        self.clock.open(now)
+        self.window = self._new_window()
+        self.previous = self._new_window()
+        self.normal: Normal | None = None
+        self.observation: live.Observation | None = None
+        self.assessment: Assessment | None = None
+        self.heard = Heard()
+        self.open: dict[str, NewEpisode] = {}
+        self._begun: Counter[str] = Counter()
+        self.requests = 0
+        self.routed = 0
+        self.errors = 0
+        self.verdict, self.since = "idle", now
+        self._detect, self._store = detect, store
+        self._state: live.LiveState | None = None
+        self._pending = Writes()
+        self._written_at = now
+        self._dirty = False
+        self._unassessed = False
+
+    def _new_window(self) -> aggregate.Window:
+        return aggregate.Window(self.layers, self.experts)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Return the labels of its metrics."""
+        return self.model.model, self.model.replica
+
+    def layer_id(self, index: int) -> int:
+        """Return the index in the whole model of a layer with experts."""
+        return self.model.layer_ids[index] if self.model.layer_ids else index
+
+    def use(self, normal: Normal | None, now: float) -> None:
+        """Judge by another baseline from now on; alarms against the one before end."""
+        for kind in ("traffic", "routing"):
+            self.end(kind, now)
+        self.recent.forget_scores()
+        self.observation = None
+        self._state, self.normal = None, normal
+        if normal is not None:
+            self._state = live.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
+
+    def process(self, requests: Sequence[Joined], now: float) -> Seen:
+        """Take in finished requests; what is to be written comes with the next ``collect``."""
+        batch, routed = self._batch(requests)
+        ordinary = [request for request in requests if not request.canary]
+        self.window.add_requests(ordinary)
+        flags = np.array([(r.complete, r.routing is not None) for r in ordinary], bool).reshape(-1, 2)
+        self.recent.flags.push(flags)
+        self.requests += len(ordinary)
+        self._dirty = self._unassessed = True
+        ood = None
+        if len(batch):
+            self.routed += len(batch)
+            self.window.add_routing(batch)
+            self.recent.add_routing(batch)
+            ood = self._observe(batch, [requests[index] for index in routed], now)
+        self._pending.requests += self._rows(requests, routed, ood)
+        return Seen(ordinary, ood, [requests[index] for index in routed])
+
+    def _rows(self, requests: Sequence[Joined], routed: list[int], ood: OodScores | None) -> list[NewRequest]:
+        return rows.new_requests(
+            self.identity,
+            requests,
+            routed,
+            ood,
+            baseline_id=self.normal.active.id if self.normal is not None else None,
+            fingerprint_rate=self._store.fingerprint_rate,
+            keep_samples_days=self._store.keep_samples_days,
+        )
+
+    def _batch(self, requests: Sequence[Joined]) -> tuple[Batch, list[int]]:
+        """Return the fingerprints of the ordinary requests that have any, in the order of their end, and which."""
+        shape = (self.layers, self.experts)
+        chosen = [
+            (r.routing.finished_at, index)
+            for index, r in enumerate(requests)
+            if r.routing is not None and not r.canary and (r.routing.layers, r.routing.experts) == shape
+        ]
+        order = [index for _, index in sorted(chosen)]
+        routings = [routing for index in order if (routing := requests[index].routing) is not None]
+        prompt, decode = np.zeros((2, len(order), *shape), np.uint32)
+        confidence = np.full((2, len(order), self.layers), np.nan, np.float32)
+        for at, routing in enumerate(routings):
+            prompt[at] = wire.unpack_counts(routing.prompt, *shape)
+            decode[at] = wire.unpack_counts(routing.decode, *shape)
+            if routing.entropy is not None and routing.margin is not None:
+                confidence[:, at] = routing.entropy, routing.margin
+        known = bool(np.isfinite(confidence).any())
+        finished = np.array([routing.finished_at for routing in routings])
+        entropy, margin = (confidence[0], confidence[1]) if known else (None, None)
+        return Batch(prompt, decode, max(1, self.model.top_k), entropy, margin, finished), order
+
+    def _observe(self, batch: Batch, requests: Sequence[Joined], now: float) -> OodScores | None:
+        """Score ``batch`` and feed the drift detectors; a detector that fails costs its result, not the process."""
+        if self.normal is None or self._state is None:
+            return None
+        try:
+            self._state, self.observation = live.observe(self.normal.fitted, self._state, batch)
+        except Exception:  # noqa: BLE001 - whatever it is, requests must still be counted and stored
+            self.errors += 1
+            _log.exception("a detector failed", model=self.model.model, replica=self.model.replica)
+            return None
+        ood = self.observation.ood
+        finished = np.zeros(len(batch)) if batch.finished_at is None else batch.finished_at
+        self.window.add_scores(ood.p, ood.p <= self._detect.ood_alpha)
+        self.recent.add_scores([r.request_id for r in requests], ood.p, finished, self._detect.ood_alpha)
+        for alarm in self.observation.alarms:
+            if alarm.started:
+                self._begin_drift(alarm, len(batch), now)
+            else:
+                self.end("traffic", now)
+                self.end("routing", now)
+        return ood
+
+    def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
+        layer = None if alarm.layer is None else self.layer_id(alarm.layer)
+        where = "" if layer is None else f" in layer {layer}"
+        began = self.recent.began_at(alarm.began + batched - 1 - alarm.at) or now
+        version = self.normal.active.version if self.normal is not None else 0
+        flags = self.recent.ood.rows()
+        share = float(flags.mean()) if len(flags) else math.nan
+        summary = (
+            f"{self.model.model} at {self.model.replica}: expert routing left baseline {version}{where} "
+            f"({alarm.channel}); {share:.1%} of the latest requests are out of distribution, "
+            f"{self._detect.ood_alpha:.1%} expected"
+        )
+        evidence = {
+            "channel": alarm.channel,
+            "layer": layer,
+            "requests_since": alarm.began,
+            "evidence": alarm.evidence,
+            "average_run_length": self._detect.average_run_length,
+            "ood_ratio": share if math.isfinite(share) else None,
+            "channels": dict(self.observation.channels) if self.observation is not None else {},
+            "requests": [s.request_id for s in list(self.recent.suspects)[-10:]],
+        }
+        self.begin("traffic", began, now, summary, evidence)
+
+    def begin(self, kind: str, began_at: float, now: float, summary: str, evidence: dict[str, Any]) -> None:
+        """Open an alarm of ``kind`` unless one is open."""
+        if kind in self.open:
+            return
+        values = {
+            "replica": self.model.replica,
+            "kind": kind,
+            "began_at": min(began_at, now),
+            "flagged_at": now,
+            "ended_at": None,
+            "baseline_id": self.normal.active.id if self.normal is not None else None,
+            "summary": summary,
+            "evidence": evidence,
+        }
+        self.open[kind] = NewEpisode(self.identity, values)
+        self._pending.episodes.append(self.open[kind])
+        self._begun[kind] += 1
+        _log.warning("alarm", kind=kind, summary=summary)
+
+    def end(self, kind: str, now: float) -> None:
+        """Close the alarm of ``kind``, if one is open."""
+        episode = self.open.pop(kind, None)
+        if episode is not None:
+            self._pending.episodes.append(NewEpisode(episode.identity, {**episode.values, "ended_at": now}))
+            _log.info("alarm is over", kind=kind, summary=episode.values["summary"])
+
+    def begun_since_published(self) -> Counter[str]:
+        """Return how many alarms were raised, by kind, since this was asked last."""
+        out, self._begun = self._begun, Counter()
+        return out
+
+    def collect(self, now: float, *, last: bool = False) -> Writes:
+        """Return what is to be written; windows when they are over, every few seconds, and at the ``last``."""
+        over = self.clock.is_over(now)
+        if self._dirty and (over or last or not 0 <= now - self._written_at < _PARTIAL_S):
+            seconds = self.clock.end - self.clock.start
+            window = windows.row(self.identity, self.model.replica, self.clock.start, seconds, self.window)
+            self._pending.windows.append(window)
+            self._written_at, self._dirty = now, False
+        if over:
+            self.clock.open(now)
+            self.previous, self.window = self.window, self._new_window()
+        out, self._pending = self._pending, Writes()
+        return out
+
+    def latest(self) -> aggregate.Window:
+        """Return the sums over the window before and the current one."""
+        total = self._new_window()
+        total.merge(self.previous)
+        total.merge(self.window)
+        return total
+
+    def assess(self) -> bool:
+        """Look at load balance, dead experts and sight over the latest fingerprints; say whether there was news."""
+        if not self._unassessed or not self.layers:
+            return False
+        self._unassessed = False
+        counts = self.recent.counts.rows().astype(np.int64)
+        flags = self.recent.flags.rows()[-_SIGHT_REQUESTS:]
+        routed = int(flags[:, 1].sum()) if len(flags) else 0
+        self.assessment = Assessment(
+            balance(counts, _RESAMPLES),
+            dead_experts(counts),
+            sight(counts, routed, len(flags), self._detect.coverage_floor),
+        )
+        return True
+
+    def tap_state(self, now: float) -> tuple[bool, str, str]:
+        """Return whether the tap is up, its state, and why."""
+        if self.heard.at is None:
+            return False, "unknown", "the tap of the engine has not spoken yet"
+        engines = self.heard.engines(now)
+        if not engines:
+            return False, "silent", f"the tap of the engine has been silent for more than {TAP_SILENT_S:.0f} s"
+        worst = next((health for health in engines if health.state not in {"on", "dense"}), engines[0])
+        return worst.state == "on", worst.state, worst.reason
+
+    def judge(self, now: float) -> tuple[str, str]:
+        """Return the verdict and the reason for it, and open or end the alarm of a blind tap."""
+        verdict, reason = decide(self, now)
+        if verdict == "blind":
+            self.begin("blind", now, now, f"{self.model.model} at {self.model.replica}: {reason}", {"reason": reason})
+        else:
+            self.end("blind", now)
+        if verdict != self.verdict:
+            _log.info("verdict", model=self.model.model, replica=self.model.replica, verdict=verdict, reason=reason)
+            self.verdict, self.since = verdict, now
+        return verdict, reason

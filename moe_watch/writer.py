@@ -1,0 +1,197 @@
+"""Writes what the sidecar learnt to the store, in order and exactly once; a store that is away costs nothing else.
+
+While the store is away, batches go to the spool; once it is back they are replayed before anything newer is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board
+from moe_watch.settings import Settings
+from moe_watch.spool import Spool, SpoolFullError
+from moe_watch.store.engine import sqlite_path
+from moe_watch.store.write import Writes, is_away, write
+
+_AT_ONCE: Final = 512  # requests in one transaction
+_MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
+_RETRY_S: Final = 1.0
+_MIB: Final = 1 << 20
+
+_log = structlog.get_logger()
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)
+
+
+def open_spool(settings: Settings) -> Spool | None:
+    """Return the spool of ``settings``; None, with a warning, where it cannot be."""
+    path = sqlite_path(settings.store.url)
+    folder = settings.spool_dir or (path.with_name(path.name + ".spool") if path else Path("moe-watch.spool"))
+    try:
+        return Spool(folder, settings.spool_max_bytes)
+    except OSError as error:
+        _log.warning(
+            "no spool: what cannot be written while the store is away is lost", folder=str(folder), why=str(error)
+        )
+        return None
+
+
+class Writer:
+    """Takes ``Writes`` from the loop and puts them into the store from a thread."""
+
+    def __init__(self, engine: Engine, board: Board, spool: Spool | None) -> None:
+        self._engine, self._board, self._spool = engine, board, spool
+        self._queue: deque[Writes] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self.up = True
+
+    def put(self, writes: Writes) -> None:
+        """Take ``writes``; never blocks."""
+        if writes:
+            self._queue.append(writes)
+            self._wake.set()
+
+    @property
+    def spool_bytes(self) -> int:
+        """Return what waits on disk."""
+        return self._spool.size if self._spool is not None else 0
+
+    async def run(self) -> None:
+        """Write until ``stop``; then write or spool what is left and return."""
+        while not self._stopping or self._queue:
+            if not self._queue and not self._spool:
+                self._wake.clear()
+                await self._wake.wait()
+            done = await asyncio.to_thread(self._step)
+            if not done and not self._stopping:
+                await asyncio.sleep(_RETRY_S)
+            elif not done:
+                break
+        await asyncio.to_thread(self._save_rest)
+
+    def stop(self) -> None:
+        """Let ``run`` finish what it has and return."""
+        self._stopping = True
+        self._wake.set()
+
+    def _step(self) -> bool:
+        """Write the oldest batch, from the spool before memory; return False when the store is away."""
+        self._board.set(metrics.SPOOL_BYTES, self.spool_bytes)
+        if self._spool is not None and self._spool:
+            return self._replay(self._spool)
+        if not self._queue:
+            return True
+        batch = self._take()
+        if self._write(batch):
+            return True
+        self._keep(batch)
+        return False
+
+    def _replay(self, spool: Spool) -> bool:
+        payload = spool.peek()
+        if payload is not None:
+            try:
+                batch = _decoder.decode(payload)
+            except msgspec.MsgspecError:
+                _log.exception("a batch in the spool is of another version and was passed over")
+                batch = Writes()
+            if not self._write(batch):
+                self._spool_queue()
+                return False
+            spool.pop()
+        if self._queued() > _MOST_QUEUED:
+            self._spool_queue()
+        return True
+
+    def _queued(self) -> int:
+        """Return the number of requests in memory; the loop may append meanwhile, hence the copy."""
+        return sum(len(writes.requests) for writes in list(self._queue))
+
+    def _take(self) -> Writes:
+        """Return the oldest batches as one, up to a size."""
+        batch = self._queue.popleft()
+        while self._queue and len(batch.requests) + len(self._queue[0].requests) <= _AT_ONCE:
+            batch.extend(self._queue.popleft())
+        return batch
+
+    def _write(self, batch: Writes) -> bool:
+        """Write ``batch``; rows that the store refuses are left out and counted. Return False when it is away."""
+        began = time.monotonic()
+        try:
+            fresh = write(self._engine, batch)
+        except (SQLAlchemyError, OverflowError, ValueError, TypeError) as error:
+            if not isinstance(error, DBAPIError) or not is_away(error):
+                return self._write_in_halves(batch, error)
+            if self.up:
+                _log.error("the store is away", why=str(error.orig))
+            self._set_up(up=False)
+            return False
+        self._board.observe(metrics.STORE_WRITE, [time.monotonic() - began])
+        self._board.add(metrics.STORE_ROWS, fresh)
+        if not self.up:
+            _log.info("the store is back")
+        self._set_up(up=True)
+        return True
+
+    def _write_in_halves(self, batch: Writes, error: Exception) -> bool:
+        halves = batch.halves()
+        if halves is None:
+            _log.error("the store refused a row, which is left out", why=str(getattr(error, "orig", error)))
+            self._board.add(metrics.STORE_REFUSED, 1)
+            return True
+        return all(self._write(half) for half in halves)
+
+    def _keep(self, batch: Writes) -> None:
+        """Put ``batch`` on disk, or at the front of the queue where there is no spool."""
+        if self._spool is None:
+            self._queue.appendleft(batch)
+            while self._queued() > _MOST_QUEUED:
+                self._lose(self._queue.pop())
+            return
+        try:
+            self._spool.append(_encoder.encode(batch))
+        except SpoolFullError as error:
+            self._lose(batch, why=str(error))
+        self._spool_queue()
+
+    def _spool_queue(self) -> None:
+        if self._spool is None:
+            return
+        while self._queue:
+            batch = self._take()
+            try:
+                self._spool.append(_encoder.encode(batch))
+            except SpoolFullError as error:
+                self._lose(batch, why=str(error))
+        self._board.set(metrics.SPOOL_BYTES, self._spool.size)
+
+    def _save_rest(self) -> None:
+        """Write what is left at the end, or leave it in the spool for the next start."""
+        while self._queue:
+            batch = self._take()
+            if (self._spool is not None and self._spool) or not self._write(batch):
+                if self._spool is None:
+                    self._lose(batch, why="no spool")
+                    continue
+                self._keep(batch)
+        if self._spool is not None:
+            self._spool.close()
+
+    def _lose(self, batch: Writes, why: str = "memory is full") -> None:
+        _log.error("requests could neither be written nor kept", requests=len(batch.requests), why=why)
+        self._board.add(metrics.SPOOL_DROPPED, len(batch.requests))
+
+    def _set_up(self, *, up: bool) -> None:
+        self.up = up
+        self._board.set(metrics.STORE_UP, float(up))

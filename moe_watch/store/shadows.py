@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import numpy as np
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, case, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.detect.gap import Floats
+from moe_watch.detect.gap_alarm import Reference
 from moe_watch.detect.quality import Observed
 from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.store.models import Model, Request, Sample, ServerBench, Shadow
+from moe_watch.store.models import Meta, Model, Request, Sample, ServerBench, Shadow
 
+_REFERENCE = "quality_reference/"
 _OVERLAP = 1000  # requests looked at again after a restart: replays that were under way are not in order
 
 
@@ -206,3 +210,50 @@ def benches(session: Session, since: float, until: float, *, model: str | None =
     if model is not None:
         query = query.where(ServerBench.moe_model == model)
     return list(session.scalars(query.order_by(ServerBench.at.desc(), ServerBench.concurrency)))
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    model: str
+    reference: Reference
+
+
+def reference(session: Session, stream: tuple[str, str, str], kind: str) -> Reference | None:
+    """Return what the quality alarm of ``kind`` takes as normal; None while it is being learned.
+
+    ``stream`` is model, replica and dense model.
+    """
+    kept = session.get(Meta, _reference_key(*stream, kind))
+    return msgspec.json.decode(kept.value, type=_Kept).reference if kept is not None else None
+
+
+def keep_reference(session: Session, stream: tuple[str, str, str], kind: str, known: Reference) -> None:
+    """Keep ``known`` until ``forget_references``."""
+    value = msgspec.json.encode(_Kept(stream[0], known)).decode()
+    session.merge(Meta(key=_reference_key(*stream, kind), value=value))
+
+
+def forget_references(session: Session, model: str) -> int:
+    """Let the quality alarms of ``model`` learn anew (after an accepted change of the model); return how many."""
+    kept = session.scalars(select(Meta).where(Meta.key.startswith(_REFERENCE))).all()
+    rows = [row for row in kept if msgspec.json.decode(row.value, type=_Kept).model == model]
+    for row in rows:
+        session.delete(row)
+    return len(rows)
+
+
+def _reference_key(*parts: str) -> str:
+    return _REFERENCE + blake2b("\0".join(parts).encode(), digest_size=20).hexdigest()
+
+
+def coverage(session: Session, model: str, replica: str, since: float, until: float) -> float | None:
+    """Return the share of finished requests of a period that the shadow scored; None without requests."""
+    query = (
+        select(func.count(), func.sum(case((Shadow.outcome == "scored", 1), else_=0)))
+        .select_from(Request)
+        .join(Model, Model.id == Request.model_id)
+        .outerjoin(Shadow, Shadow.request_pk == Request.id)
+        .where(Model.name == model, Request.replica == replica, Request.canary.is_(False))
+        .where(Request.finished_at > since, Request.finished_at <= until)
+    )
+    requests, scored = session.execute(query).one()
+    return float(scored or 0) / requests if requests else None

@@ -1,0 +1,177 @@
+"""Follows what the shadow writes: tests gap and garbled share request by request, and sets the quality metrics.
+
+It reads the store, so it does not matter whether the shadow runs in this process or in another. Call it off the event
+loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from moe_watch.detect import advantage, quality
+from moe_watch.detect.quality import Observed
+from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board
+from moe_watch.settings import Settings
+from moe_watch.shadow import words
+from moe_watch.shadow.signals import DEFECTS
+from moe_watch.shadow.trial import Kind, Trial
+from moe_watch.store import shadows
+
+OUTCOMES = ("scored", "unscored", "signals", "unsupported", "dropped", "failed")
+WINDOW_S = 6 * 3600.0  # what the gauges are over
+_REVIEW_S = 60.0
+_LAG_S = 5.0  # rows are stamped before they are committed
+_CATCH_UP_S = 24 * 3600.0
+_COVERAGE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """An alarm of ``kind`` that starts or is over; ``began_at`` is the estimated start of what it is about."""
+
+    kind: Kind
+    started: bool
+    began_at: float
+    summary: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Stream:
+    """One model at one replica against one dense model."""
+
+    dense: str
+    cursor: float
+    trials: dict[Kind, Trial]
+    reviewed_at: float = -math.inf
+
+
+@dataclass
+class QualityWatch:
+    """The quality of every model and replica that ``update`` is asked about."""
+
+    engine: Engine
+    settings: Settings
+    board: Board
+    _streams: dict[tuple[str, str], _Stream] = field(default_factory=dict)
+
+    def update(self, model: str, replica: str, now: float) -> list[Change]:
+        """Read what is new, set the metrics of this model and replica, and return alarms that started or ended.
+
+        Raises ``sqlalchemy.exc.SQLAlchemyError`` when the store is away; the next call goes on from where this began.
+        """
+        labels = (model, replica)
+        with Session(self.engine) as session:
+            stream, changed = self._stream(session, labels, now)
+            fresh = self._observed(session, labels, stream.cursor, now - _LAG_S)
+            self._count(fresh, labels)
+            changed += self._feed(session, stream, fresh, labels)
+            changes = [self._change(session, stream.trials[kind], labels, now) for kind in changed]
+            if now - stream.reviewed_at >= _REVIEW_S:
+                stream.reviewed_at = now
+                self._review(session, labels, now)
+        self.board.set(metrics.QUALITY_DEGRADED, float(stream.trials["quality"].state.alarmed), *labels)
+        return changes
+
+    def _observed(self, session: Session, labels: tuple[str, str], since: float, until: float) -> Observed:
+        return shadows.observed(session, since, until, model=labels[0], replica=labels[1])
+
+    def _stream(self, session: Session, labels: tuple[str, str], now: float) -> tuple[_Stream, list[Kind]]:
+        """Return the stream and the alarms that are open from before; made anew when the dense model is another one.
+
+        The last day is fed to the tests of a new stream, so that an alarm that was open opens again.
+        """
+        dense = shadows.dense_model(session, *labels) or ""
+        stream = self._streams.get(labels)
+        if stream is not None and dense == stream.dense:
+            return stream, []
+        if stream is None:
+            self._show_zeros(labels)
+        stream = _Stream(dense, now - _CATCH_UP_S, self._trials(session, labels, dense))
+        self._feed(session, stream, self._observed(session, labels, stream.cursor, now - _LAG_S), labels)
+        self._streams[labels] = stream
+        return stream, [kind for kind, trial in stream.trials.items() if trial.state.alarmed]
+
+    def _trials(self, session: Session, labels: tuple[str, str], dense: str) -> dict[Kind, Trial]:
+        shadow, run_length = self.settings.shadow, self.settings.detect.average_run_length
+        tolerances: dict[Kind, float] = {"quality": shadow.gap_tolerance, "garbled": shadow.garbled_tolerance}
+        return {
+            kind: Trial(
+                kind,
+                run_length,
+                tolerance,
+                shadow.reference_requests,
+                shadows.reference(session, (*labels, dense), kind),
+            )
+            for kind, tolerance in tolerances.items()
+        }
+
+    def _show_zeros(self, labels: tuple[str, str]) -> None:
+        for outcome in OUTCOMES:
+            self.board.add(metrics.SHADOW_REQUESTS, 0, *labels, outcome)
+        for kind in DEFECTS:
+            self.board.add(metrics.GARBLED_REQUESTS, 0, *labels, kind)
+
+    def _feed(self, session: Session, stream: _Stream, seen: Observed, labels: tuple[str, str]) -> list[Kind]:
+        """Give new requests to the tests; return the kinds whose alarm started or ended."""
+        changed: list[Kind] = []
+        for kind, trial in stream.trials.items():
+            learning = trial.known is None
+            values, weights = (seen.gap, seen.weight) if kind == "quality" else (seen.garbled, seen.sample_weight)
+            if trial.feed(values, weights, seen.at):
+                changed.append(kind)
+            if learning and trial.known is not None:
+                shadows.keep_reference(session, (*labels, stream.dense), kind, trial.known)
+                session.commit()
+        if len(seen.at):
+            stream.cursor = float(seen.at[-1])
+        return changed
+
+    def _change(self, session: Session, trial: Trial, labels: tuple[str, str], now: float) -> Change:
+        if not trial.state.alarmed:
+            return Change(trial.kind, started=False, began_at=trial.began_at)
+        before = self._observed(session, labels, trial.began_at - WINDOW_S, trial.began_at)
+        after = self._observed(session, labels, trial.began_at, now)
+        summary, evidence = words.alarm(trial, before, after, " at ".join(labels))
+        return Change(trial.kind, True, trial.began_at, summary, evidence)  # noqa: FBT003
+
+    def _count(self, fresh: Observed, labels: tuple[str, str]) -> None:
+        for outcome, count in Counter(fresh.outcome.tolist()).items():
+            self.board.add(metrics.SHADOW_REQUESTS, count, *labels, outcome)
+        for kind, flags in fresh.defects.items():
+            self.board.add(metrics.GARBLED_REQUESTS, float(np.nansum(flags)), *labels, kind)
+
+    def _review(self, session: Session, labels: tuple[str, str], now: float) -> None:
+        """Set the gauges over the last hours; what cannot be estimated is left out."""
+        seen = self._observed(session, labels, now - WINDOW_S, now)
+        found = quality.review(seen)
+        if found.gap:
+            self.board.set(metrics.QUALITY_GAP, found.gap.value, *labels)
+            self.board.set(metrics.QUALITY_GAP_LOWER, found.gap.lower, *labels)
+            self.board.set(metrics.QUALITY_GAP_UPPER, found.gap.upper, *labels)
+        if found.garbled:
+            self.board.set(metrics.GARBLED_RATIO, found.garbled.value, *labels)
+            self.board.set(metrics.GARBLED_RATIO_LOWER, found.garbled.lower, *labels)
+        deciles: dict[tuple[str, ...], float] = {(str(k),): e.value for k, e in enumerate(found.curve.deciles, 1) if e}
+        self.board.replace(metrics.QUALITY_GAP_BY_OOD, labels, deciles)
+        covered = shadows.coverage(session, *labels, now - _COVERAGE_S, now)
+        if covered is not None:
+            self.board.set(metrics.SHADOW_COVERAGE, covered, *labels)
+        self._review_speed(session, labels, now)
+
+    def _review_speed(self, session: Session, labels: tuple[str, str], now: float) -> None:
+        speeds = shadows.speeds(session, now - WINDOW_S, now, model=labels[0], replica=labels[1])
+        paid = advantage.live(
+            speeds.moe_tpot_s, speeds.moe_concurrency, speeds.dense_tpot_s, speeds.dense_concurrency, speeds.weight
+        ).overall
+        if paid:
+            self.board.set(metrics.MOE_ADVANTAGE, paid.value, *labels)
+            self.board.set(metrics.MOE_ADVANTAGE_UPPER, paid.upper, *labels)

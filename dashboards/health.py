@@ -97,7 +97,7 @@ def _wire() -> list[Any]:
         ),
         series(
             "Frames received",
-            "Frames a second, by type.",
+            "Frames a second, by type; a type that is missing names the half of the tap that is silent.",
             [Query("sum by (type) (rate(moe_watch_frames_received_total[$__rate_interval]))", "{{type}}")],
             "short",
             width=8,

@@ -1,0 +1,154 @@
+"""``moe-watch baseline``: what is normal for a model, fitted on requests in the store, versioned."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sqlalchemy import Engine
+
+from moe_watch import commands
+from moe_watch.commands.options import period
+from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
+from moe_watch.settings import Settings
+from moe_watch.store import baselines, requests, served
+from moe_watch.store.engine import StoreError
+from moe_watch.store.models import Baseline, Model
+
+_BATCH = 512
+_model = click.option("--model", "name", help="Name of the model; needed where the store has several.")
+
+
+@click.group()
+def command() -> None:
+    """Fit, list, show and promote baselines: pictures of normal routing."""
+
+
+@command.command()
+@_model
+@click.option("--since", default="30d", show_default=True, help="Fit on requests from then on: 12h, 7d, or a date.")
+@click.option("--until", help="Fit on requests up to then; now by default.")
+@click.option("--note", default="", help="Why this baseline was made; kept with it.")
+@click.option("--promote", "and_promote", is_flag=True, help="Make it the active one at once.")
+@click.option("--seed", default=0, show_default=True, help="Draws which requests fit and which calibrate.")
+def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *, and_promote: bool) -> None:
+    """Fit a baseline on the stored requests of a period of normal traffic."""
+    settings, now = commands.settings(), time.time()
+    store = commands.store(settings)
+    model = choose(store, name)
+    start, end = period(since, until, now)
+    builder = _read(store, settings, model, start, end)
+    try:
+        made = builder.build(seed)
+        row = baselines.save(store, model, made, now=now, note=note)
+        if and_promote:
+            baselines.promote(store, model, row.version, now=time.time())
+    except TooFewRequests as error:
+        raise click.ClickException(_too_few(error, settings)) from error
+    except (StoreError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    done = "active now" if and_promote else f"to use it: moe-watch baseline promote {row.version}"
+    click.echo(f"baseline {row.version} of {model.name}, fitted on {row.requests} requests; {done}")
+
+
+def _read(store: Engine, settings: Settings, model: Model, start: float, end: float) -> BaselineBuilder:
+    """Return a builder that has seen the fingerprints of the period."""
+    builder = BaselineBuilder(minimum=settings.detect.baseline_min_requests)
+    stored = requests.fingerprints(store, model, start, end, size=_BATCH)
+    total = requests.count(store, model.id, start, end) / _BATCH
+    for found in track(stored, "reading", total=total, console=Console(stderr=True), transient=True):
+        builder.add(found.batch)
+    return builder
+
+
+def _too_few(error: TooFewRequests, settings: Settings) -> str:
+    rate = settings.store.fingerprint_rate
+    sampled = f" (fingerprints are kept of {rate:.0%} of the requests: store.fingerprint_rate)" if rate < 1 else ""
+    return f"{error}{sampled}: let more traffic pass, or choose a longer period with --since"
+
+
+@command.command("list")
+@_model
+def list_(name: str | None) -> None:
+    """List all baselines, newest first."""
+    store = commands.store(commands.settings())
+    table = Table("version", "model", "shape", "requests", "made", "promoted", "note", box=None)
+    for row, model in baselines.listed(store):
+        if name is not None and model.name != name:
+            continue
+        shape = f"{model.layers} x {model.experts}, top-{model.top_k}"
+        promoted = "active" if row.active else _day(row.promoted_at)
+        identity = f"{model.name} ({model.identity[:8]})"
+        table.add_row(str(row.version), identity, shape, str(row.requests), _day(row.created_at), promoted, row.note)
+    Console().print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
+
+
+@command.command()
+@click.argument("version", type=int)
+@_model
+def show(version: int, name: str | None) -> None:
+    """Show one baseline."""
+    store = commands.store(commands.settings())
+    model = choose(store, name)
+    row = _version(store, model, version)
+    try:
+        fitted = baselines.load(store, row.id)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    table = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("baseline", f"{version}{', active' if row.active else ''}"),
+        ("model", f"{model.name} ({model.identity[:8]}), revision {model.detail.get('revision') or 'unknown'}"),
+        ("shape", f"{fitted.layers} layers x {fitted.experts} experts, top-{fitted.top_k}"),
+        ("requests", f"{fitted.requests}, of which {len(fitted.scores)} calibrate the p-values"),
+        ("parts", ", ".join(fitted.parts)),
+        ("made", _day(row.created_at)),
+        ("promoted", _day(row.promoted_at)),
+        ("note", row.note or "none"),
+    ):
+        table.add_row(key, value)
+    Console().print(table)
+
+
+@command.command()
+@click.argument("version", type=int)
+@_model
+def promote(version: int, name: str | None) -> None:
+    """Make one baseline the active one; a running sidecar takes it up within seconds."""
+    store = commands.store(commands.settings())
+    model = choose(store, name)
+    try:
+        row = baselines.promote(store, model, version, now=time.time())
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"baseline {version} of {model.name} ({row.requests} requests) is active")
+
+
+def choose(store: Engine, name: str | None) -> Model:
+    """Return the model of this name that was first seen last; raise ``ClickException`` when that is not one model."""
+    found = served.by_name(store, name)
+    if not found:
+        known = ", ".join(sorted({model.name for model in served.by_name(store)}))
+        hint = f"the store has: {known}" if known else "no model was seen yet; `moe-watch doctor` says why"
+        raise click.ClickException(f"no model {name or ''} in the store: {hint}".replace("  ", " "))
+    names = sorted({model.name for model in found})
+    if len(names) > 1:
+        raise click.ClickException(f"the store has several models, choose one with --model: {', '.join(names)}")
+    if not found[0].layers:
+        raise click.ClickException(f"{found[0].name} is a dense model: it has no routing to fit a baseline on")
+    return found[0]
+
+
+def _version(store: Engine, model: Model, version: int) -> Baseline:
+    for row, _ in baselines.listed(store, model):
+        if row.version == version:
+            return row
+    raise click.ClickException(f"{model.name} has no baseline version {version}: see `moe-watch baseline list`")
+
+
+def _day(at: float | None) -> str:
+    return "never" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,27 @@
+"""``moe-watch doctor``: is everything right between vLLM and a verdict."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from moe_watch import commands
+from moe_watch.checkup import checkup
+
+_MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
+
+
+@click.command()
+def command() -> None:
+    """Check vLLM, tap, socket, sidecar, store and baseline, and say what to do; exits with 1 when something fails."""
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    for check in checkup(commands.settings()):
+        console.print(f"{_MARKS[check.state]}  {escape(check.subject)}: {escape(check.finding)}")
+        if check.state != "ok" and check.remedy:
+            console.print(f"      -> {escape(check.remedy)}")
+        failed |= check.state == "fail"
+    sys.exit(1 if failed else 0)

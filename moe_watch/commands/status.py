@@ -1,0 +1,112 @@
+"""``moe-watch status``: what the running sidecar sees now."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from moe_watch import commands, status
+from moe_watch.client import SidecarError, fetch_status
+from moe_watch.settings import HttpSettings
+
+_COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "magenta"}
+
+
+@click.command()
+@click.option("--url", help="Address of the sidecar; by default the one in the settings.")
+@click.option("--watch", "follow", is_flag=True, help="Keep looking until Ctrl-C.")
+@click.option("--json", "raw", is_flag=True, help="Print the JSON of /api/v1/status.")
+def command(url: str | None, *, follow: bool, raw: bool) -> None:
+    """Show the verdict on every replica; exits with 2 when one has an open alarm or a blind tap."""
+    settings = commands.settings()
+    try:
+        body, seen = fetch_status(settings.http, url)
+        if raw:
+            click.echo(body)
+        elif follow:
+            _follow(settings.http, url)
+        else:
+            Console().print(view(seen))
+    except SidecarError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        return
+    if any(replica.episodes or replica.verdict == "blind" for replica in seen.replicas):
+        sys.exit(2)
+
+
+def _follow(http: HttpSettings, url: str | None) -> None:
+    with Live(console=Console(), refresh_per_second=2) as live:
+        while True:
+            live.update(view(fetch_status(http, url)[1]))
+            time.sleep(1)
+
+
+def view(seen: status.Status) -> RenderableType:
+    """Return ``seen`` for a terminal."""
+    parts: list[RenderableType] = [_header(seen)]
+    if not seen.replicas:
+        parts.append("no tap has spoken yet: `moe-watch doctor` says what to check")
+    for replica in seen.replicas:
+        parts += ["", _replica(replica, seen.now)]
+    return Group(*parts)
+
+
+def _header(seen: status.Status) -> str:
+    refused, lost = sum(seen.frames_refused.values()), sum(seen.frames_lost.values())
+    store = "up" if seen.store.up else "[red]away[/red]"
+    spooled = f", {seen.store.spool_bytes / 1e6:.1f} MB wait on disk" if seen.store.spool_bytes else ""
+    return (
+        f"moe-watch {seen.version}, up {_span(seen.now - seen.started_at)}; store {store} "
+        f"({seen.store.bytes / 1e6:.1f} MB{spooled}); frames refused {refused}, lost {lost}"
+    )
+
+
+def _replica(replica: status.Replica, now: float) -> Table:
+    table = Table.grid(padding=(0, 2))
+    colour = _COLOURS.get(replica.verdict, "red")
+    table.add_row("replica", f"[bold]{replica.replica}[/bold] serving {replica.model} ({_shape(replica)})")
+    since = _span(now - replica.since)
+    table.add_row("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}: {replica.reason}")
+    tap = replica.tap
+    version = f"{tap.tap_version or '?'} in vLLM {tap.vllm_version or '?'}"
+    table.add_row("tap", f"{'up' if tap.up else f'[red]{tap.state}[/red] {tap.reason}'}, {version}")
+    table.add_row(
+        "requests", f"{replica.requests}, routed {_percent(replica.coverage)}, joined {_percent(replica.join_ratio)}"
+    )
+    if replica.baseline is not None:
+        promoted = datetime.fromtimestamp(replica.baseline.promoted_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        table.add_row("baseline", f"{replica.baseline.version} of {promoted}, {replica.baseline.requests} requests")
+        interval = f"{replica.ood.lower:.1%} to {replica.ood.upper:.1%}"
+        table.add_row("unusual", f"{_percent(replica.ood.value)} of the latest {replica.ood.n} ({interval})")
+        table.add_row("evidence", f"{replica.evidence:.2f} of the alarm threshold")
+    for episode in replica.episodes:
+        table.add_row(f"[red]{episode.kind}[/red]", f"since {_span(now - episode.began_at)}: {episode.summary}")
+    if replica.episodes and replica.movers:
+        moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
+        table.add_row("moved", "; ".join(moved))
+    if replica.suspects:
+        shown = ", ".join(f"{suspect.request_id} (p {suspect.p:.4f})" for suspect in replica.suspects[:3])
+        table.add_row("explain", f"{shown}")
+    return table
+
+
+def _shape(replica: status.Replica) -> str:
+    return f"{replica.layers} x {replica.experts}, top-{replica.top_k}" if replica.layers else "dense"
+
+
+def _percent(share: float | None) -> str:
+    return "none yet" if share is None else f"{share:.1%}"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

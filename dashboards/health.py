@@ -199,9 +199,13 @@ def _baseline() -> list[Any]:
             {"model": "Model", "replica": "Replica", "baseline": "Baseline", "Value": "Fitted on requests"},
         ),
         series(
-            "Requests awaiting a part",
-            "Requests of which some part is still awaited. It grows when one half of the tap went silent.",
-            [Query("sum(moe_watch_join_pending)", "pending")],
+            "Requests awaiting a part and detector errors",
+            "Requests of which some part is still awaited. It grows when one half of the tap went silent. "
+            "A detector error costs its result, not the request: see the sidecar's log.",
+            [
+                Query("sum(moe_watch_join_pending)", "pending"),
+                Query(f"sum(increase(moe_watch_detector_errors_total{{{MOE_WATCH}}}[$__rate_interval]))", "errors"),
+            ],
             "short",
         ),
         table(

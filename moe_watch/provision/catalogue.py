@@ -131,8 +131,8 @@ TRAFFIC: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"Requests to {SUBJECT} are of another kind than those of its baseline",
         description=(
-            "Live routing left the baseline while the canaries stayed where they were: the model is sound, its traffic "
-            "changed, at about {{ $value | humanizeTimestamp }} UTC."
+            "Live routing left the baseline and no canary moved with it: the traffic changed, not the model. It began at "
+            "about {{ $value | humanizeTimestamp }} UTC."
         ),
         dashboard="moe-watch-quality",
     ),
@@ -227,7 +227,10 @@ MONITOR: Final = (
         name="TapDown",
         severity="critical",
         incident="monitor",
-        expr=f'max {BY} (moe_watch_tap_up) == 0 or up{{job=~".*moe-watch.*"}} == 0 or absent(moe_watch_tap_up)',
+        expr=(
+            f'max {BY} (moe_watch_tap_up) == 0 or max {BY} (moe_watch_verdict{{verdict="blind"}}) == 1 '
+            'or up{job=~".*moe-watch.*"} == 0 or absent(moe_watch_tap_up)'
+        ),
         wait=limit.RATE_FOR,
         summary=(
             "Nothing watches {{ with $labels.model }}{{ . }}{{ else }}the model{{ end }}"

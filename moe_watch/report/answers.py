@@ -1,0 +1,170 @@
+"""The questions of the first screen, answered in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from moe_watch.report import figures, phrases
+from moe_watch.report.review import Interval, Missing, Ood, Quality, Review, Totals
+
+Tone = Literal["bad", "warn", "calm", "unknown"]
+State = Literal["empty", "blind", "learning", "quality", "routing", "deployment", "traffic", "steady"]
+TONE: Final[dict[State, Tone]] = {
+    "empty": "unknown", "blind": "bad", "learning": "unknown", "quality": "bad",
+    "routing": "bad", "deployment": "bad", "traffic": "warn", "steady": "calm",
+}  # fmt: skip
+_TOLD: Final = 3  # alarms and events named
+_FEWEST: Final = 100  # requests of two periods that are compared
+_WORTH_TELLING: Final = 0.2  # relative change of a total
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of the first screen: the answer in a word, and in sentences."""
+
+    question: str
+    short: str
+    sentences: tuple[str, ...]
+    tone: Tone
+
+
+def quality(review: Review) -> Answer:
+    """Answer whether quality is holding."""
+    question = "Is quality holding?"
+    found, broken = review.quality, _broken(review)
+    if isinstance(found, Missing):
+        return Answer(question, "Not known", (*broken, found.why, found.remedy), "bad" if broken else "unknown")
+    if found.gap is None:
+        looked = figures.plural(found.sampled, "request")
+        why = f"Texts of {looked} were looked at for defects only: no dense model answered."
+        return Answer(question, "Not known", (*broken, why, *_garbled(found)), "bad" if broken else "unknown")
+    short, sentence, tone = _shifted(found, review.promises.gap_tolerance)
+    sentences = (sentence, _gap(found.gap), *_by_decile(found), *_garbled(found), *broken)
+    return Answer(question, short, sentences, "bad" if broken else tone)
+
+
+def routing(review: Review, state: State) -> Answer:
+    """Answer whether routing moved."""
+    question = "Did routing move?"
+    coverage, drifts = review.coverage, review.timeline.drifts
+    largest = phrases.largest(review.change)
+    if state == "empty":
+        return Answer(question, "Not known", ("No request was recorded in the period.",), "unknown")
+    if drifts:
+        told = sorted(drifts, key=lambda d: -d.flagged_at)
+        sentences = [phrases.drift_sentence(drift, review.period.until) for drift in told[:_TOLD]]
+        if len(told) > _TOLD:
+            sentences.append(f"And {figures.plural(len(told) - _TOLD, 'alarm')} more.")
+        found = (*sentences, *phrases.cause(review), *_ood(review.ood), *largest)
+        return Answer(question, "Yes", found, TONE[state])
+    if state == "blind":
+        share = figures.share(coverage.routed / coverage.requests)
+        return Answer(question, "Not known", (f"Only {share} of the requests came with their routing.",), "bad")
+    if not coverage.scored:
+        why = review.baseline.why if isinstance(review.baseline, Missing) else "No request was scored."
+        return Answer(question, "Not known", (why, *largest), "unknown")
+    calm = (
+        f"No alarm in {figures.plural(coverage.scored, 'scored request')}; false ones come at least "
+        f"{figures.count(review.promises.run_length)} requests apart."
+    )
+    return Answer(question, "No", (calm, *_ood(review.ood), *largest), "calm")
+
+
+def changed(review: Review) -> Answer:
+    """Answer what changed, as far as it was recorded."""
+    marks = review.timeline.marks
+    sentences = [f"{figures.moment(mark.at)}: {mark.text}." for mark in marks[:_TOLD]]
+    if len(marks) > _TOLD:
+        sentences.append(f"And {figures.plural(len(marks) - _TOLD, 'event')} more, in the timeline below.")
+    quiet = "No restart, no new baseline and no new configuration was recorded."
+    short = figures.plural(len(marks), "event") if marks else "Nothing that was recorded"
+    compared = _against_previous(review.totals, review.previous)
+    return Answer("What changed?", short, (*(sentences or [quiet]), compared), "warn" if marks else "calm")
+
+
+def held(found: Quality, tolerance: float) -> bool:
+    """Say whether the data rules out that the gap rose by more than ``tolerance``."""
+    return found.shift is not None and found.shift.effect.high is not None and found.shift.effect.high <= tolerance
+
+
+def _gap(gap: Interval) -> str:
+    return (
+        f"The dense model finds the MoE's output less likely than its own by {phrases.estimate(gap)} nats per token, "
+        f"over {figures.plural(gap.requests, 'request')}; some gap is normal."
+    )
+
+
+def _shifted(found: Quality, tolerance: float) -> tuple[str, str, Tone]:
+    """Return the answer, a sentence and a tone for the change of the gap."""
+    if found.shift is None or found.shift.cause == "unknown":
+        return "Not known yet", "There is too little from the period before to compare with.", "unknown"
+    change = phrases.estimate(found.shift.effect, "nats per token")
+    if found.shift.cause == "none" and not held(found, tolerance):
+        most = phrases.number(found.shift.effect.high)
+        sentence = (
+            f"The gap to the dense model changed by {change}: no sign of a rise, but one of {most} is not ruled out."
+        )
+        return "No sign of worse", sentence, "calm"
+    told: dict[str, tuple[str, str, Tone]] = {
+        "none": ("Yes", f"The gap to the dense model changed by {change}; up to {tolerance:g} is tolerated.", "calm"),
+        "moe": ("No", f"The gap to the dense model grew by {change}; the dense model did not share it.", "bad"),
+        "both": ("No", f"Requests got harder for both models, and the gap still grew by {change}.", "bad"),
+        "traffic": ("Yes", f"Requests got harder for both models; the gap between them changed by {change}.", "calm"),
+    }
+    return told[found.shift.cause]
+
+
+def _by_decile(found: Quality) -> tuple[str, ...]:
+    known = [decile for decile in found.deciles if decile.requests]
+    if len(known) < 2:
+        return ()
+    first, last = (phrases.number(decile.value) for decile in (known[0], known[-1]))
+    return (f"On the most ordinary tenth of the traffic the gap is {first}, on the most unusual {last}.",)
+
+
+def _garbled(found: Quality) -> tuple[str, ...]:
+    if found.garbled is None or not found.garbled.value:
+        return ()
+    share = phrases.share_estimate(found.garbled)
+    return (f"Garbled outputs: {share} of {figures.count(found.sampled)} sampled ones.",)
+
+
+def _broken(review: Review) -> tuple[str, ...]:
+    """Return what vLLM itself says of broken output."""
+    corrupted = review.totals.corrupted
+    return (f"vLLM saw NaN in the logits of {figures.plural(corrupted, 'request')}.",) if corrupted else ()
+
+
+def _ood(ood: Ood | Missing) -> tuple[str, ...]:
+    if isinstance(ood, Missing):
+        return ()
+    share, of = phrases.share_estimate(ood.rate), figures.plural(ood.rate.requests, "request")
+    return (f"Out of distribution: {share} of {of}, {figures.share(ood.expected)} expected.",)
+
+
+def _against_previous(now: Totals, before: Totals | None) -> str:
+    """Name the totals that changed by a fifth or more."""
+    if before is None:
+        return "There is no data from the period before."
+    if min(now.requests, before.requests) < _FEWEST:
+        return "There are too few requests to compare with the period before."
+    pairs = (
+        ("requests", now.requests, before.requests),
+        ("prompt tokens a request", _mean(now.prompt_tokens, now), _mean(before.prompt_tokens, before)),
+        ("output tokens a request", _mean(now.output_tokens, now), _mean(before.output_tokens, before)),
+        ("time to first token", now.ttft, before.ttft),
+        ("time per output token", now.tpot, before.tpot),
+    )
+    moved = [
+        f"{name} {figures.change(new / old - 1)}"
+        for name, new, old in pairs
+        if new and old and abs(new / old - 1) >= _WORTH_TELLING
+    ]
+    if not moved:
+        return "Volume, lengths and latency are within a fifth of the period before."
+    return f"Against the period before: {figures.joined(moved)}."
+
+
+def _mean(total: int, of: Totals) -> float:
+    return total / max(of.requests, 1)

@@ -1,0 +1,170 @@
+"""Sections that look into layers and experts: what moved, who carries the load, which requests were strangest."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from moe_watch.detect.baseline import Baseline
+from moe_watch.report.review import Change, LayerLoad, Load, Missing, Mover, Period, Served
+from moe_watch.store import review as store
+from moe_watch.store.arrays import unpack
+
+Floats = NDArray[np.float64]  # [layers, experts]
+_Sums = tuple[NDArray[np.uint64], Floats, int]
+MOST_MOVERS: Final = 12
+SMALL: Final = 0.2  # Cohen's d below it is called negligible
+FEWEST: Final = 30  # requests below which nothing is said of layers and experts
+_NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
+_THREADS: Final = 2
+_AT_ONCE: Final = 32  # windows that one thread adds up before the next takes over
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Routing of the requests of one period, added up: ``counts`` and moments ``[layers, experts]``."""
+
+    requests: int
+    counts: NDArray[np.uint64]
+    root: Floats  # sum of the requests' square-root shares
+    share: Floats  # sum of their shares, which are the squares
+
+    @property
+    def mean(self) -> Floats:
+        """Mean square-root share of a request."""
+        return self.root / max(self.requests, 1)
+
+    @property
+    def variance(self) -> Floats:
+        """Variance of it over requests."""
+        n = max(self.requests, 2)
+        return np.maximum(self.share / n - self.mean**2, 0) * n / (n - 1)
+
+
+def routed(
+    connection: Connection, model_id: int, served: Served, period: Period, *, enough: float = math.inf
+) -> Routed:
+    """Add up the arrays of the windows that begin in ``period``, of no more once there are ``enough`` requests."""
+    shape = (2, served.layers, served.experts)
+    counts, moments, requests = np.zeros(shape, np.uint64), np.zeros(shape), 0
+    rows = store.window_arrays(connection, model_id, period.since, period.until)
+    waiting: deque[Future[_Sums]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter's lock
+        while (piece := list(islice(rows, _AT_ONCE)) if requests < enough else []) or waiting:
+            if piece:
+                waiting.append(pool.submit(_sum, piece, shape))
+            if len(waiting) > _THREADS or not piece:
+                some, sums, n = waiting.popleft().result()
+                counts, moments, requests = counts + some, moments + sums, requests + n
+    return Routed(requests, counts.sum(0), moments[0], moments[1])
+
+
+def _sum(rows: list[store.AnyRow], shape: tuple[int, int, int]) -> _Sums:
+    """Return counts, moments and number of requests of some windows."""
+    counts, moments = np.zeros(shape, np.uint64), np.zeros(shape)
+    for row in rows:
+        counts += unpack(row.counts, shape).astype(np.uint64)
+        moments += unpack(row.moments, shape).astype(np.float64)
+    return counts, moments, sum(row.routed_requests for row in rows)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What routing is compared with: mean and variance ``[layers, experts]`` of requests' square-root shares."""
+
+    label: str
+    requests: int
+    mean: Floats
+    variance: Floats
+    counts: NDArray[np.uint64]
+
+
+def reference(baseline: Baseline | None, label: str, before: Routed, now: Routed) -> Reference | None:
+    """Return the baseline to compare with, else the requests ``before``; None where there is neither.
+
+    A baseline tells no spread of single experts: the requests before have it, or those of now where they are too few.
+    """
+    spread = before if before.requests >= FEWEST else now
+    if baseline is not None:
+        mean = baseline.parts["total"].subspace.mean.astype(np.float64)
+        return Reference(label, baseline.requests, mean, spread.variance, baseline.counts)
+    if before.requests < FEWEST:
+        return None
+    return Reference("the period before", before.requests, before.mean, before.variance, before.counts)
+
+
+def change(
+    served: Served, now: Routed, known: Reference | None, *, period: Period, drift: int | None
+) -> Change | Missing:
+    """Return how far every expert is from the reference, in its standard deviations over requests (Glass's delta)."""
+    if now.requests < FEWEST:
+        return Missing(
+            f"Only {now.requests} requests with routing came: {FEWEST} are needed to compare layers and experts.", ""
+        )
+    if known is None:
+        return Missing(
+            "There is neither a baseline nor an earlier period to compare with.",
+            "Fit one on traffic that you trust: moe-watch baseline fit, then moe-watch baseline promote.",
+        )
+    spread = np.sqrt(known.variance)
+    effect = np.divide(now.mean - known.mean, spread, out=np.zeros_like(spread), where=spread > _NO_SPREAD)
+    error = float(np.sqrt(1 / now.requests + 1 / known.requests))
+    real = np.abs(effect) >= max(SMALL, 3 * error)
+    return Change(
+        reference=known.label,
+        period=period,
+        drift=drift,
+        requests=now.requests,
+        reference_requests=known.requests,
+        effect=tuple(tuple(round(float(d), 3) for d in row) for row in effect),
+        error=error,
+        movers=_movers(served, np.where(real, effect, 0), _shares(known.counts), _shares(now.counts)),
+        moved=int(real.sum()),
+    )
+
+
+def _movers(served: Served, effect: Floats, before: Floats, after: Floats) -> tuple[Mover, ...]:
+    """Return the largest effects that are not 0, the largest first."""
+    order = np.argsort(-np.abs(effect), axis=None)[:MOST_MOVERS]
+    layers, experts = np.unravel_index(order, effect.shape)
+    values = zip(layers, experts, before[layers, experts], after[layers, experts], effect[layers, experts], strict=True)
+    return tuple(Mover(served.layer_ids[lr], int(ex), float(b), float(a), float(d)) for lr, ex, b, a, d in values if d)
+
+
+def load(served: Served, now: Routed, baseline: Baseline | None) -> Load | Missing:
+    """Return how even the work of the experts of each layer was, over all tokens."""
+    if not now.counts.any():
+        return Missing("No routing was recorded in the period.", "moe-watch doctor says why the tap sees nothing.")
+    before = None if baseline is None else baseline.counts
+    return Load(now.requests, tuple(_layer_load(served, now.counts, before, row) for row in range(served.layers)))
+
+
+def _layer_load(served: Served, counts: NDArray[np.uint64], before: NDArray[np.uint64] | None, row: int) -> LayerLoad:
+    share = _shares(counts[row])
+    log = np.log(share, out=np.zeros_like(share), where=share > 0)
+    even = np.log(served.experts) if served.experts > 1 else 1.0
+    return LayerLoad(
+        layer=served.layer_ids[row],
+        busiest=int(share.argmax()),
+        max_to_mean=float(share.max() * served.experts),
+        baseline_max_to_mean=None if before is None else float(_shares(before[row]).max() * served.experts),
+        entropy=float(-(share * log).sum() / even),
+        unused=tuple(int(e) for e in np.flatnonzero(counts[row] == 0)),
+        unused_before=None if before is None else tuple(int(e) for e in np.flatnonzero(before[row] == 0)),
+    )
+
+
+def _shares(counts: NDArray[np.uint64]) -> Floats:
+    """Return each expert's share of the choices of its layer."""
+    values = counts.astype(np.float64)
+    total = values.sum(-1, keepdims=True)
+    shares: Floats = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    return shares

@@ -1,0 +1,139 @@
+"""Sections that rest on the dense shadow: quality, and whether the MoE still pays."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from moe_watch.detect import gap, quality
+from moe_watch.report.review import Advantage, Defect, Group, Interval, Missing, Period, Quality, Shift, Speed
+from moe_watch.store import review as store
+from moe_watch.store import shadows
+from moe_watch.store.models import ServerBench
+
+_NO_SHADOW: Final = Missing(
+    "No output was compared with the dense model: quality is not known.",
+    "Set MOE_WATCH_SAMPLE_RATE for vLLM and MOE_WATCH_SHADOW__URL for moe-watch.",
+)
+_NO_SPEED: Final = Missing(
+    "MoE and dense model were never timed side by side.",
+    "moe-watch bench-servers loads both with the same prompts for a minute; or set MOE_WATCH_SHADOW__URL.",
+)
+_BENCH_DAYS: Final = 90
+_LIVE_STEPS: Final = (1.5, 4.5, 16.5, 64.5)  # upper bounds of the groups by concurrency
+_LIVE_NAMES: Final = ("1", "2-4", "5-16", "17-64", "65+")
+_EQUAL: Final = 2.0  # concurrencies up to this factor apart count as equal
+_FEWEST: Final = 20
+
+
+def section(
+    session: Session, row: store.AnyRow, period: Period, previous: Period, tolerance: float
+) -> Quality | Missing:
+    """Return the quality of the sampled requests of ``period``, compared with ``previous``.
+
+    A change of the gap of up to ``tolerance`` nats per token counts as none.
+    """
+    seen = shadows.observed(session, period.since, period.until, model=row.name)
+    if not len(seen.at):
+        return _NO_SHADOW
+    found = quality.review(seen)
+    dense = store.dense_models(session.connection(), row.id, period.since, period.until)
+    groups = {by: _groups(names) for by, names in found.by_group.items() if by != "version"}
+    return Quality(
+        dense_model=", ".join(dense) or "the dense model",
+        sampled=len(seen.at),
+        gap=_interval(found.gap),
+        shift=_shift(shadows.observed(session, previous.since, previous.until, model=row.name), seen, tolerance),
+        deciles=_deciles(found),
+        rise=_rise(found),
+        groups={by: names for by, names in groups.items() if len(names) > 1},
+        agreement=_interval(found.agreement),
+        garbled=_interval(found.garbled),
+        defects=_defects(found),
+    )
+
+
+def advantage(session: Session, name: str, period: Period) -> Advantage | Missing:
+    """Return MoE over dense speed: from the last side-by-side load, else from the shadow's replays of the period."""
+    rows = shadows.benches(session, period.until - _BENCH_DAYS * 86400, period.until, model=name)
+    return _from_bench(rows) if rows else _from_live(session, name, period)
+
+
+def _from_bench(rows: list[ServerBench]) -> Advantage:
+    latest = {row.concurrency: row for row in reversed(rows) if rows[0].at - row.at < 3600}
+    steps = [
+        Speed(
+            str(row.concurrency),
+            Interval(row.ratio, row.ratio_lower, row.ratio_upper, row.requests),
+            row.moe_tokens_per_s,
+            row.dense_tokens_per_s,
+        )
+        for _, row in sorted(latest.items())
+    ]
+    return Advantage("bench", rows[0].at, rows[0].dense_model, tuple(steps))
+
+
+def _from_live(session: Session, name: str, period: Period) -> Advantage | Missing:
+    """Compare requests that both servers answered at about the same concurrency."""
+    seen = shadows.speeds(session, period.since, period.until, model=name)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(seen.dense_tpot_s / seen.moe_tpot_s)
+        equal = np.abs(np.log(seen.moe_concurrency / seen.dense_concurrency)) <= math.log(_EQUAL)
+    usable = equal & np.isfinite(ratio)
+    part = np.searchsorted(_LIVE_STEPS, seen.moe_concurrency)
+    steps = []
+    for k, label in enumerate(_LIVE_NAMES):
+        rows = usable & (part == k)
+        if rows.sum() >= _FEWEST:
+            found = gap.mean(ratio[rows], seen.weight[rows])
+            bounds = (math.exp(found.value), math.exp(found.lower), math.exp(found.upper))
+            steps.append(Speed(label, Interval(*bounds, found.requests), None, None))
+    return Advantage("live", period.until, "the shadow", tuple(steps)) if steps else _NO_SPEED
+
+
+def _interval(found: gap.Estimate) -> Interval | None:
+    return Interval(found.value, found.lower, found.upper, found.requests) if found else None
+
+
+def _known(found: gap.Estimate) -> Interval:
+    """Return an estimate; nan with 0 requests where there is none."""
+    return _interval(found) or Interval(math.nan, None, None, 0)
+
+
+def _groups(found: dict[str, gap.Estimate]) -> tuple[Group, ...]:
+    """Return the groups with an estimate, the worst first."""
+    known = [Group(name or "untagged", _known(estimate)) for name, estimate in found.items() if estimate]
+    return tuple(sorted(known, key=lambda group: -group.gap.value))
+
+
+def _deciles(found: quality.Quality) -> tuple[Interval, ...]:
+    deciles = tuple(_known(estimate) for estimate in found.curve.deciles)
+    return deciles if any(decile.requests for decile in deciles) else ()
+
+
+def _rise(found: quality.Quality) -> Interval | None:
+    trend = found.trend
+    return None if math.isnan(trend.rise) else Interval(trend.rise, trend.lower, trend.upper, trend.requests)
+
+
+def _shift(before: quality.Observed, after: quality.Observed, tolerance: float) -> Shift | None:
+    """Return how the gap changed since the previous period; None where either has too little."""
+    if not len(before.at):
+        return None
+    found = quality.compare(before, after, tolerance=tolerance)
+    effect = _interval(found.effect)
+    return None if effect is None else Shift(effect, found.cause)
+
+
+def _defects(found: quality.Quality) -> tuple[Defect, ...]:
+    """Return the kinds of defects, the most frequent first."""
+    kinds = sorted({*found.defects, *found.dense_defects})
+    nothing = gap.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
+    rows = [
+        Defect(kind, _known(found.defects.get(kind, nothing)), _interval(found.dense_defects.get(kind, nothing)))
+        for kind in kinds
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.moe.value if row.moe.requests else 0.0))

@@ -1,0 +1,94 @@
+"""Parts of sentences: estimates with their intervals, movers, alarms, what the canaries say."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moe_watch.report import figures
+from moe_watch.report.review import Change, Drift, Interval, Missing, Mover, Review
+
+_GRAVITY: Final = ("quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
+_KIND: Final = {
+    "traffic": "Traffic drift",
+    "routing": "Routing drift",
+    "quality": "Worse output",
+    "imbalance": "Load imbalance",
+    "dead_experts": "Dead experts",
+    "blind": "Blind tap",
+    "replica": "A replica that differs from its siblings",
+}
+
+
+def gravest(drifts: tuple[Drift, ...]) -> Drift | None:
+    """Return the alarm to speak of first: an open one before one that is over, then by what it means."""
+    known = {kind: place for place, kind in enumerate(_GRAVITY)}
+    ranked = sorted(drifts, key=lambda d: (d.ended_at is not None, known.get(d.kind, len(_GRAVITY)), -d.flagged_at))
+    return ranked[0] if ranked else None
+
+
+def estimate(value: Interval, unit: str = "") -> str:
+    r"""Return "0.10 (95 % interval 0.09 to 0.11) nats per token".
+
+    >>> estimate(Interval(0.1, 0.09, 0.11, 50), "nats")
+    '0.10 (95\u202f% interval 0.090 to 0.11) nats'
+    """
+    known = value.low is not None and value.high is not None
+    bounds = f" (95\u202f% interval {number(value.low)} to {number(value.high)})" if known else ""
+    return f"{number(value.value)}{bounds}{' ' + unit if unit else ''}"
+
+
+def share_estimate(value: Interval) -> str:
+    """Return a share with its interval: "5.0 % (95 % interval 4.1 % to 5.9 %)"."""
+    return (
+        f"{figures.share(value.value)} (95\u202f% interval {figures.share(value.low)} to {figures.share(value.high)})"
+    )
+
+
+def mover(moved: Mover) -> str:
+    """Return "layer 12: share of expert 87 from 0.8 % to 2.4 % (large, d = 1.1)"."""
+    return (
+        f"layer {moved.layer}: share of expert {moved.expert} from {figures.share(moved.before)} to "
+        f"{figures.share(moved.after)} ({figures.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
+    )
+
+
+def drift_sentence(drift: Drift, until: float) -> str:
+    """Return one alarm in a sentence: what, since when, until when, where."""
+    where = f", first in layer {drift.layer}" if drift.layer is not None else ""
+    began = f"from about {figures.moment(drift.began_at)}"
+    end = f"and goes on ({figures.duration(until - drift.began_at)} so far)"
+    if drift.ended_at is not None:
+        end = f"to {figures.moment(drift.ended_at)} ({figures.duration(drift.ended_at - drift.began_at)})"
+    return f"{_KIND.get(drift.kind, drift.kind)} {began} {end}{where}."
+
+
+def cause(review: Review) -> tuple[str, ...]:
+    """Say what the checks of the canaries since a drift began tell of its cause."""
+    began = [drift.began_at for drift in review.timeline.drifts if drift.kind in {"traffic", "routing"}]
+    if not began:
+        return ()
+    since = [] if isinstance(review.canaries, Missing) else [r for r in review.canaries.replays if r.at >= min(began)]
+    if not since:
+        return ("Whether it was the traffic or the model is not certain: no canary was replayed since.",)
+    bad = [replay for replay in since if replay.verdict not in {"healthy", "benign"}]
+    if bad:
+        found = f"Of {figures.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
+        return (f"{found} ({bad[0].verdict}): the model or its deployment moved.",)
+    checks = (
+        "The check of the canaries since then" if len(since) == 1 else f"All {len(since)} checks of the canaries since"
+    )
+    return (f"{checks} found the same prompts routed as before: it was the traffic, not the model.",)
+
+
+def largest(change: Change | Missing) -> tuple[str, ...]:
+    """Name the expert that moved most."""
+    if isinstance(change, Missing):
+        return ()
+    if not change.movers:
+        return (f"No expert moved by as much as a small effect against {change.reference}.",)
+    return (f"Largest change against {change.reference}: {mover(change.movers[0])}.",)
+
+
+def number(value: float | None) -> str:
+    """Return a number with two significant digits."""
+    return figures.UNKNOWN if value is None else figures.significant(value)

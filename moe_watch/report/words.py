@@ -1,0 +1,108 @@
+"""The verdict in one sentence, over the answers and what to do. Nothing is called steady without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from moe_watch.report import advice, answers, figures
+from moe_watch.report.advice import Action
+from moe_watch.report.answers import TONE, Answer, State, Tone
+from moe_watch.report.phrases import gravest
+from moe_watch.report.review import Missing, Review
+
+_STATE_OF: Final[dict[str, State]] = {
+    "quality": "quality",
+    "routing": "routing",
+    "traffic": "traffic",
+    "blind": "blind",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the report comes to."""
+
+    state: State
+    tone: Tone
+    headline: str
+    answers: tuple[Answer, Answer, Answer]
+    actions: tuple[Action, ...]
+
+
+def verdict(review: Review) -> Verdict:
+    """Return the verdict on one model in one period."""
+    state = _state(review)
+    found = (answers.quality(review), answers.routing(review, state), answers.changed(review))
+    tone = "bad" if found[0].tone == "bad" else TONE[state]
+    return Verdict(state, tone, _headline(review, state), found, advice.actions(review))
+
+
+def _state(review: Review) -> State:
+    coverage = review.coverage
+    if not coverage.requests:
+        return "empty"
+    if coverage.routed < review.promises.coverage_floor * coverage.requests:
+        return "blind"
+    worst = gravest(review.timeline.drifts)
+    if worst is not None:
+        return _STATE_OF.get(worst.kind, "deployment")
+    return "steady" if coverage.scored else "learning"
+
+
+def _headline(review: Review, state: State) -> str:
+    coverage, worst = review.coverage, gravest(review.timeline.drifts)
+    if state == "empty":
+        return "Nothing is known: no request was recorded"
+    if state == "blind" and (worst is None or worst.kind != "blind"):
+        return (
+            f"Blind: only {figures.share(coverage.routed / coverage.requests)} of the requests came with their routing"
+        )
+    if state == "learning":
+        return "Learning: there is no baseline yet, so nothing can be called normal"
+    if worst is None:
+        return f"Routing held steady{_quality_clause(review)}"
+    started = figures.moment(worst.began_at)
+    if worst.ended_at is None:
+        return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{_quality_clause(review)}"
+    lasted = figures.duration(worst.ended_at - worst.began_at)
+    return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, for {lasted}{_quality_clause(review)}"
+
+
+_OPEN: Final = {
+    "traffic": "Traffic is unlike the baseline",
+    "routing": "The same prompts go to other experts",
+    "quality": "The MoE writes worse",
+    "imbalance": "Load on the experts is uneven",
+    "dead_experts": "Experts get no tokens",
+    "blind": "The tap sees no routing",
+    "replica": "One replica differs from its siblings",
+}
+_OVER: Final = {
+    "traffic": "Traffic left the baseline",
+    "routing": "The same prompts went to other experts",
+    "quality": "The MoE wrote worse",
+    "imbalance": "Load on the experts was uneven",
+    "dead_experts": "Experts got no tokens",
+    "blind": "The tap saw no routing",
+    "replica": "One replica differed from its siblings",
+}
+
+
+def _quality_clause(review: Review) -> str:
+    quality = review.quality
+    worst = gravest(review.timeline.drifts)
+    if worst is not None and worst.kind == "quality":
+        return ""
+    if isinstance(quality, Missing) or quality.gap is None:
+        return "; output quality was not measured"
+    held = answers.held(quality, review.promises.gap_tolerance)
+    if quality.shift is None:
+        return "; whether quality held cannot be said yet"
+    return {
+        "none": "; output quality held" if held else "; no sign of worse output",
+        "traffic": "; requests got harder, the MoE did not get worse",
+        "moe": "; and output got worse",
+        "both": "; and output got worse, more than harder requests explain",
+        "unknown": "; whether quality held cannot be said yet",
+    }[quality.shift.cause]

@@ -1,0 +1,131 @@
+"""What the report and ``explain`` read: windows for totals, rows of single requests only for the few that are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, func, literal_column, select, union_all
+
+from moe_watch.store.models import CanaryRun, Fingerprint, Model, Request, Sample, Shadow, Window
+
+AnyRow = Row[Any]
+_AT_ONCE: Final = 64  # windows in memory at a time: each may hold 100 KB of arrays
+SUSPICIOUS_P: Final = 0.05  # what the index ix_requests_suspicious covers
+
+
+def models_between(connection: Connection, since: float, until: float, name: str | None = None) -> list[AnyRow]:
+    """Return the rows of ``models`` with windows in the period, the busiest first."""
+    busy = (
+        select(Window.model_id, func.sum(Window.requests).label("requests"))
+        .where(_within(Window.start, since, until))
+        .group_by(Window.model_id)
+        .subquery()
+    )
+    query = select(*Model.__table__.c).join(busy, busy.c.model_id == Model.id)
+    query = query if name is None else query.where(Model.name == name)
+    return _all(connection, query.order_by(busy.c.requests.desc(), Model.id))
+
+
+def latest_windows(connection: Connection) -> dict[str, float]:
+    """Return when the last window of each model begins, by the model's name, the latest first."""
+    latest = func.max(Window.start)
+    query = select(Model.name, latest).join(Window).group_by(Model.name).order_by(latest.desc())
+    return dict(connection.execute(query).tuples().all())
+
+
+def windows(connection: Connection, model_id: int, since: float, until: float) -> Iterator[AnyRow]:
+    """Yield windows in order of time without their arrays."""
+    columns = (Window.replica, Window.start, Window.seconds, Window.requests, Window.routed_requests, Window.scalars)
+    yield from _stream(connection, _windows(columns, model_id, since, until).order_by(Window.start))
+
+
+def window_arrays(connection: Connection, model_id: int, since: float, until: float) -> Iterator[AnyRow]:
+    """Yield (routed_requests, counts, moments), the latter two as packed bytes, of the windows with routing."""
+    query = _windows((Window.routed_requests, Window.counts, Window.moments), model_id, since, until)
+    yield from _stream(connection, query.where(Window.routed_requests > 0))
+
+
+def replays(connection: Connection, model_id: int, since: float, until: float) -> list[AnyRow]:
+    """Return checks of the canaries (no replays for the noise floor), the latest first."""
+    columns = (CanaryRun.at, CanaryRun.load, CanaryRun.verdict, CanaryRun.first_layer, CanaryRun.summary)
+    query = select(*columns).where(CanaryRun.model_id == model_id, CanaryRun.reference.is_(False))
+    return _all(connection, query.where(_within(CanaryRun.at, since, until)).order_by(CanaryRun.at.desc()))
+
+
+def suspicious(connection: Connection, model_id: int, since: float, until: float, limit: int) -> list[AnyRow]:
+    """Return the requests with the smallest p-values of at most ``SUSPICIOUS_P``; canaries are left out.
+
+    The bound is written into the statement: a partial index is not used for a parameter.
+    """
+    query = (
+        select(*Request.__table__.c)
+        .where(Request.model_id == model_id, literal_column("ood_p") <= literal_column(str(SUSPICIOUS_P)))
+        .where(_within(Request.finished_at, since, until), Request.canary.is_(False))
+        .order_by(Request.ood_p, Request.ood_score.desc())
+        .limit(limit)
+    )
+    return _all(connection, query)
+
+
+def requests_like(connection: Connection, part: str, limit: int = 5) -> list[str]:
+    """Return ids of requests that begin with ``part``, the latest first: what a typing error may have meant."""
+    query = select(Request.request_id).where(Request.request_id.startswith(part, autoescape=True))
+    return [row[0] for row in _all(connection, query.order_by(Request.id.desc()).limit(limit))]
+
+
+def neighbours(connection: Connection, model_id: int, at: float, each_side: int) -> list[AnyRow]:
+    """Return the requests that finished next before and after ``at``, the one at ``at`` included, in order of time."""
+    mine = select(*Request.__table__.c).where(Request.model_id == model_id)
+    before = mine.where(Request.finished_at <= at).order_by(Request.finished_at.desc()).limit(each_side + 1)
+    after = mine.where(Request.finished_at > at).order_by(Request.finished_at).limit(each_side)
+    both = union_all(select(before.subquery()), select(after.subquery())).subquery()
+    return _all(connection, select(both).order_by(both.c.finished_at))
+
+
+def fingerprints(connection: Connection, keys: Sequence[int]) -> dict[int, AnyRow]:
+    """Return the fingerprints that were kept, by the key of their request."""
+    query = select(*Fingerprint.__table__.c).where(Fingerprint.request_pk.in_(keys))
+    return {row.request_pk: row for row in _all(connection, query)}
+
+
+def samples(connection: Connection, keys: Sequence[int], now: float) -> dict[int, AnyRow]:
+    """Return the sampled texts that have not expired, by the key of their request."""
+    query = select(*Sample.__table__.c).where(Sample.request_pk.in_(keys), Sample.expires_at > now)
+    return {row.request_pk: row for row in _all(connection, query)}
+
+
+def sample_count(connection: Connection, model_id: int, since: float, until: float) -> int:
+    """Return how many requests of the period have sampled text."""
+    query = select(func.count()).select_from(Sample).join(Request, Request.id == Sample.request_pk)
+    query = query.where(Request.model_id == model_id, _within(Request.finished_at, since, until))
+    return int(connection.execute(query).scalar_one())
+
+
+def dense_models(connection: Connection, model_id: int, since: float, until: float) -> list[str]:
+    """Return the dense models that replayed requests of the period, the busiest first."""
+    query = select(Shadow.dense_model).join(Request, Request.id == Shadow.request_pk).group_by(Shadow.dense_model)
+    query = query.where(Request.model_id == model_id, _within(Shadow.at, since, until), Shadow.dense_model != "")
+    return [row[0] for row in _all(connection, query.order_by(func.count().desc()))]
+
+
+def oldest_request(connection: Connection, model_id: int) -> float | None:
+    """Return when the oldest request that still has a row finished."""
+    query = select(func.min(Request.finished_at)).where(Request.model_id == model_id)
+    return connection.execute(query).scalar_one()
+
+
+def _windows(columns: Sequence[Any], model_id: int, since: float, until: float) -> Any:
+    return select(*columns).where(Window.model_id == model_id, _within(Window.start, since, until))
+
+
+def _within(column: Any, since: float, until: float) -> Any:
+    return and_(column >= since, column < until)
+
+
+def _all(connection: Connection, query: Any) -> list[AnyRow]:
+    return list(connection.execute(query))
+
+
+def _stream(connection: Connection, query: Any) -> Iterator[AnyRow]:
+    yield from connection.execution_options(yield_per=_AT_ONCE).execute(query)

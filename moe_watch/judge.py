@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from moe_watch import status, wire
+from moe_watch.companions import CHANGED, News, Served
 from moe_watch.export import metrics, publish
 from moe_watch.export.snapshot import Board
 from moe_watch.join import Joined
@@ -107,6 +108,27 @@ class Judge:
                 publish.baseline(self._board, watch)
                 if normal is not None:
                     self._board.add(metrics.EVENTS, 1, *watch.labels, "baseline_promoted")
+
+    def served(self) -> list[Served]:
+        """Return which models with experts are served where."""
+        return [Served(*watch.labels, watch.identity) for watch in list(self.watches.values()) if watch.layers]
+
+    def learn(self, news: Sequence[News], now: float) -> None:
+        """Open and end the alarms that shadow and canaries give cause for."""
+        for one in news:
+            watch = self.watches.get(one.replica)
+            if watch is None:
+                continue
+            for change in one.quality:
+                if change.started:
+                    watch.begin(change.kind, change.began_at, now, change.summary, change.evidence)
+                else:
+                    watch.end(change.kind, now)
+            if one.canary is not None and one.canary.verdict in CHANGED:
+                evidence = {"verdict": one.canary.verdict, "canary_run": one.canary.id, **one.canary.evidence}
+                watch.begin("routing", one.canary.at, one.canary.at, one.canary.summary, evidence)
+            elif one.canary is not None and one.canary.verdict in {"healthy", "benign"}:
+                watch.end("routing", now)
 
     def describe(self, now: float) -> list[status.Replica]:
         """Return what is seen now, replica by replica."""

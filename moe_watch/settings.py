@@ -54,6 +54,15 @@ class HttpSettings(BaseModel):
     page_samples: bool = Field(default=False, description="Show sampled text on the page and in reports")
 
 
+class OtlpSettings(BaseModel):
+    """Where metrics go by OTLP besides being scraped; OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE are honoured."""
+
+    endpoint: str | None = Field(
+        None, description="Base URL of an OTLP/HTTP collector such as http://collector:4318; unset: off"
+    )
+    interval_s: float = Field(15.0, gt=0, description="Time between two exports, seconds")
+
+
 class StoreSettings(BaseModel):
     """Where history is kept and for how long."""
 
@@ -79,6 +88,7 @@ class DetectSettings(BaseModel):
 class ShadowSettings(BaseModel):
     """The dense reference model and how much of it may be used."""
 
+    inside: bool = Field(default=True, description="Run it inside serve; false where `moe-watch shadow` runs beside")
     url: str | None = Field(None, description="OpenAI-compatible base URL of the dense model; unset: no shadow")
     model: str | None = Field(None, description="Model name at that server; unset: the first it lists")
     api_key: str | None = Field(None, description="Bearer token of that server")
@@ -137,6 +147,7 @@ class Settings(BaseSettings):
     vllm_url: str | None = Field(None, description="Base URL of the vLLM server beside, for canaries and doctor")
     vllm_api_key: str | None = Field(None, description="Bearer token of that vLLM server")
     http: HttpSettings = HttpSettings()
+    otlp: OtlpSettings = OtlpSettings()
     store: StoreSettings = StoreSettings()
     detect: DetectSettings = DetectSettings()
     shadow: ShadowSettings = ShadowSettings()

@@ -1,34 +1,34 @@
-"""The sidecar process: takes frames, joins, judges, writes and answers, until it is told to stop."""
+"""The pipeline of the sidecar: takes frames, joins, judges and writes, until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import structlog
-import uvicorn
 import zmq
 import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, http, wire
-from moe_watch.export import metrics, prometheus
+from moe_watch import __version__, wire
+from moe_watch.companions import Companions
+from moe_watch.export import metrics, otel
 from moe_watch.export.snapshot import Board
-from moe_watch.ingest import Intake, bind
+from moe_watch.ingest import Intake
 from moe_watch.join import Join, Joined
 from moe_watch.judge import Judge
 from moe_watch.settings import Settings
+from moe_watch.shadow.worker import run as shadow
 from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine, episodes, migrate, served
+from moe_watch.store import baselines, engine, episodes, served
 from moe_watch.store.engine import StoreError
 from moe_watch.store.write import Writes
 from moe_watch.watch import Normal
@@ -38,6 +38,7 @@ _DRAIN_FRAMES: Final = 512  # taken off the socket before others have their turn
 _CADENCE_S: Final = 0.2  # how often finished requests are judged
 _TICK_S: Final = 1.0
 _BASELINE_S: Final = 2.0
+_COMPANIONS_S: Final = 3.0
 _MOST_WAITING: Final = 8192  # finished requests that wait for the judge; beyond it the socket is left alone
 
 _log = structlog.get_logger()
@@ -73,6 +74,7 @@ class Sidecar:
             asyncio.create_task(work())
             for work in (self._take_frames, self._judge_often, self._tick_often, self._follow_baselines)
         ]
+        beside = [asyncio.create_task(work) for work in self._beside()]
         self._ready = ""
         try:
             stop = asyncio.create_task(self.stopping.wait())
@@ -80,15 +82,30 @@ class Sidecar:
         finally:
             self._ready = "stopping"
             failed = [task for task in (writing, *tasks) if task.done() and not task.cancelled() and task.exception()]
-            for task in tasks:
+            for task in (*tasks, *beside):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._finish()
             self._writer.stop()
-            await asyncio.gather(writing, return_exceptions=True)
+            await asyncio.gather(writing, *beside, return_exceptions=True)
             self._thread.shutdown()
         for task in failed:
             task.result()
+
+    def _beside(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield what runs beside the pipeline and may fail without ending it."""
+        yield self._follow_companions()
+        yield otel.export_forever(self.board, self.settings.otlp)
+        if self.settings.shadow.inside:
+            yield shadow(self.settings, self._store)
+
+    async def _follow_companions(self) -> None:
+        companions = Companions(self._store, self.settings, self.board)
+        while True:
+            await asyncio.sleep(_COMPANIONS_S)
+            news = await asyncio.to_thread(companions.news, self.judge.served(), time.time())
+            if news:
+                await self._in_thread(partial(self.judge.learn, news, time.time()))
 
     def _begin(self) -> None:
         """Take up what the store knows: what is served, which baselines are active."""
@@ -243,63 +260,3 @@ def _drain(frames: zmq.Socket[bytes], most: int) -> Iterator[bytes]:
             yield frames.recv(zmq.NOBLOCK)
         except zmq.Again:
             return
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that leaves signals to the sidecar."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Do nothing."""
-        yield
-
-
-def open_store(settings: Settings) -> Engine:
-    """Return the store at the newest schema; SQLite is upgraded, an outdated Postgres refused with what to run."""
-    store = engine.connect(settings.store.url)
-    engine.check(store)
-    if not migrate.is_current(store):
-        if store.dialect.name != "sqlite" and migrate.current(store) is not None:
-            raise StoreError("the store has an older schema: stop all sidecars on it and run `moe-watch db upgrade`")
-        migrate.upgrade(store)
-    return store
-
-
-def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start."""
-    with contextlib.ExitStack() as held:
-        owner = engine.own(settings.store.url)
-        if owner is not None:
-            held.enter_context(owner)
-        listening = held.enter_context(http.listen(settings.http))
-        store = open_store(settings)
-        held.callback(store.dispose)
-        context = held.enter_context(zmq.Context())
-        frames = held.enter_context(bind(context, settings.endpoint, allow_remote=settings.allow_remote_taps))
-        asyncio.run(_serve(settings, store, frames, listening))
-
-
-async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], listening: socket.socket) -> None:
-    sidecar = Sidecar(settings, store, frames)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, sidecar.stopping.set)
-    source = http.Source(
-        settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
-    )
-    async with _http_server(http.app(source), listening):
-        host, port = listening.getsockname()[:2]
-        _log.info("serving", endpoint=settings.endpoint, http=f"http://{host}:{port}", version=__version__)
-        await sidecar.run()
-    _log.info("stopped")
-
-
-@contextlib.asynccontextmanager
-async def _http_server(application: object, listening: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(application, log_level="warning", access_log=False, lifespan="off")  # type: ignore[arg-type]
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task

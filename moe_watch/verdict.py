@@ -8,12 +8,19 @@ if TYPE_CHECKING:
     from moe_watch.watch import Watch
 
 _FEWEST: Final = 20  # finished requests before missing routing counts as blindness
-_OF_EPISODE: Final = {"traffic": "traffic", "routing": "routing", "quality": "quality"}
+_OF_EPISODE: Final = {
+    "routing": "routing",
+    "quality": "quality",
+    "garbled": "quality",
+    "traffic": "traffic",
+}  # worst first
+
+_OF_THE_DEPLOYMENT: Final = frozenset({"weights", "deployment"})  # what canaries find besides routing
 
 
 def decide(watch: Watch, now: float) -> tuple[str, str]:
     """Return one of ``metrics.VERDICTS`` and the reason for it."""
-    up, state, why = watch.tap_state(now)
+    up, state, why = watch.heard.tap(now)
     if state == "dense":
         return "idle", "a dense model has no experts to watch"
     if not up and state != "unknown":
@@ -31,9 +38,11 @@ def _blind(watch: Watch) -> str:
 
 
 def _of_alarms(watch: Watch) -> tuple[str, str] | None:
-    for kind, episode in watch.open.items():
-        if kind != "blind":
-            return _OF_EPISODE.get(kind, "deployment"), str(episode.values["summary"])
+    for kind, verdict in _OF_EPISODE.items():
+        episode = watch.open.get(kind)
+        if episode is not None:
+            found = episode.values["evidence"].get("verdict", verdict)
+            return "deployment" if found in _OF_THE_DEPLOYMENT else verdict, str(episode.values["summary"])
     return None
 
 

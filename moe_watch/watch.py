@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from moe_watch.detect.batch import Batch
 from moe_watch.detect.blind import Sight, sight
 from moe_watch.detect.dead import DeadExperts, dead_experts
 from moe_watch.detect.ood import OodScores
+from moe_watch.heard import Heard
 from moe_watch.join import Joined
 from moe_watch.recent import Recent
 from moe_watch.settings import DetectSettings, StoreSettings
@@ -29,7 +30,6 @@ from moe_watch.store import baselines, served, windows
 from moe_watch.store.write import NewEpisode, NewRequest, Writes
 from moe_watch.verdict import decide
 
-TAP_SILENT_S: Final = 30.0
 _PARTIAL_S: Final = 5.0  # how much of a window a kill may lose
 _RESAMPLES: Final = 200
 _SIGHT_REQUESTS: Final = 100  # the latest, by which the tap is found to be blind
@@ -61,32 +61,6 @@ class Seen:
     requests: Sequence[Joined]  # canaries left out
     ood: OodScores | None
     scored: Sequence[Joined]  # those in ``ood``, in its order
-
-
-@dataclass
-class Heard:
-    """What the processes of the replica's tap said last."""
-
-    health: dict[str, tuple[wire.Health, float]] = field(default_factory=dict)  # by source, with when it came
-    at: float | None = None
-    skew_s: float | None = None
-    _dropped: dict[tuple[str, str], int] = field(default_factory=dict)  # (source, reason) -> count
-
-    def hear(self, health: wire.Health, now: float) -> None:
-        """Take note of ``health``; what was silent for long is forgotten."""
-        self.health[health.source] = (health, now)
-        self.health = {source: last for source, last in self.health.items() if now - last[1] <= 2 * TAP_SILENT_S}
-        self.at, self.skew_s = now, now - health.sent_at
-
-    def engines(self, now: float) -> list[wire.Health]:
-        """Return what the engine processes said that spoke lately."""
-        return [h for h, at in self.health.values() if h.role == "engine" and now - at <= TAP_SILENT_S]
-
-    def increase(self, source: str, reason: str, count: int) -> int:
-        """Return by how much a count of one process of the tap grew since it was last heard."""
-        before = self._dropped.get((source, reason), 0)
-        self._dropped[source, reason] = max(count, before)
-        return max(0, count - before)
 
 
 class Watch:
@@ -134,8 +108,7 @@ class Watch:
 
     def use(self, normal: Normal | None, now: float) -> None:
         """Judge by another baseline from now on; alarms against the one before end."""
-        for kind in ("traffic", "routing"):
-            self.end(kind, now)
+        self.end("traffic", now)
         self.recent.forget_scores()
         self.observation = None
         self._state, self.normal = None, normal
@@ -212,7 +185,6 @@ class Watch:
                 self._begin_drift(alarm, len(batch), now)
             else:
                 self.end("traffic", now)
-                self.end("routing", now)
         return ood
 
     def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
@@ -305,16 +277,6 @@ class Watch:
             sight(counts, routed, len(flags), self._detect.coverage_floor),
         )
         return True
-
-    def tap_state(self, now: float) -> tuple[bool, str, str]:
-        """Return whether the tap is up, its state, and why."""
-        if self.heard.at is None:
-            return False, "unknown", "the tap of the engine has not spoken yet"
-        engines = self.heard.engines(now)
-        if not engines:
-            return False, "silent", f"the tap of the engine has been silent for more than {TAP_SILENT_S:.0f} s"
-        worst = next((health for health in engines if health.state not in {"on", "dense"}), engines[0])
-        return worst.state == "on", worst.state, worst.reason
 
     def judge(self, now: float) -> tuple[str, str]:
         """Return the verdict and the reason for it, and open or end the alarm of a blind tap."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moe_watch import commands, log, sidecar
+from moe_watch import commands, log, process
 from moe_watch.http import BindError
 from moe_watch.ingest import EndpointError
 from moe_watch.store.engine import StoreError
@@ -23,6 +23,6 @@ def command(endpoint: str | None, url: str | None, port: int | None) -> None:
         settings.http.port = port
     log.configure(settings.log_format)
     try:
-        sidecar.serve(settings)
+        process.serve(settings)
     except (BindError, EndpointError, StoreError) as error:
         raise click.ClickException(str(error)) from error

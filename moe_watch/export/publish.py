@@ -13,7 +13,7 @@ from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board, Exemplar
 from moe_watch.settings import Settings
-from moe_watch.watch import Seen, Watch
+from moe_watch.watch import Normal, Seen, Watch
 
 TOP_MOVERS = 10
 
@@ -59,7 +59,7 @@ def baseline(board: Board, watch: Watch) -> None:
 
 def heard(board: Board, watch: Watch, health: wire.Health, now: float) -> None:
     """Show the tap's state, and what it dropped by its own count, which starts anew with its process."""
-    board.set(metrics.TAP_UP, float(watch.tap_state(now)[0]), *watch.labels)
+    board.set(metrics.TAP_UP, float(watch.heard.tap(now)[0]), *watch.labels)
     for reason, count in health.dropped.items():
         known = reason if reason in metrics.DROP_REASONS else "error"
         increase = watch.heard.increase(health.source, reason, count)
@@ -115,7 +115,7 @@ def budget_s(budget: dict[str, float], context: str) -> float:
 def state(board: Board, watch: Watch, settings: Settings, now: float) -> None:
     """Renew everything that depends on the time: the tap, the verdict, alarms, shares."""
     labels = watch.labels
-    board.set(metrics.TAP_UP, float(watch.tap_state(now)[0]), *labels)
+    board.set(metrics.TAP_UP, float(watch.heard.tap(now)[0]), *labels)
     if watch.heard.skew_s is not None:
         board.set(metrics.TAP_CLOCK_SKEW, watch.heard.skew_s, *labels)
     verdict, _ = watch.judge(now)
@@ -174,7 +174,7 @@ def layers(board: Board, watch: Watch) -> None:
 def shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the share ``[layers, experts]`` of each expert in its layer; 0 in a layer without counts."""
     total = counts.sum(1, keepdims=True).astype(np.float64)
-    return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    return np.asarray(np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0))
 
 
 def movers(watch: Watch) -> list[status.Mover]:
@@ -202,7 +202,7 @@ def ood_share(watch: Watch) -> status.Share:
 
 def described(watch: Watch, now: float) -> status.Replica:
     """Return everything that is known of one replica."""
-    up, tap_state, why = watch.tap_state(now)
+    up, tap_state, why = watch.heard.tap(now)
     verdict, reason = watch.judge(now)
     joined, covered = watch.recent.shares()
     age = None if watch.heard.at is None else now - watch.heard.at
@@ -220,7 +220,7 @@ def described(watch: Watch, now: float) -> status.Replica:
         tap=status.Tap(
             up, tap_state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner
         ),
-        baseline=normal and status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests),
+        baseline=_baseline(normal),
         requests=watch.requests,
         routed=watch.routed,
         coverage=covered if math.isfinite(covered) else None,
@@ -235,6 +235,12 @@ def described(watch: Watch, now: float) -> status.Replica:
         movers=movers(watch),
         suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
     )
+
+
+def _baseline(normal: Normal | None) -> status.Baseline | None:
+    if normal is None:
+        return None
+    return status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests)
 
 
 def matrix(watch: Watch) -> status.Matrix:

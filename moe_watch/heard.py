@@ -1,0 +1,46 @@
+"""What the processes of a replica's tap say of themselves, and whether it is up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from moe_watch import wire
+
+TAP_SILENT_S: Final = 30.0
+
+
+@dataclass
+class Heard:
+    """What the processes of the replica's tap said last."""
+
+    health: dict[str, tuple[wire.Health, float]] = field(default_factory=dict)  # by source, with when it came
+    at: float | None = None
+    skew_s: float | None = None
+    _dropped: dict[tuple[str, str], int] = field(default_factory=dict)  # (source, reason) -> count
+
+    def hear(self, health: wire.Health, now: float) -> None:
+        """Take note of ``health``; what was silent for long is forgotten."""
+        self.health[health.source] = (health, now)
+        self.health = {source: last for source, last in self.health.items() if now - last[1] <= 2 * TAP_SILENT_S}
+        self.at, self.skew_s = now, now - health.sent_at
+
+    def engines(self, now: float) -> list[wire.Health]:
+        """Return what the engine processes said that spoke lately."""
+        return [h for h, at in self.health.values() if h.role == "engine" and now - at <= TAP_SILENT_S]
+
+    def increase(self, source: str, reason: str, count: int) -> int:
+        """Return by how much a count of one process of the tap grew since it was last heard."""
+        before = self._dropped.get((source, reason), 0)
+        self._dropped[source, reason] = max(count, before)
+        return max(0, count - before)
+
+    def tap(self, now: float) -> tuple[bool, str, str]:
+        """Return whether the tap is up, its state, and why."""
+        if self.at is None:
+            return False, "unknown", "the tap of the engine has not spoken yet"
+        engines = self.engines(now)
+        if not engines:
+            return False, "silent", f"the tap of the engine has been silent for more than {TAP_SILENT_S:.0f} s"
+        worst = next((health for health in engines if health.state not in {"on", "dense"}), engines[0])
+        return worst.state == "on", worst.state, worst.reason

@@ -1,0 +1,85 @@
+"""The process of ``moe-watch serve``: takes what it needs for itself, runs the pipeline and the HTTP side, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+import uvicorn
+import zmq
+from sqlalchemy import Engine
+from starlette.types import ASGIApp
+
+from moe_watch import __version__, http
+from moe_watch.export import prometheus
+from moe_watch.ingest import bind
+from moe_watch.settings import Settings
+from moe_watch.sidecar import Sidecar
+from moe_watch.store import engine, migrate
+from moe_watch.store.engine import StoreError
+
+_log = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves signals to the sidecar."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+def open_store(settings: Settings) -> Engine:
+    """Return the store at the newest schema; SQLite is upgraded, an outdated Postgres refused with what to run."""
+    store = engine.connect(settings.store.url)
+    engine.check(store)
+    if not migrate.is_current(store):
+        if store.dialect.name != "sqlite" and migrate.current(store) is not None:
+            raise StoreError("the store has an older schema: stop all sidecars on it and run `moe-watch db upgrade`")
+        migrate.upgrade(store)
+    return store
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start."""
+    with contextlib.ExitStack() as held:
+        owner = engine.own(settings.store.url)
+        if owner is not None:
+            held.enter_context(owner)
+        listening = held.enter_context(http.listen(settings.http))
+        store = open_store(settings)
+        held.callback(store.dispose)
+        context = held.enter_context(zmq.Context())
+        frames = held.enter_context(bind(context, settings.endpoint, allow_remote=settings.allow_remote_taps))
+        asyncio.run(_serve(settings, store, frames, listening))
+
+
+async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], listening: socket.socket) -> None:
+    sidecar = Sidecar(settings, store, frames)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, sidecar.stopping.set)
+    source = http.Source(
+        settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
+    )
+    async with _http_server(http.app(source), listening):
+        host, port = listening.getsockname()[:2]
+        _log.info("serving", endpoint=settings.endpoint, http=f"http://{host}:{port}", version=__version__)
+        await sidecar.run()
+    _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _http_server(application: ASGIApp, listening: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(application, log_level="warning", access_log=False, lifespan="off")
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,131 @@
+"""Canary rounds: the healthy ones that are the reference, the checks against them, and the fingerprints behind both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session, defer
+
+from moe_watch.detect.replay import Round
+from moe_watch.store import arrays
+from moe_watch.store.models import CanaryRun, Fingerprint, Model, Request
+
+_MOST_AT_ONCE = 500  # ids in one query; SQLite refuses very long lists
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The fingerprint of one canary as it arrived through the tap."""
+
+    model_id: int
+    replica: str
+    top_k: int
+    prompt: NDArray[np.uint32]  # [layers, experts]
+    decode: NDArray[np.uint32]
+
+
+def fingerprints(engine: Engine, request_ids: Sequence[str]) -> dict[str, Routed]:
+    """Return what arrived so far of the requests with these ids, by id."""
+    found: dict[str, Routed] = {}
+    with Session(engine) as session:
+        for start in range(0, len(request_ids), _MOST_AT_ONCE):
+            query = (
+                select(Request.request_id, Request.replica, Model, Fingerprint.prompt, Fingerprint.decode)
+                .join(Model, Model.id == Request.model_id)
+                .join(Fingerprint, Fingerprint.request_pk == Request.id)
+                .where(Request.request_id.in_(request_ids[start : start + _MOST_AT_ONCE]))
+            )
+            for request_id, replica, model, prompt, decode in session.execute(query).tuples():
+                shape = (model.layers, model.experts)
+                counts = (arrays.unpack_counts(prompt, *shape), arrays.unpack_counts(decode, *shape))
+                found[request_id] = Routed(model.id, replica, model.top_k, *counts)
+    return found
+
+
+def save(engine: Engine, run: CanaryRun) -> int:
+    """Write ``run`` and return its id."""
+    with Session(engine) as session, session.begin():
+        session.add(run)
+        session.flush()
+        return run.id
+
+
+def references(engine: Engine, model: str, set_version: str, kind: str = "vllm") -> list[Round]:
+    """Return the healthy rounds of ``model`` (its name, whatever its revision) by engine ``kind``, oldest first."""
+    query = (
+        select(CanaryRun.blob)
+        .join(Model, Model.id == CanaryRun.model_id)
+        .where(CanaryRun.reference, CanaryRun.set_version == set_version, CanaryRun.engine == kind, Model.name == model)
+        .order_by(CanaryRun.at, CanaryRun.id)
+    )
+    with Session(engine) as session:
+        return [Round.from_bytes(blob) for blob in session.scalars(query)]
+
+
+def reference_sets(engine: Engine, model: str, kind: str = "vllm") -> list[tuple[str, int]]:
+    """Return versions of canary sets that have healthy rounds of ``model``, newest first, with their number."""
+    query = (
+        select(CanaryRun.set_version, func.count())
+        .join(Model, Model.id == CanaryRun.model_id)
+        .where(CanaryRun.reference, CanaryRun.engine == kind, Model.name == model)
+        .group_by(CanaryRun.set_version)
+        .order_by(func.max(CanaryRun.at).desc())
+    )
+    with Session(engine) as session:
+        return [(version, int(rounds)) for version, rounds in session.execute(query).tuples()]
+
+
+def retire(engine: Engine, model: str, set_version: str, kind: str = "vllm") -> int:
+    """Take the rounds of ``model`` out of the reference, keeping them as history; return how many they were."""
+    of_model = select(Model.id).where(Model.name == model)
+    statement = (
+        update(CanaryRun)
+        .where(CanaryRun.reference, CanaryRun.set_version == set_version, CanaryRun.engine == kind)
+        .where(CanaryRun.model_id.in_(of_model))
+        .values(reference=False)
+        .execution_options(synchronize_session=False)
+    )
+    with Session(engine) as session, session.begin():
+        done: Any = session.execute(statement)
+        return int(done.rowcount)
+
+
+def latest(engine: Engine, model: str | None = None, replica: str | None = None) -> CanaryRun | None:
+    """Return the last check, healthy or not, without its arrays; None when there was none."""
+    found = runs(engine, model, replica=replica, checks_only=True, limit=1)
+    return found[0] if found else None
+
+
+def runs(
+    engine: Engine,
+    model: str | None = None,
+    *,
+    replica: str | None = None,
+    checks_only: bool = False,
+    since: float = 0.0,
+    limit: int = 100,
+) -> list[CanaryRun]:
+    """Return rounds without their arrays, newest first."""
+    query = select(CanaryRun).options(defer(CanaryRun.blob)).where(CanaryRun.at >= since)
+    if model is not None:
+        query = query.join(Model, Model.id == CanaryRun.model_id).where(Model.name == model)
+    if replica is not None:
+        query = query.where(CanaryRun.replica == replica)
+    if checks_only:
+        query = query.where(CanaryRun.verdict != "")
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(query.order_by(CanaryRun.at.desc(), CanaryRun.id.desc()).limit(limit)))
+
+
+def round_of(engine: Engine, run_id: int) -> Round:
+    """Return the arrays of one run; raises ``KeyError`` when there is no such run."""
+    with Session(engine) as session:
+        blob = session.scalar(select(CanaryRun.blob).where(CanaryRun.id == run_id))
+    if blob is None:
+        raise KeyError(run_id)
+    return Round.from_bytes(blob)

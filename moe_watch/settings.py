@@ -113,6 +113,20 @@ class ShadowSettings(BaseModel):
     judge_api_key: str | None = Field(None, description="Bearer token of the judge")
 
 
+class CanarySettings(BaseModel):
+    """Which prompts are replayed to check the model, and how often."""
+
+    prompts: Path | None = Field(None, description="JSON lines of prompts; unset: the set that ships")
+    every_s: float = Field(3600.0, ge=60, description="Time between two replays by the sidecar, seconds")
+    loads: tuple[str, ...] = Field(
+        ("1", "4", "16", "mixed"),
+        description="Batch compositions: requests at a time, or mixed with other requests of random lengths",
+    )
+    error: float = Field(
+        0.001, ge=1e-5, le=0.1, description="Probability that a healthy replay is judged to have moved, at most"
+    )
+
+
 class ServingSettings(BaseModel):
     """Budgets of time to first token and what counts as interactive; defaults are a 27B model on an A100 80 GB."""
 
@@ -151,6 +165,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     detect: DetectSettings = DetectSettings()
     shadow: ShadowSettings = ShadowSettings()
+    canary: CanarySettings = CanarySettings()
     serving: ServingSettings = ServingSettings()
     grafana: GrafanaSettings = GrafanaSettings()
     window_s: float = Field(60.0, gt=0, description="Length of an aggregation window, seconds")

@@ -165,19 +165,25 @@ def outcome(request: Joined) -> str:
 
 @dataclass
 class Clock:
-    """Cuts time into windows of ``seconds`` on a grid; the first after a start, or a clock set back, is a piece."""
+    """Cuts time into windows of ``seconds`` on a grid.
+
+    The first window after a start is a piece, and so are those that lie where the clock was before it was set back:
+    no two windows begin at the same time, so none is written over another.
+    """
 
     seconds: float
     start: float = -1.0
     end: float = -1.0
+    _latest: float = -1.0  # start of any window so far
 
     def is_over(self, now: float) -> bool:
         """Say whether the current window, if any, has ended at ``now`` (seconds since the epoch)."""
         return now >= self.end or now < self.start
 
     def open(self, now: float) -> None:
-        """Begin the window that ``now`` is in; its start is never one that was used before."""
+        """Begin the window that ``now`` is in."""
         grid = now // self.seconds * self.seconds
-        fresh = self.start < 0 or grid <= self.start
-        self.start = now if fresh else grid
+        is_piece = self._latest < 0 or grid <= self._latest
+        self.start = now if is_piece else grid
         self.end = grid + self.seconds
+        self._latest = max(self._latest, self.start)

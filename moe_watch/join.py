@@ -7,6 +7,7 @@ and the same id, so they are told apart by their number of tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -148,10 +149,15 @@ def _part(frame: wire.Routing | wire.Latency | wire.Request) -> Part:
 def _put(group: _Group, frame: wire.Routing | wire.Latency | wire.Request) -> bool:
     """Put ``frame`` into its place; return False when the place is taken."""
     if isinstance(frame, wire.Latency):
+        if len(group.latencies) >= _MOST_CHOICES:
+            return False
         group.latencies.append(frame)
-        return len(group.latencies) <= _MOST_CHOICES
+        return True
     if isinstance(frame, wire.Routing):
-        return group.routings.setdefault(frame.choice, frame) is frame
+        if frame.choice in group.routings or len(group.routings) >= _MOST_CHOICES:
+            return False
+        group.routings[frame.choice] = frame
+        return True
     if group.request is not None:
         return False
     group.request = frame
@@ -187,6 +193,7 @@ def _by_choice(routings: list[wire.Routing], latencies: list[wire.Latency]) -> d
         return own
     by_length = sorted(routings, key=lambda routing: routing.decode_routed)
     timed = sorted(latencies, key=lambda latency: latency.output_tokens)
-    free = iter(choice for choice in range(_MOST_CHOICES) if choice not in {routing.choice for routing in routings})
+    taken = {routing.choice for routing in routings}
+    free = (choice for choice in itertools.count() if choice not in taken)
     pairs = {routing.choice: latency for routing, latency in zip(by_length, timed, strict=False)}
     return pairs | {next(free): latency for latency in timed[len(by_length) :]}

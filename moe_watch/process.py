@@ -1,4 +1,4 @@
-"""The process of ``moe-watch serve``: takes what it needs for itself, runs the pipeline and the HTTP side, and stops."""
+"""The process of ``moe-watch serve``: takes what it needs for itself, runs pipeline and HTTP, and stops in order."""
 
 from __future__ import annotations
 

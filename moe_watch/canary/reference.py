@@ -72,6 +72,16 @@ def rounds(path: Path, canaries: CanarySet, device: str = "cpu") -> list[Round]:
     return done
 
 
+def has_chat_template(path: Path) -> bool:
+    """Say whether the tokenizer in ``path`` comes with a chat template; raises ``NoReference`` without a tokenizer."""
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        return bool(AutoTokenizer.from_pretrained(path).chat_template)
+    except (OSError, ValueError) as error:
+        raise NoReference(f"transformers finds no tokenizer in {path}: {error}") from error
+
+
 def _tokens(tokenizer: Any, canaries: CanarySet, index: int) -> list[int]:
     prompt = canaries.prompts[index]
     if canaries.endpoint == "chat":

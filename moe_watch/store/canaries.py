@@ -15,6 +15,7 @@ from moe_watch.detect.replay import Round
 from moe_watch.store import arrays
 from moe_watch.store.models import CanaryRun, Fingerprint, Model, Request
 
+CHECKED = ("healthy", "benign", "routing", "weights", "deployment", "blind")
 _MOST_AT_ONCE = 500  # ids in one query; SQLite refuses very long lists
 
 
@@ -95,9 +96,14 @@ def retire(engine: Engine, model: str, set_version: str, kind: str = "vllm") -> 
         return int(done.rowcount)
 
 
-def latest(engine: Engine, model: str | None = None, replica: str | None = None) -> CanaryRun | None:
-    """Return the last check, healthy or not, without its arrays; None when there was none."""
-    found = runs(engine, model, replica=replica, checks_only=True, limit=1)
+def latest(
+    engine: Engine, model: str | None = None, replica: str | None = None, verdicts: Sequence[str] = CHECKED
+) -> CanaryRun | None:
+    """Return the last round with one of ``verdicts`` (by default any check), without its arrays; None without one.
+
+    Comparisons with transformers are left out: they are asked for, and say nothing of a change.
+    """
+    found = runs(engine, model, replica=replica, verdicts=verdicts, kind="vllm", limit=1)
     return found[0] if found else None
 
 
@@ -106,20 +112,30 @@ def runs(
     model: str | None = None,
     *,
     replica: str | None = None,
-    checks_only: bool = False,
+    verdicts: Sequence[str] | None = None,
+    kind: str | None = None,
     since: float = 0.0,
     limit: int = 100,
 ) -> list[CanaryRun]:
-    """Return rounds without their arrays, newest first."""
+    """Return rounds without their arrays, newest first; those of the reference have the verdict ""."""
     query = select(CanaryRun).options(defer(CanaryRun.blob)).where(CanaryRun.at >= since)
     if model is not None:
         query = query.join(Model, Model.id == CanaryRun.model_id).where(Model.name == model)
     if replica is not None:
         query = query.where(CanaryRun.replica == replica)
-    if checks_only:
-        query = query.where(CanaryRun.verdict != "")
+    if kind is not None:
+        query = query.where(CanaryRun.engine == kind)
+    if verdicts is not None:
+        query = query.where(CanaryRun.verdict.in_(verdicts))
     with Session(engine, expire_on_commit=False) as session:
         return list(session.scalars(query.order_by(CanaryRun.at.desc(), CanaryRun.id.desc()).limit(limit)))
+
+
+def layer_ids(engine: Engine, model_id: int | None) -> list[int]:
+    """Return the indices in the whole model of its layers with experts, as the tap announced them; maybe empty."""
+    with Session(engine) as session:
+        model = session.get(Model, model_id) if model_id is not None else None
+        return [int(index) for index in model.detail.get("layer_ids", [])] if model is not None else []
 
 
 def round_of(engine: Engine, run_id: int) -> Round:

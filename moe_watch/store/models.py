@@ -201,7 +201,7 @@ class CanaryRun(Base):
     model_id: Mapped[int | None] = mapped_column(ForeignKey("models.id"))
     at: Mapped[float] = mapped_column(Float, index=True)
     set_version: Mapped[str] = mapped_column(String(64))
-    engine: Mapped[str] = mapped_column(String(32))  # vllm, transformers
+    engine: Mapped[str] = mapped_column(String(32))  # whose reference it is or is compared with: vllm, transformers
     load: Mapped[str] = mapped_column(String(16))  # idle: one request at a time only; loaded: other loads as well
     replica: Mapped[str] = mapped_column(String(255), default="")
     reference: Mapped[bool]  # part of the noise floor, not a check

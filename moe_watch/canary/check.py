@@ -1,0 +1,177 @@
+"""Records healthy rounds as the reference, and checks a new round against them; both end up in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import httpx
+from sqlalchemy import Engine
+
+from moe_watch.canary import words
+from moe_watch.canary.replay import LOADS, Load, Server
+from moe_watch.canary.rounds import Played, play
+from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
+from moe_watch.detect.replay import Round
+from moe_watch.store import canaries, events, served
+from moe_watch.store.models import CanaryRun
+
+_IDLE = "1"
+_KEPT_EVENTS = frozenset({"engine_start", "eplb_rebalance"})
+
+
+class NotChecked(RuntimeError):  # noqa: N818 - the message reads as a sentence
+    """No verdict is possible; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdict on one round, and the row that it became."""
+
+    judgement: Judgement
+    run: CanaryRun
+
+
+def loads_by_name(names: Sequence[str]) -> list[Load]:
+    """Return the loads called ``names``; raises ``NotChecked`` for one that there is not."""
+    unknown = [name for name in names if name not in LOADS]
+    if unknown or not names:
+        raise NotChecked(f"no load is called {', '.join(unknown) or 'nothing'}; there are {', '.join(LOADS)}")
+    return [LOADS[name] for name in dict.fromkeys(names)]
+
+
+async def record(
+    http: httpx.AsyncClient,
+    server: Server,
+    loads: Sequence[Load],
+    engine: Engine,
+    *,
+    rounds: int,
+    add: bool = False,
+    on_round: Callable[[Played], None] = lambda _: None,
+) -> int:
+    """Replay ``rounds`` healthy rounds into the reference and return how many it has now.
+
+    They replace the earlier ones unless ``add``. Raises ``NotChecked`` when a round is not whole: a reference with
+    holes would hide faults.
+    """
+    version = server.canaries.version
+    await play(http, server, [LOADS[_IDLE]], engine, seed=0, wait_s=0)  # warms up kernels and caches
+    played = []
+    for number in range(rounds):
+        one = await play(http, server, loads, engine, seed=number)
+        if one.routed < one.asked or one.model_id is None:
+            raise NotChecked(_hole(one))
+        played.append(one)
+        on_round(one)
+    if not add:
+        await asyncio.to_thread(canaries.retire, engine, server.model, version)
+    for one in played:
+        await asyncio.to_thread(canaries.save, engine, _reference(one, version, "vllm"))
+    return len(await asyncio.to_thread(canaries.references, engine, server.model, version))
+
+
+def _hole(played: Played) -> str:
+    if played.answered < played.asked:
+        return f"{played.asked - played.answered} of {played.asked} canaries failed: {played.error}"
+    missing = played.asked - played.routed
+    return (
+        f"{missing} of {played.asked} canaries came back without a fingerprint in the store: is the tap on in vLLM, "
+        "and does `moe-watch serve` write to this store? `moe-watch doctor` finds out"
+    )
+
+
+def _reference(played: Played, version: str, kind: str) -> CanaryRun:
+    return _row(played, version, kind, Judgement("healthy"), reference=True, verdict="", summary="")
+
+
+def _row(
+    played: Played, version: str, kind: str, judgement: Judgement, *, reference: bool, verdict: str, summary: str
+) -> CanaryRun:
+    idle = all(replay.load == _IDLE for replay in played.round.replays)
+    return CanaryRun(
+        model_id=played.model_id,
+        at=played.at,
+        set_version=version,
+        engine=kind,
+        load="idle" if idle else "loaded",
+        replica=played.replica,
+        reference=reference,
+        verdict=verdict,
+        first_layer=judgement.first_layer,
+        effect=judgement.effect,
+        summary=summary,
+        evidence=words.evidence(judgement),
+        blob=played.round.to_bytes(),
+    )
+
+
+def save_reference(engine: Engine, model: str, version: str, rounds: Sequence[Round], at: float) -> None:
+    """Write rounds by transformers as the reference of ``model``; raises ``NotChecked`` when it was never served."""
+    known = served.by_name(engine, model)
+    if not known:
+        raise NotChecked(f"the store knows no model {model!r}: let `moe-watch serve` see it served by vLLM first")
+    canaries.retire(engine, model, version, "transformers")
+    for one in rounds:
+        played = Played(one, at, known[0].id, "", 0, 0, 0, "")
+        canaries.save(engine, _reference(played, version, "transformers"))
+
+
+async def check(
+    http: httpx.AsyncClient,
+    server: Server,
+    engine: Engine,
+    *,
+    loads: Sequence[Load],
+    error: float,
+    against: str = "vllm",
+) -> Checked:
+    """Replay one round, judge it against the reference by engine ``against`` and store the verdict.
+
+    Raises ``NotChecked`` without a reference for this set of prompts.
+    """
+    version = server.canaries.version
+    reference = await asyncio.to_thread(canaries.references, engine, server.model, version, against)
+    if len(reference) < FEWEST_ROUNDS:
+        raise NotChecked(await asyncio.to_thread(_no_reference, engine, server, len(reference), against))
+    known = {replay.load for replay in reference[0].replays}
+    _, layers, experts = reference[0].shape
+    common = [load for load in loads if load.name in known] or [LOADS[name] for name in known if name in LOADS]
+    played = await play(http, server, common, engine, seed=secrets.randbelow(1 << 31), shape=(layers, experts))
+    judgement = await asyncio.to_thread(judge, reference, played.round, error=error)
+    return await asyncio.to_thread(_store, engine, server, played, judgement, against)
+
+
+def _no_reference(engine: Engine, server: Server, found: int, against: str) -> str:
+    others = canaries.reference_sets(engine, server.model, against)
+    hint = f"; there are {others[0][1]} rounds of another set of prompts ({others[0][0]})" if others else ""
+    return (
+        f"{found} healthy rounds of these canaries are in the store for {server.model!r}, {FEWEST_ROUNDS} are needed"
+        f"{hint}: run `moe-watch canary record` while the deployment is known to be good"
+    )
+
+
+def _store(engine: Engine, server: Server, played: Played, judgement: Judgement, against: str) -> Checked:
+    last = canaries.latest(engine, server.model, verdicts=(*canaries.CHECKED, ""))
+    if played.model_id is None and last is not None:  # nothing was routed: it is blind, but of that replica
+        played = replace(played, model_id=last.model_id, replica=last.replica)
+    layer_ids = canaries.layer_ids(engine, played.model_id)
+    line = words.summary(judgement, layer_ids)
+    if judgement.verdict in FAULTS:
+        line += _since(engine, server.model, played.at)
+    run = _row(
+        played, server.canaries.version, against, judgement, reference=False, verdict=judgement.verdict, summary=line
+    )
+    run.id = canaries.save(engine, run)
+    return Checked(judgement, run)
+
+
+def _since(engine: Engine, model: str, at: float) -> str:
+    """Say what happened to the deployment since the canaries were last healthy."""
+    healthy = canaries.latest(engine, model, verdicts=("healthy", "benign", ""))
+    found = [e for e in events.between(engine, healthy.at if healthy else 0.0, at) if e.kind in _KEPT_EVENTS]
+    if not found:
+        return ""
+    return f"; after {found[-1].kind.replace('_', ' ')} {at - found[-1].at:.0f} s before"

@@ -1,0 +1,161 @@
+"""``moe-watch canary``: replay a fixed set of prompts, to tell a change of the model from one of the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine
+
+from moe_watch import commands
+from moe_watch.canary import prompts, reference, replay
+from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
+from moe_watch.canary.rounds import Played
+from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
+from moe_watch.settings import Settings
+from moe_watch.store import canaries
+
+_url = click.option("--url", help="Base URL of the vLLM server; settings.vllm_url by default.")
+_prompts = click.option(
+    "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; the set that ships by default."
+)
+_loads = click.option("--loads", help="Batch compositions, comma-separated: 1, 4, 16, mixed.")
+_FAILURES = (NotChecked, replay.ServerRefused, prompts.BadCanarySet, reference.NoReference)
+
+
+@click.group()
+def command() -> None:
+    """Replay canary prompts: record the reference, check against it, list what was found."""
+
+
+@command.command("record")
+@_url
+@_prompts
+@_loads
+@click.option(
+    "--rounds", default=8, show_default=True, type=click.IntRange(FEWEST_ROUNDS, 100), help="Healthy rounds to replay."
+)
+@click.option("--add", is_flag=True, help="Add to the reference, such as after a restart; else it is replaced.")
+@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="Weights for --engine transformers.")
+@click.option("--model", help="Name under which vLLM serves it, for --engine transformers.")
+def record_(
+    *,
+    url: str | None,
+    path: Path | None,
+    loads: str | None,
+    rounds: int,
+    engine: str,
+    checkpoint: Path | None,
+    model: str | None,
+    add: bool,
+) -> None:
+    """Learn how canaries are routed while the deployment is known to be good."""
+    settings = _settings(url, path, loads)
+    store = commands.store(settings)
+    try:
+        if engine == "transformers":
+            _record_transformers(settings, store, checkpoint, model)
+        else:
+            click.echo(asyncio.run(_record(settings, store, rounds, add=add)))
+    except _FAILURES as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _settings(url: str | None, path: Path | None, loads: str | None) -> Settings:
+    settings = commands.settings(vllm_url=url)
+    if path is not None:
+        settings.canary.prompts = path
+    if loads is not None:
+        settings.canary.loads = tuple(name.strip() for name in loads.split(","))
+    return settings
+
+
+def _address(settings: Settings) -> str:
+    if settings.vllm_url is None:
+        raise NotChecked("the address of vLLM is not set: --url, or MOE_WATCH_VLLM_URL")
+    return settings.vllm_url
+
+
+async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) -> str:
+    wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
+    console = Console(stderr=True)
+    with console.status("") as status:
+        done: list[Played] = []
+
+        def show(played: Played | None = None) -> None:
+            done.extend([played] if played is not None else [])
+            status.update(f"Round {len(done) + 1} of {rounds}: {len(wanted.prompts)} canaries at loads {names} …")
+
+        names = ", ".join(load.name for load in loads)
+        show()
+        async with replay.client(_address(settings), settings.vllm_api_key) as http:
+            server = await replay.probe(http, wanted)
+            total = await record(http, server, loads, store, rounds=rounds, add=add, on_round=show)
+    scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
+    return (
+        f"recorded {rounds} rounds of {len(wanted.prompts)} canaries ({server.canaries.endpoint}, set "
+        f"{server.canaries.version}) of {server.model}; the reference has {total} rounds now{scored}"
+    )
+
+
+def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | None, model: str | None) -> None:
+    if checkpoint is None or model is None:
+        raise NotChecked("--engine transformers needs --checkpoint with the weights and --model with the served name")
+    wanted = prompts.load(settings.canary.prompts)
+    if not reference.has_chat_template(checkpoint):
+        wanted = prompts.load(settings.canary.prompts, "completions")
+    with Console(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
+        rounds = reference.rounds(checkpoint, wanted)
+    save_reference(store, model, wanted.version, rounds, time.time())
+    click.echo(
+        f"recorded {len(rounds)} rounds of {len(wanted.prompts)} canaries by transformers (set {wanted.version})"
+    )
+
+
+@command.command("run")
+@_url
+@_prompts
+@_loads
+@click.option(
+    "--against", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True, help="Which reference."
+)
+def run_(url: str | None, path: Path | None, loads: str | None, against: str) -> None:
+    """Replay the canaries once and judge them; the exit code is 2 when the model or the deployment changed."""
+    settings = _settings(url, path, loads)
+    store = commands.store(settings)
+    try:
+        with Console(stderr=True).status("Replaying the canaries …"):
+            done = asyncio.run(_run(settings, store, against))
+    except _FAILURES as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(done.run.summary)
+    if done.judgement.verdict in FAULTS | {"blind"}:
+        raise SystemExit(2)
+
+
+async def _run(settings: Settings, store: Engine, against: str) -> Checked:
+    wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
+    async with replay.client(_address(settings), settings.vllm_api_key) as http:
+        server = await replay.probe(http, wanted)
+        return await check(http, server, store, loads=loads, error=settings.canary.error, against=against)
+
+
+@command.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--all", "everything", is_flag=True, help="The rounds of the reference, too.")
+def list_(limit: int, *, everything: bool) -> None:
+    """List the checks, newest first."""
+    store = commands.store(commands.settings())
+    table = Table("at", "replica", "engine", "set", "verdict", "what was found", box=None)
+    verdicts = None if everything else canaries.CHECKED
+    for run in canaries.runs(store, verdicts=verdicts, limit=limit):
+        at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
+        verdict = run.verdict or ("reference" if run.reference else "earlier reference")
+        table.add_row(at, run.replica, run.engine, run.set_version[:8], verdict, run.summary)
+    Console().print(table if table.row_count else "no canary was checked yet: moe-watch canary run")

@@ -131,8 +131,8 @@ TRAFFIC: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"Requests to {SUBJECT} are of another kind than those of its baseline",
         description=(
-            "Live routing left the baseline and no canary moved with it: the traffic changed, not the model. It began at "
-            "about {{ $value | humanizeTimestamp }} UTC."
+            "Live routing left the baseline and no canary moved with it: the traffic changed, not the model. It "
+            "began at about {{ $value | humanizeTimestamp }} UTC."
         ),
         dashboard="moe-watch-quality",
     ),

@@ -129,7 +129,7 @@ def main(kind: str, out: Path, steps: int, seed: int, threads: int) -> None:
     model.to(torch.bfloat16).save_pretrained(out)
     texts = evaluation.load_texts(out.parent) or evaluation.write_texts(out.parent)
     log = {
-        "command": f"python -m moe_watch.demo.train {kind} --out {out} --steps {steps} --seed {seed}",
+        "command": f"python -m moe_watch.demo.train {kind} --out {out} --steps {steps} --seed {seed} --threads {threads}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens": steps * ROWS * LENGTH,
         "seconds": seconds,

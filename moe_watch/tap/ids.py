@@ -1,0 +1,44 @@
+"""From the engine's request ids to the ids that clients see: the key that joins routing, latency and samples."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+_LONGEST = 255  # as wire.Name
+_RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
+_CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
+_PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts
+_CHOICES = 128  # a prompt's outputs are numbered from here on; more are not asked for in practice
+
+
+def from_engine(engine_id: str) -> tuple[str, int]:
+    """Return the client's request id and choice of an id as scheduler and workers have it.
+
+    >>> from_engine("chatcmpl-abc-1-0f0f0f0f"), from_engine("1_cmpl-abc-0-0f0f0f0f")
+    (('chatcmpl-abc-1', 0), ('cmpl-abc', 1))
+    """
+    named = _RANDOM.sub("", engine_id)
+    child = _CHILD.match(named)
+    request_id, prompt = from_frontend(named[child.end() :] if child else named)
+    if child is None:
+        return request_id, prompt
+    return request_id, prompt * _CHOICES + int(child[1])
+
+
+def from_frontend(external_id: str) -> tuple[str, int]:
+    """Return the client's request id and choice of an id without the engine's suffix, as statistics have it.
+
+    >>> from_frontend("cmpl-abc-3"), from_frontend("chatcmpl-abc-3")
+    (('cmpl-abc', 3), ('chatcmpl-abc-3', 0))
+    """
+    one = _PROMPT.match(external_id)
+    return (bounded(one[1]), int(one[2])) if one else (bounded(external_id), 0)
+
+
+def bounded(request_id: str) -> str:
+    """Return ``request_id``, or where it is longer than a frame allows its beginning and a digest of it all."""
+    if len(request_id) <= _LONGEST:
+        return request_id
+    digest = hashlib.sha256(request_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"{request_id[: _LONGEST - 33]}-{digest}"

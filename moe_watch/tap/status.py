@@ -1,0 +1,58 @@
+"""What one process of the tap knows of itself; written where things happen, read by the sender's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+log = logging.getLogger("moe_watch.tap")
+
+State = Literal["on", "off", "refused", "dense", "blind"]
+_RECENT = 16  # finished requests that decide whether the tap is blind
+
+
+@dataclass
+class Status:
+    """State, reason and counts since the start of this process, as ``wire.Health`` has them."""
+
+    state: State = "on"
+    reason: str = ""
+    errors: int = 0
+    steps: int = 0
+    routed_tokens: int = 0
+    requests_finished: int = 0
+    requests_unrouted: int = 0
+    requests_open: int = 0
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def switch(self, state: State, reason: str) -> None:
+        """Change the state for good, and log it once."""
+        if self.state == state:
+            return
+        self.state, self.reason = state, reason
+        level = logging.INFO if state in {"on", "dense"} else logging.ERROR
+        log.log(level, "moe-watch tap: %s%s", state, f" ({reason})" if reason else "")
+
+    def fail(self, where: str, error: Exception) -> bool:
+        """Count an exception of the tap and switch it off; return whether it was on before."""
+        self.errors += 1
+        was_on = self.state in {"on", "blind"}
+        if was_on:
+            log.error("moe-watch tap failed in %s and is off; serving goes on", where, exc_info=error)
+            self.switch("off", f"{where}: {type(error).__name__}: {error}"[:500])
+        return was_on
+
+    def judge(self, complaint: str) -> bool:
+        """Note one finished request, with why its routing is of no use or ""; return whether the tap became blind."""
+        self.requests_finished += 1
+        self.requests_unrouted += bool(complaint)
+        self._recent.append(not complaint)
+        blind = 2 * sum(self._recent) < len(self._recent)
+        if blind and self.state == "on":
+            self.switch("blind", complaint)
+            return True
+        if not blind and self.state == "blind":
+            self.switch("on", "")
+        return False

@@ -10,7 +10,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM_COMMANDS := prometheus promtool prometheus-alertmanager amtool chromium pg_createcluster
 SYSTEM_PACKAGES := prometheus prometheus-alertmanager chromium postgresql
 
-.PHONY: help setup system demo test test-fast check format bench docs models clean
+.PHONY: help setup system demo test test-fast check format docs models clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

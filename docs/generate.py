@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moe_watch import settings, wire
+from moe_watch.export import metrics
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -77,6 +78,25 @@ def frames_page() -> str:
     return "\n".join(lines)
 
 
+def metrics_page() -> str:
+    """Return the Markdown reference of every metric and label."""
+    lines = [
+        _NOTE,
+        "# Metrics",
+        "",
+        _paragraph(metrics),
+        "",
+        "| metric | type | labels | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for metric in metrics.ALL:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    lines += ["", "## Labels", "", "| label | values |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in metrics.LABELS.items()]
+    return "\n".join([*lines, ""])
+
+
 def _comments(struct: type[Any]) -> dict[str, str]:
     """Return the comment beside each field, which is where the units are."""
     return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(struct), re.MULTILINE))
@@ -100,7 +120,11 @@ def _paragraph(thing: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated file of the reference with its text."""
-    return {REFERENCE / "settings.md": settings_page(), REFERENCE / "frames.md": frames_page()}
+    return {
+        REFERENCE / "settings.md": settings_page(),
+        REFERENCE / "frames.md": frames_page(),
+        REFERENCE / "metrics.md": metrics_page(),
+    }
 
 
 if __name__ == "__main__":

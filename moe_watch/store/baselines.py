@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zipfile import BadZipFile
 
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session, defer
@@ -87,7 +88,7 @@ def listed(engine: Engine, model: Model | None = None) -> list[tuple[Baseline, M
     )
     with Session(engine, expire_on_commit=False) as session:
         found = session.execute(query if model is None else query.where(Model.id == model.id))
-        return [(row, of) for row, of in found.tuples()]
+        return [(row, of) for row, of in found]
 
 
 def active(engine: Engine) -> dict[str, Active]:
@@ -110,5 +111,5 @@ def load(engine: Engine, baseline_id: int) -> fitted.Baseline:
         raise StoreError(f"baseline {baseline_id} is gone from the store")
     try:
         return fitted.Baseline.from_bytes(blob)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (ValueError, KeyError, OSError, TypeError, BadZipFile) as error:
         raise StoreError(f"baseline {baseline_id} cannot be read by this version: fit a new one ({error})") from error

@@ -49,7 +49,7 @@ def find(engine: Engine, request_id: str, replica: str | None = None) -> list[Fo
     if replica is not None:
         query = query.where(Request.replica == replica)
     with Session(engine, expire_on_commit=False) as session:
-        return [Found(*row) for row in session.execute(query).tuples()]
+        return [Found(*row) for row in session.execute(query)]
 
 
 def recent(engine: Engine, model_id: int | None = None, limit: int = 100) -> list[Request]:

@@ -1,0 +1,34 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from moe_watch.store import engine, migrate
+from tests import postgres
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Postgres]:
+    """Run a real Postgres, once for all tests."""
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty store, on each database that is supported."""
+    return postgres.url_of(request, tmp_path, lambda: request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Engine]:
+    """Return an empty store at the newest schema."""
+    opened = engine.connect(store_url)
+    migrate.upgrade(opened)
+    yield opened
+    opened.dispose()

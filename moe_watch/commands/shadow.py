@@ -1,0 +1,40 @@
+"""``moe-watch shadow``: replay sampled requests to the dense model, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from moe_watch import commands, log
+from moe_watch.settings import Settings
+from moe_watch.shadow import worker
+
+
+@click.command()
+@click.option("--url", help="OpenAI-compatible base URL of the dense model.")
+@click.option("--model", help="Its name there; by default the first that the server lists.")
+@click.option("--store", "store_url", help="SQLAlchemy URL of the store.")
+def command(url: str | None, model: str | None, store_url: str | None) -> None:
+    """Replay sampled requests to the dense model until told to stop.
+
+    The sidecar does the same by itself when shadow.url is set; a process of its own can run elsewhere, near the dense
+    model, and needs only the store.
+    """
+    settings = commands.settings()
+    settings.shadow.url = url or settings.shadow.url
+    settings.shadow.model = model or settings.shadow.model
+    if store_url is not None:
+        settings.store.url = store_url
+    if settings.shadow.url is None:
+        raise click.ClickException("no dense model: give --url, or set MOE_WATCH_SHADOW__URL to its base URL")
+    log.configure(settings.log_format)
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    work = asyncio.create_task(worker.run(settings, commands.store(settings)))
+    for end in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(end, work.cancel)
+    await asyncio.wait([work])

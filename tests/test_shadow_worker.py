@@ -1,0 +1,181 @@
+"""The shadow at work over a real store and a fake dense server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import shadow_store
+import structlog
+from fake_openai import FakeOpenAI
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from moe_watch.settings import DetectSettings, Settings, ShadowSettings
+from moe_watch.shadow import worker
+from moe_watch.shadow.budget import Breaker
+from moe_watch.shadow.client import DenseClient
+from moe_watch.shadow.judge import Judge
+from moe_watch.shadow.sampling import chosen
+from moe_watch.shadow.worker import Worker
+from moe_watch.store import shadows
+from moe_watch.store.models import Request, Shadow
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll often, and keep the log out of the way."""
+    monkeypatch.setattr(worker, "_POLL_S", 0.01)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+
+def settings(**shadow: Any) -> Settings:
+    given = {"requests_per_s": 1e6, "tokens_per_s": 1e9, "base_rate": 1.0, **shadow}
+    return Settings(shadow=ShadowSettings(**given), detect=DetectSettings())
+
+
+def work(
+    folder: Path,
+    server: FakeOpenAI | None,
+    *,
+    requests: int = 20,
+    until: Callable[[dict[int, Shadow]], bool] | None = None,
+    judge: FakeOpenAI | None = None,
+    **shadow: Any,
+) -> dict[int, Shadow]:
+    """Run the shadow over ``requests`` new samples until every one has a row, or ``until``; return the rows."""
+    store = shadow_store.make(folder)
+    with Session(store) as session, session.begin():
+        for pk in range(1, requests + 1):
+            shadow_store.add_sample(session, pk, ood_p=0.001 if pk % 5 == 0 else 0.5)
+
+    async def run() -> None:
+        async with (server or FakeOpenAI()).client() as http, (judge or FakeOpenAI()).client() as judged:
+            made = Worker(settings(**shadow), store, DenseClient(http) if server else None, None)
+            made.breaker = Breaker(random.Random(0), pause_s=0.01, longest_pause_s=0.02)  # noqa: S311 - jitter
+            made.judge = Judge(judged, "judge") if judge else None
+            task = asyncio.create_task(made.run())
+            done = until or (lambda rows: len(rows) == requests)
+            while not done(shadow_store.rows(store)):
+                await asyncio.sleep(0.02)
+                assert not task.done()
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    return shadow_store.rows(store)
+
+
+def test_every_sample_gets_a_row_and_the_chosen_ones_a_score(tmp_path: Path) -> None:
+    """All unusual requests and the hash's share of ordinary ones are replayed, with weights that undo the choice."""
+    rows = work(tmp_path, FakeOpenAI(), requests=60, base_rate=0.3)
+    for pk, row in rows.items():
+        rate = 1.0 if pk % 5 == 0 else 0.3
+        assert row.outcome == ("scored" if chosen(f"chatcmpl-{pk}", 0, rate) else "signals")
+        assert row.weight == pytest.approx(1 / (0.5 * rate))
+        assert row.sample_weight == 2.0
+
+
+def test_without_a_dense_server_the_signals_remain(tmp_path: Path) -> None:
+    """Reference-free signals need no second model."""
+    rows = work(tmp_path, None)
+    assert {row.outcome for row in rows.values()} == {"signals"}
+    assert all(row.defects == {"moe": []} for row in rows.values())
+
+
+def test_trouble_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers 503 for a while loses no request: each is tried again when the breaker lets it."""
+    monkeypatch.setattr(worker, "_TRIES", 10)
+    server = FakeOpenAI(fail=7)
+    rows = work(tmp_path, server, requests=5, concurrency=1)
+    assert {row.outcome for row in rows.values()} == {"scored"}
+
+
+def test_a_dead_server_ends_in_failed_rows_not_in_a_crash(tmp_path: Path) -> None:
+    """After three tries a request is given up, counted as failed, and its signals are kept."""
+    rows = work(tmp_path, FakeOpenAI(fail=10**6), requests=3)
+    assert {row.outcome for row in rows.values()} == {"failed"}
+    assert all("moe" in row.defects for row in rows.values())
+
+
+def test_the_queue_is_bounded_and_load_is_shed(tmp_path: Path) -> None:
+    """With a budget of next to nothing the queue fills to its size, the rest is dropped and said so."""
+    until = lambda rows: sum(row.outcome == "dropped" for row in rows.values()) >= 15  # noqa: E731
+    rows = work(tmp_path, FakeOpenAI(), requests=30, until=until, queue=8, requests_per_s=0.001, concurrency=1)
+    assert sum(row.outcome == "scored" for row in rows.values()) <= 2
+
+
+def test_a_forgotten_request_gets_no_row(tmp_path: Path) -> None:
+    """A request deleted while its replay was under way leaves nothing behind."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        shadow_store.add_sample(session, 1)
+        shadow_store.add_sample(session, 2)
+    with Session(store) as session, session.begin():
+        session.execute(delete(Request).where(Request.id == 1))
+    with Session(store) as session, session.begin():
+        made = [
+            Shadow(request_pk=pk, at=0, weight=1, sample_weight=1, outcome="scored", dense_model="", defects={})
+            for pk in (1, 2)
+        ]
+        assert shadows.save(session, made) == 1
+    assert list(shadow_store.rows(store)) == [2]
+
+
+def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Requests with a row are not taken again, those without are."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        for pk in (1, 2, 3):
+            shadow_store.add_sample(session, pk)
+        session.add(Shadow(request_pk=2, at=0, weight=1, dense_model="", defects={}))
+    with Session(store) as session:
+        assert [p.request_pk for p in shadows.pending(session, shadows.resume(session), 10)] == [1, 3]
+
+
+def test_canaries_are_not_shadowed(tmp_path: Path) -> None:
+    """moe-watch's own prompts say nothing about traffic."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        shadow_store.add_sample(session, 1, canary=True)
+    with Session(store) as session:
+        assert shadows.pending(session, 0, 10) == []
+
+
+def test_judge_is_asked_when_there_is_one(tmp_path: Path) -> None:
+    """Its preference, if it survives the swap, is in the row."""
+    rows = work(tmp_path, FakeOpenAI(), requests=1, judge=FakeOpenAI(verdicts=["B", "A"]))
+    assert rows[1].judge == -1
+
+
+def test_only_the_dense_server_is_ever_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every HTTP request of a running shadow goes to shadow.url: the MoE's server is never touched."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        for pk in range(1, 11):
+            shadow_store.add_sample(session, pk)
+    app, called = FakeOpenAI().app(), []
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        called.append(request.url.host)
+        return await httpx.ASGITransport(app=app).handle_async_request(request)
+
+    def http(url: str, *_: object) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(handle))
+
+    monkeypatch.setattr(worker, "_http", http)
+    given = settings(url="http://dense:8000")
+    given.vllm_url = "http://moe:8000"
+
+    async def run() -> None:
+        task = asyncio.create_task(worker.run(given, store))
+        while len(shadow_store.rows(store)) < 10:  # noqa: ASYNC110 - a store has no event
+            await asyncio.sleep(0.02)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert set(called) == {"dense"}

@@ -1,0 +1,189 @@
+"""The writer: a store that is away costs a wait, a row that it refuses costs that row."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+
+from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board
+from moe_watch.spool import Spool
+from moe_watch.store import engine, migrate, models
+from moe_watch.store.write import Writes
+from moe_watch.writer import Writer
+from tests import postgres
+from tests.test_store_write import some_writes
+
+
+def _batches(n: int) -> list[Writes]:
+    """Return batches of one request each, of ids 0 to n - 1."""
+    made = []
+    for number in range(n):
+        writes = some_writes(1)
+        writes.requests[0].values["request_id"] = f"cmpl-{number}"
+        made.append(writes)
+    return made
+
+
+def _value(board: Board, metric: metrics.Metric) -> Any:
+    return next((family.series[0].value for family in board.read() if family.metric is metric), 0)
+
+
+def _requests(store: Engine) -> int:
+    with store.connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(models.Request)) or 0)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - a writer has nothing to wait on but its state
+        await asyncio.sleep(0.05)
+
+
+async def _write(writer: Writer, batches: list[Writes], wait_s: float = 0.0) -> None:
+    running = asyncio.create_task(writer.run())
+    for batch in batches:
+        writer.put(batch)
+    await asyncio.sleep(wait_s)
+    writer.stop()
+    await running
+
+
+def test_everything_is_written_before_the_end(store: Engine, tmp_path: Path) -> None:
+    """Stopping waits for what was put."""
+    board = Board()
+    asyncio.run(_write(Writer(store, board, Spool(tmp_path / "spool", 10**6)), _batches(50)))
+    assert _requests(store) == 50
+    assert _value(board, metrics.STORE_ROWS) == 50
+    assert _value(board, metrics.STORE_UP) == 1
+
+
+def test_a_row_that_the_store_refuses_costs_that_row_alone(store: Engine, tmp_path: Path) -> None:
+    """The rest of its batch is written, and the loss is counted."""
+    batches, board = _batches(9), Board()
+    batches[4].requests[0].values["outcome"] = None
+    asyncio.run(_write(Writer(store, board, None), batches))
+    assert _requests(store) == 8
+    assert _value(board, metrics.STORE_REFUSED) == 1
+
+
+def test_a_number_that_no_column_holds_costs_its_row_alone(store: Engine) -> None:
+    """Errors that are not the database's own are no reason to stop either."""
+    batches, board = _batches(3), Board()
+    batches[1].requests[0].values["prompt_tokens"] = 2**70
+    asyncio.run(_write(Writer(store, board, None), batches))
+    assert _requests(store) == 2
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[postgres.Postgres]:
+    """Run a Postgres that a test may kill."""
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.mark.real
+def test_an_outage_of_postgres_loses_nothing(own_postgres: postgres.Postgres, tmp_path: Path) -> None:
+    """Batches of before, during and after a SIGKILL of Postgres are all there once, in the end."""
+    store = engine.connect(own_postgres.url("outage"))
+    migrate.upgrade(store)
+    board, spool = Board(), Spool(tmp_path, 10**7)
+
+    async def story() -> None:
+        writer = Writer(store, board, spool)
+        running = asyncio.create_task(writer.run())
+        batches = _batches(60)
+        for batch in batches[:20]:
+            writer.put(batch)
+        await asyncio.sleep(0.3)
+        assert own_postgres.process is not None
+        own_postgres.stop(signal.SIGQUIT)
+        for batch in batches[20:40]:
+            writer.put(batch)
+            await asyncio.sleep(0.02)
+        await _until(lambda: writer.spool_bytes > 0)
+        assert not writer.up
+        await asyncio.to_thread(own_postgres.start)
+        for batch in batches[40:]:
+            writer.put(batch)
+        await _until(lambda: writer.up and not writer.spool_bytes)
+        writer.stop()
+        await running
+
+    asyncio.run(story())
+    assert _requests(store) == 60
+    assert _value(board, metrics.SPOOL_DROPPED) == 0
+    store.dispose()
+
+
+def test_what_could_not_be_written_is_there_at_the_next_start(tmp_path: Path) -> None:
+    """A stop while the store is away leaves everything in the spool, and a later start writes it."""
+    away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    asyncio.run(_write(Writer(away, Board(), Spool(tmp_path / "spool", 10**7)), _batches(5), wait_s=0.2))
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+    asyncio.run(_write(Writer(store, Board(), Spool(tmp_path / "spool", 10**7)), _batches(7)[5:], wait_s=0.5))
+    assert _requests(store) == 7
+
+
+def test_without_a_spool_memory_is_bounded_and_the_loss_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest batches beyond the bound are lost, and said to be."""
+    monkeypatch.setattr("moe_watch.writer._MOST_QUEUED", 10)
+    away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    board = Board()
+    asyncio.run(_write(Writer(away, board, None), _batches(30), wait_s=0.5))
+    assert _value(board, metrics.SPOOL_DROPPED) == 30
+    assert _value(board, metrics.STORE_UP) == 0
+
+
+def test_a_full_spool_drops_the_newest_and_counts_it(tmp_path: Path) -> None:
+    """What came first is kept."""
+    away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    board, spool = Board(), Spool(tmp_path / "spool", 10**6)
+
+    async def story() -> None:
+        writer, batches = Writer(away, board, spool), _batches(30)
+        running = asyncio.create_task(writer.run())
+        for batch in batches[:10]:
+            writer.put(batch)
+        await _until(lambda: writer.spool_bytes > 0)
+        spool._most = spool.size + 10
+        for batch in batches[10:]:
+            writer.put(batch)
+        writer.stop()
+        await running
+
+    asyncio.run(story())
+    assert _value(board, metrics.SPOOL_DROPPED) == 20
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+    asyncio.run(_write(Writer(store, board, Spool(tmp_path / "spool", 10**6)), [], wait_s=0.5))
+    assert _requests(store) == 10
+
+
+def test_a_locked_sqlite_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's long transaction delays the writes and loses none."""
+    monkeypatch.setattr("moe_watch.store.engine.BUSY_TIMEOUT_S", 0.1)
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+
+    async def story() -> None:
+        writer = Writer(store, Board(), Spool(tmp_path / "spool", 10**7))
+        with store.connect() as other:
+            other.execute(text("BEGIN IMMEDIATE"))
+            running = asyncio.create_task(writer.run())
+            for batch in _batches(5):
+                writer.put(batch)
+            await _until(lambda: writer.spool_bytes > 0)
+            other.rollback()
+        await _until(lambda: not writer.spool_bytes)
+        writer.stop()
+        await running
+
+    asyncio.run(story())
+    assert _requests(store) == 5

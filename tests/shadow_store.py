@@ -27,11 +27,34 @@ def make(folder: Path) -> Engine:
 def add_request(session: Session, pk: int, **values: Any) -> None:
     """Add one finished request."""
     row: dict[str, Any] = {
-        "id": pk, "request_id": f"chatcmpl-{pk}", "choice": 0, "replica": "r0", "model_id": 1,
-        "finished_at": float(pk), "outcome": "stop", "prompt_tokens": 20, "output_tokens": 8, "cached_tokens": 0,
-        "prompt_routed": 20, "decode_routed": 7, "preemptions": 0, "batch_mean": 2.0, "e2e_s": 1.0, "queue_s": 0.0,
-        "ttft_s": 0.1, "tpot_s": 0.02, "finish_reason": "length", "corrupted": False, "images": 0, "domain": "d",
-        "user_hash": "", "canary": False, "entropy": None, "margin": None, "ood_score": 0.0, "ood_p": 0.5,
+        "id": pk,
+        "request_id": f"chatcmpl-{pk}",
+        "choice": 0,
+        "replica": "r0",
+        "model_id": 1,
+        "finished_at": float(pk),
+        "outcome": "stop",
+        "prompt_tokens": 20,
+        "output_tokens": 8,
+        "cached_tokens": 0,
+        "prompt_routed": 20,
+        "decode_routed": 7,
+        "preemptions": 0,
+        "batch_mean": 2.0,
+        "e2e_s": 1.0,
+        "queue_s": 0.0,
+        "ttft_s": 0.1,
+        "tpot_s": 0.02,
+        "finish_reason": "length",
+        "corrupted": False,
+        "images": 0,
+        "domain": "d",
+        "user_hash": "",
+        "canary": False,
+        "entropy": None,
+        "margin": None,
+        "ood_score": 0.0,
+        "ood_p": 0.5,
     }
     session.add(Request(**{**row, **values}))
 
@@ -54,12 +77,22 @@ def add_sample(session: Session, pk: int, output: str = "abcdefgh", **values: An
 
 def add_shadow(session: Session, pk: int, *, at: float, gap: float, weight: float = 10.0, **values: Any) -> None:
     """Add one scored request whose gap is ``gap`` nats per token."""
-    of_request = {name: values.pop(name) for name in list(values) if hasattr(Request, name) and name != "defects"}
+    of_request = {name: values.pop(name) for name in list(values) if not hasattr(Shadow, name)}
     add_request(session, pk, **{"finished_at": at, **of_request})
     row: dict[str, Any] = {
-        "request_pk": pk, "at": at, "outcome": "scored", "sample_weight": 1.0, "weight": weight,
-        "dense_model": "dense", "nll_moe_output": 2.0 + gap, "nll_dense_output": 2.0, "moe_tokens": 8,
-        "dense_tokens": 8, "defects": {"moe": [], "dense": []}, "dense_tpot_s": 0.03, "dense_ttft_s": 0.2,
+        "request_pk": pk,
+        "at": at,
+        "outcome": "scored",
+        "sample_weight": 1.0,
+        "weight": weight,
+        "dense_model": "dense",
+        "nll_moe_output": 2.0 + gap,
+        "nll_dense_output": 2.0,
+        "moe_tokens": 8,
+        "dense_tokens": 8,
+        "defects": {"moe": [], "dense": []},
+        "dense_tpot_s": 0.03,
+        "dense_ttft_s": 0.2,
         "dense_concurrency": 2.0,
     }
     session.add(Shadow(**{**row, **values}))

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
-from fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
 
 from moe_watch.shadow import likelihood
 from moe_watch.shadow.client import DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.replay import Replay, replay, unsupported
 from moe_watch.store.shadows import Pending
+from tests.fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
 
 T = TypeVar("T")
 CHAT = "/v1/chat/completions"

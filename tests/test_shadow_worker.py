@@ -10,9 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-import shadow_store
 import structlog
-from fake_openai import FakeOpenAI
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
@@ -25,6 +23,8 @@ from moe_watch.shadow.sampling import chosen
 from moe_watch.shadow.worker import Worker
 from moe_watch.store import shadows
 from moe_watch.store.models import Request, Shadow
+from tests import shadow_store
+from tests.fake_openai import FakeOpenAI
 
 
 @pytest.fixture(autouse=True)

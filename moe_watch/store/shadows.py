@@ -238,6 +238,7 @@ def forget_references(session: Session, model: str) -> int:
     rows = [row for row in kept if msgspec.json.decode(row.value, type=_Kept).model == model]
     for row in rows:
         session.delete(row)
+    session.flush()
     return len(rows)
 
 

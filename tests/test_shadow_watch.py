@@ -1,0 +1,118 @@
+"""The watch over the shadow's rows: it learns, alarms, says why, and goes on after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board
+from moe_watch.settings import DetectSettings, Settings, ShadowSettings
+from moe_watch.shadow.watch import QualityWatch
+from moe_watch.store import shadows
+from tests import shadow_store
+
+START, HOUR = 1_000_000.0, 3600.0
+LABELS = ("moe", "r0")
+
+
+def settings() -> Settings:
+    return Settings(shadow=ShadowSettings(reference_requests=200), detect=DetectSettings(average_run_length=1000))
+
+
+def traffic(store: Engine, *, healthy: int = 400, worse: int = 200, harder: float = 0.0, fault: float = 0.4) -> float:
+    """Add a request every 5 s: ``healthy`` ones, then ``worse`` ones; return the time after the last."""
+    rng = np.random.default_rng(31)
+    with Session(store) as session, session.begin():
+        for pk in range(1, healthy + worse + 1):
+            late = pk > healthy
+            gap = rng.gamma(2, 0.1) - 0.1 + fault * late
+            base = 2.0 + rng.normal(scale=0.2) + harder * late
+            at = START + 5.0 * pk
+            garbled = ["repetition"] if late and fault and pk % 3 == 0 else []
+            defects = {"moe": garbled, "dense": []}
+            both = {"nll_dense_output": base, "nll_moe_output": base + gap}
+            shadow_store.add_shadow(session, pk, at=at, gap=gap, defects=defects, ood_score=rng.normal(), **both)
+    return START + 5.0 * (healthy + worse) + 10
+
+
+def value(board: Board, metric: metrics.Metric, *labels: str) -> float:
+    series = next(family for family in board.read() if family.metric is metric).series
+    found = next(one.value for one in series if one.labels == labels)
+    assert isinstance(found, float)
+    return found
+
+
+def test_a_worse_moe_is_flagged_dated_and_explained(tmp_path: Path) -> None:
+    """Both alarms open within the faulty half hour, dated to its start, and say that the dense model did not move."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store)
+    watch = QualityWatch(store, settings(), board)
+    assert watch.update(*LABELS, START + 5.0 * 400) == []
+    assert value(board, metrics.QUALITY_DEGRADED, *LABELS) == 0
+    changes = {change.kind: change for change in watch.update(*LABELS, end)}
+    assert set(changes) == {"quality", "garbled"}
+    assert all(change.started for change in changes.values())
+    assert changes["quality"].began_at == pytest.approx(START + 5 * 400, abs=100)
+    assert changes["quality"].evidence["cause"] == "moe"
+    assert "did not change" in changes["quality"].summary
+    assert "repetition" in changes["garbled"].summary
+    assert value(board, metrics.QUALITY_DEGRADED, *LABELS) == 1
+
+
+def test_harder_traffic_is_not_the_moes_fault(tmp_path: Path) -> None:
+    """Both models lose half a nat on a harder mix: the gap stays, and nothing alarms."""
+    store = shadow_store.make(tmp_path)
+    end = traffic(store, harder=0.5, fault=0.0)
+    assert QualityWatch(store, settings(), Board()).update(*LABELS, end) == []
+
+
+def test_gauges_and_counters_say_how_it_is(tmp_path: Path) -> None:
+    """The gap with its bounds, its deciles, the garbled share, coverage, outcomes and the advantage are exported."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store, fault=0.0)
+    watch = QualityWatch(store, settings(), board)
+    watch.update(*LABELS, START + 10)
+    watch.update(*LABELS, end)
+    gap = value(board, metrics.QUALITY_GAP, *LABELS)
+    assert gap == pytest.approx(0.1, abs=0.02)
+    assert value(board, metrics.QUALITY_GAP_LOWER, *LABELS) < gap < value(board, metrics.QUALITY_GAP_UPPER, *LABELS)
+    assert value(board, metrics.QUALITY_GAP_BY_OOD, *LABELS, "10") == pytest.approx(0.1, abs=0.1)
+    assert value(board, metrics.GARBLED_RATIO, *LABELS) == 0
+    assert value(board, metrics.SHADOW_COVERAGE, *LABELS) == 1
+    assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "scored") == 599
+    assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "failed") == 0
+    assert value(board, metrics.MOE_ADVANTAGE, *LABELS) == pytest.approx(1.5, abs=0.01)
+
+
+def test_a_restart_keeps_the_reference_and_the_open_alarm(tmp_path: Path) -> None:
+    """A new process does not take the fault for normal: the alarm opens again at once."""
+    store = shadow_store.make(tmp_path)
+    end = traffic(store)
+    QualityWatch(store, settings(), Board()).update(*LABELS, START + 5.0 * 300)
+    again = QualityWatch(store, settings(), Board()).update(*LABELS, end)
+    assert {change.kind for change in again} == {"quality", "garbled"}
+
+
+def test_references_are_learned_anew_after_an_accepted_change(tmp_path: Path) -> None:
+    """``forget_references`` takes those of one model away."""
+    store = shadow_store.make(tmp_path)
+    end = traffic(store)
+    QualityWatch(store, settings(), Board()).update(*LABELS, end)
+    with Session(store) as session, session.begin():
+        assert shadows.forget_references(session, "other") == 0
+        assert shadows.forget_references(session, "moe") == 2
+        assert shadows.reference(session, (*LABELS, "dense"), "quality") is None
+
+
+def test_nothing_yet_is_no_news(tmp_path: Path) -> None:
+    """Before the first row there is no alarm, zeros exist for the alerts, and no gap is invented."""
+    board = Board()
+    watch = QualityWatch(shadow_store.make(tmp_path), settings(), board)
+    assert watch.update(*LABELS, START) == []
+    assert value(board, metrics.QUALITY_DEGRADED, *LABELS) == 0
+    assert metrics.QUALITY_GAP not in {family.metric for family in board.read()}

@@ -47,12 +47,12 @@ def typescript(content: dict[str, Any]) -> str:
     lines.append(f"export const page: Partial<Page> = {json.dumps(content)};")
     for panel in panels(content):
         kind = name(panel["type"])
-        lines.append(
-            f"export const options{panel['id']}: Json<Partial<{kind}.Options>> = {json.dumps(panel['options'])};"
-        )
         custom = panel.get("fieldConfig", {}).get("defaults", {}).get("custom")
-        if custom:
-            lines.append(f"export const custom{panel['id']}: Json<Partial<{kind}.FieldConfig>> = {json.dumps(custom)};")
+        for part, value in (("Options", panel["options"]), ("FieldConfig", custom)):
+            if not value:
+                continue
+            of = f"Json<Partial<{kind}.{part}>>" + (" & Table" if kind == "table" else "")
+            lines.append(f"export const p{panel['id']}{part}: {of} = {json.dumps(value)};")
     return "\n".join(lines)
 
 

@@ -99,8 +99,14 @@ class Stage:
         ).returncode
 
     def status(self) -> Replica | None:
-        """Return what the sidecar sees of the demo's replica now, None before it saw any."""
-        answer = httpx.get(f"{self.running['sidecar'].url}/api/v1/status", timeout=10)
+        """Return what the sidecar sees of the demo's replica now, None while it sees none; ``ServerError`` if it died."""
+        sidecar = self.running["sidecar"]
+        try:
+            answer = httpx.get(f"{sidecar.url}/api/v1/status", timeout=10)
+        except httpx.HTTPError as error:
+            if sidecar.process.poll() is None:
+                return None
+            raise servers.ServerError(f"The sidecar ended.\n{sidecar.log_tail()}") from error
         replicas = msgspec.json.decode(answer.content, type=Status).replicas
         return next((replica for replica in replicas if replica.replica == "demo"), None)
 
@@ -123,11 +129,14 @@ class Stage:
         with Live(Group(bar, _table(None)), console=self.console, refresh_per_second=4) as live:
 
             def watch() -> None:
-                while not done.is_set():
-                    live.update(Group(bar, _table(self.status())))
-                    if until():
-                        done.set()
-                    done.wait(_POLL_S)
+                try:
+                    while not done.is_set():
+                        live.update(Group(bar, _table(self.status())))
+                        if until():
+                            done.set()
+                        done.wait(_POLL_S)
+                except servers.ServerError:
+                    done.set()  # the main thread asks too, and tells
 
             watcher = threading.Thread(target=watch, daemon=True)
             watcher.start()
@@ -160,11 +169,11 @@ class Stage:
 def _table(replica: Replica | None) -> Table:
     """Return the few figures worth watching while traffic flows."""
     table = Table(box=None, padding=(0, 2))
-    for column in ("verdict", "requests", "with routing", "OOD share (95 %)", "evidence of drift"):
+    for column in ("verdict", "requests", "routed", "OOD share (95 %)", "drift"):
         table.add_column(column)
     if replica is not None:
         ood = replica.ood
         share = "-" if ood.value is None else f"{ood.value:.1%} ({ood.lower:.1%} to {ood.upper:.1%})"
-        evidence = f"{max(replica.evidence, 0):.0%} of an alarm"
+        evidence = "alarm" if replica.episodes else f"{max(replica.evidence, 0):.0%} of an alarm"
         table.add_row(replica.verdict, str(replica.requests), str(replica.routed), share, evidence)
     return table

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 import click
 from sqlalchemy import Engine
 
-from moe_watch import backtest, history
-from moe_watch.commands.options import period, store_or_exit
+from moe_watch import backtest, commands, history
 from moe_watch.detect.baseline import Baseline
-from moe_watch.settings import Settings
+from moe_watch.periods import period
 from moe_watch.store import baselines, requests, served
 from moe_watch.store import history as rows
 from moe_watch.store.models import Model
@@ -31,8 +30,8 @@ def command(since: str, until: str | None, name: str | None, address: str | None
     if cluster and not address:
         raise click.UsageError("--ray needs --from: the workers read Parquet, not the store")
     start, end = period(since, until, time.time())
-    settings = Settings()
-    engine = store_or_exit(settings)
+    settings = commands.settings()
+    engine = commands.store(settings)
     model, baseline = _judge(engine, name)
     promise, alpha = settings.detect.average_run_length, settings.detect.ood_alpha
     try:

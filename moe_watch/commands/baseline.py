@@ -12,8 +12,8 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from moe_watch import commands
-from moe_watch.commands.options import period
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
+from moe_watch.periods import period
 from moe_watch.settings import Settings
 from moe_watch.store import baselines, requests, served
 from moe_watch.store.engine import StoreError

@@ -6,9 +6,8 @@ import time
 
 import click
 
-from moe_watch import history
-from moe_watch.commands.options import period, store_or_exit
-from moe_watch.settings import Settings
+from moe_watch import commands, history
+from moe_watch.periods import period
 from moe_watch.store import history as rows
 from moe_watch.store import served
 
@@ -21,7 +20,7 @@ from moe_watch.store import served
 def command(address: str, since: str, until: str | None, name: str | None) -> None:
     """Write stored fingerprints to Parquet, partitioned by model and day; days that are there are replaced whole."""
     start, end = period(since, until, time.time())
-    engine = store_or_exit(Settings())
+    engine = commands.store(commands.settings())
     models = served.by_name(engine, name)
     if not models:
         raise click.ClickException("the store has no such model: see `moe-watch status`")

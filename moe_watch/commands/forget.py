@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moe_watch import history, wire
-from moe_watch.commands.options import store_or_exit
-from moe_watch.settings import Settings
+from moe_watch import commands, history, wire
 from moe_watch.store import history as rows
 
 
@@ -19,7 +17,7 @@ def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]
     if (request_id is None) == (user is None):
         raise click.UsageError("say what to forget: --request ID or --user NAME")
     what = {"request_id": request_id, "user_hash": None if user is None else wire.user_hash(user)}
-    gone = rows.forget(store_or_exit(Settings()), **what)
+    gone = rows.forget(commands.store(commands.settings()), **what)
     click.echo(
         f"Deleted from the store: {gone.requests} requests, {gone.fingerprints} fingerprints, {gone.samples} samples, "
         f"{gone.shadows} shadow results"

@@ -1,4 +1,4 @@
-"""What several commands share: reading a period off the command line, and opening the store."""
+"""Periods on the command line, as several commands read them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import re
 from datetime import UTC, datetime
 
 import click
-from sqlalchemy import Engine
-
-from moe_watch.settings import Settings
-from moe_watch.store import engine as store
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -39,13 +35,3 @@ def period(since: str, until: str | None, now: float) -> tuple[float, float]:
     if start >= end:
         raise click.UsageError(f"--since {since} is not before --until {until or 'now'}")
     return start, end
-
-
-def store_or_exit(settings: Settings) -> Engine:
-    """Return the open store; raises ``click.ClickException`` saying what to do when it does not answer."""
-    try:
-        engine = store.connect(settings.store.url)
-        store.check(engine)
-    except store.StoreError as error:
-        raise click.ClickException(str(error)) from error
-    return engine

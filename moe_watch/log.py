@@ -17,5 +17,7 @@ def configure(style: Literal["console", "json"]) -> None:
     if style == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        # Plain tracebacks: the rich ones show local variables, and those may hold a user's text.
+        plain = structlog.dev.plain_traceback
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
     structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -85,7 +85,7 @@ class Watch:
         self._begun: Counter[str] = Counter()
         self.requests = 0
         self.routed = 0
-        self.errors = 0
+        self._errors = 0
         self.verdict, self.since = "idle", now
         self._detect, self._store = detect, store
         self._state: live.LiveState | None = None
@@ -111,9 +111,15 @@ class Watch:
         self.end("traffic", now)
         self.recent.forget_scores()
         self.observation = None
-        self._state, self.normal = None, normal
-        if normal is not None:
+        self._state, self.normal = None, None
+        if normal is None:
+            return
+        try:
             self._state = live.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
+            self.normal = normal
+        except Exception:  # noqa: BLE001 - a baseline that cannot be used must not end the sidecar
+            self._errors += 1
+            _log.exception("the baseline cannot be used: fit a new one", version=normal.active.version)
 
     def process(self, requests: Sequence[Joined], now: float) -> Seen:
         """Take in finished requests; what is to be written comes with the next ``collect``."""
@@ -173,7 +179,7 @@ class Watch:
         try:
             self._state, self.observation = live.observe(self.normal.fitted, self._state, batch)
         except Exception:  # noqa: BLE001 - whatever it is, requests must still be counted and stored
-            self.errors += 1
+            self._errors += 1
             _log.exception("a detector failed", model=self.model.model, replica=self.model.replica)
             return None
         ood = self.observation.ood
@@ -237,9 +243,10 @@ class Watch:
             self._pending.episodes.append(NewEpisode(episode.identity, {**episode.values, "ended_at": now}))
             _log.info("alarm is over", kind=kind, summary=episode.values["summary"])
 
-    def begun_since_published(self) -> Counter[str]:
-        """Return how many alarms were raised, by kind, since this was asked last."""
-        out, self._begun = self._begun, Counter()
+    def since_published(self) -> tuple[Counter[str], int]:
+        """Return the alarms raised, by kind, and the failures of detectors since this was asked last."""
+        out = self._begun, self._errors
+        self._begun, self._errors = Counter(), 0
         return out
 
     def collect(self, now: float, *, last: bool = False) -> Writes:

@@ -124,8 +124,10 @@ def state(board: Board, watch: Watch, settings: Settings, now: float) -> None:
         episode = watch.open.get(kind)
         board.set(metrics.DRIFT_ACTIVE, float(episode is not None), *labels, kind)
         board.set(metrics.DRIFT_BEGAN, episode.values["began_at"] if episode else 0.0, *labels, kind)
-    for kind, count in watch.begun_since_published().items():
+    begun, errors = watch.since_published()
+    for kind, count in begun.items():
         board.add(metrics.EPISODES, count, *labels, kind)
+    board.add(metrics.DETECTOR_ERRORS, errors, *labels)
     if watch.observation is not None:
         for channel, evidence in watch.observation.channels.items():
             board.set(metrics.DRIFT_EVIDENCE, evidence, *labels, channel)

@@ -49,6 +49,7 @@ class Stage:
             "MOE_WATCH_SAMPLE_RATE": "1",
             "MOE_WATCH_VLLM_URL": f"http://127.0.0.1:{self._vllm_port}",
             "MOE_WATCH_WINDOW_S": "10",
+            "MOE_WATCH_CANARY__LOADS": '["16"]',  # one batch composition keeps the demo short
             "MOE_WATCH_HTTP__PAGE_SAMPLES": "true",
         }
         self.running: dict[str, servers.Server] = {}
@@ -99,7 +100,7 @@ class Stage:
         ).returncode
 
     def status(self) -> Replica | None:
-        """Return what the sidecar sees of the demo's replica now, None while it sees none; ``ServerError`` if it died."""
+        """Return what the sidecar sees of the demo's replica, None while it sees none; ``ServerError`` if it died."""
         sidecar = self.running["sidecar"]
         try:
             answer = httpx.get(f"{sidecar.url}/api/v1/status", timeout=10)

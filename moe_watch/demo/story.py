@@ -14,6 +14,7 @@ _NORMAL = 300
 _MIXED = 400
 _UNSEEN_SHARE = 0.3
 _FAULTY_LAYER = 2
+_ROUNDS = 4  # healthy replays of the canaries behind their noise floor
 
 
 def run(stage: Stage) -> None:
@@ -24,7 +25,7 @@ def run(stage: Stage) -> None:
     stage.title("2. Learn what normal routing is")
     stage.traffic("normal traffic", mixture(_LEARN, seed=1))
     stage.command("baseline", "fit", "--promote")
-    stage.command("canary", "record")
+    stage.command("canary", "record", "--rounds", str(_ROUNDS))
 
     stage.title("3. Normal traffic again: there is nothing to see")
     start = time.time()

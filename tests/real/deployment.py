@@ -1,0 +1,147 @@
+"""What production has, on this machine: vLLM with the tap, the dense shadow, the sidecar, Prometheus and a pager."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from moe_watch.demo import servers
+from moe_watch.demo.traffic import Prompt, send
+from moe_watch.provision import prometheus
+from moe_watch.provision.alert import Links
+from tests.real import monitoring
+from tests.real.monitoring import Webhook
+
+MODELS = Path(servers.__file__).parent / "models"
+MOE, DENSE, REPLICA = "tiny-moe", "tiny-dense", "vllm-0"
+# A few seconds instead of minutes; serving keeps its quarter of an hour, a CPU's speed is not what is tested.
+_SHORT: dict[str, str] = {"moe-watch-model": "3s", "moe-watch-traffic": "3s", "moe-watch-monitor": "5s"}
+
+
+def quick_rules() -> dict[str, Any]:
+    """Return the shipped rules, evaluated each second and with short waits."""
+    rules = prometheus.rules(Links("http://grafana.example"))
+    for group in rules["groups"]:
+        group["interval"] = "1s"
+        for rule in group["rules"]:
+            rule["for"] = _SHORT.get(group["name"], rule["for"])
+    return rules
+
+
+@dataclass
+class Deployment:
+    """The running parts and how to use them."""
+
+    work: Path
+    moe: servers.Server
+    sidecar: servers.Server
+    env: dict[str, str]
+    hook: Webhook
+    prometheus: str = ""
+    sent: list[str] = field(default_factory=list)
+
+    def command(self, *arguments: str) -> str:
+        """Run ``moe-watch`` as a user would; return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "moe_watch.cli", *arguments],
+            env={**os.environ, **self.env},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in {0, 2}, done.stdout + done.stderr
+        return done.stdout
+
+    def traffic(self, prompts: Sequence[Prompt], until: Callable[[], bool] = lambda: False) -> None:
+        """Send prompts to the MoE until they or ``until`` end, and wait until the sidecar has seen them."""
+        stop = _Slowly(until)
+        answers = asyncio.run(send(self.moe.url, MOE, prompts, concurrency=8, max_tokens=16, stop=stop))
+        self.sent += [answer.request_id for answer in answers]
+        monitoring.wait_until(self.has_seen_all, 30, "the sidecar has counted what was sent")
+
+    def has_seen_all(self) -> bool:
+        """Return whether the sidecar has judged every request that was sent."""
+        return self.replica()["routed"] >= len(self.sent)
+
+    def replica(self) -> dict[str, Any]:
+        """Return what the sidecar says of the replica."""
+        found = [r for r in self.status()["replicas"] if r["replica"] == REPLICA]
+        return found[0] if found else {"routed": 0, "tap": {"up": False}, "episodes": []}
+
+    def status(self) -> dict[str, Any]:
+        """Return the sidecar's status."""
+        body: dict[str, Any] = httpx.get(f"{self.sidecar.url}/api/v1/status", timeout=10).json()
+        return body
+
+
+class _Slowly:
+    """Ask ``until`` at most four times a second: it costs a request."""
+
+    def __init__(self, until: Callable[[], bool]) -> None:
+        self._until, self._asked, self._last = until, 0.0, False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._last and now - self._asked > 0.25:
+            self._asked, self._last = now, self._until()
+        return self._last
+
+
+@contextmanager
+def deployment(work: Path) -> Iterator[Deployment]:
+    """Run it all; Prometheus starts once the tap has spoken."""
+    with ExitStack() as stack:
+        port = servers.free_port()
+        env = {
+            "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
+            "MOE_WATCH_STORE__URL": f"sqlite:///{work}/moe-watch.db",
+            "MOE_WATCH_REPLICA": REPLICA,
+            "MOE_WATCH_SAMPLE_RATE": "1",
+            "MOE_WATCH_VLLM_URL": f"http://127.0.0.1:{port}",
+            "MOE_WATCH_WINDOW_S": "10",
+            "MOE_WATCH_SHADOW__BASE_RATE": "0.3",
+            "MOE_WATCH_SHADOW__REQUESTS_PER_S": "5",
+            "MOE_WATCH_SERVING__TTFT_BUDGET_S": '{"4k": 30}',
+            "OMP_NUM_THREADS": "1",
+        }
+        dense = servers.start_vllm(
+            "dense", MODELS / "dense", work=work, served_name=DENSE, env={"OMP_NUM_THREADS": "1"}
+        )
+        stack.callback(dense.stop)
+        env["MOE_WATCH_SHADOW__URL"] = f"{dense.url}/v1"
+        sidecar = servers.start_sidecar(work, env=env)
+        stack.callback(sidecar.stop)
+        env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
+        args = ["--middleware", "moe_watch.tap.samples.Middleware"]
+        moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name=MOE, args=args, env=env, port=port)
+        stack.callback(moe.stop)
+        for server, path in ((sidecar, "/healthz"), (moe, "/health"), (dense, "/health")):
+            server.wait_ready(path, 240)
+        hook = stack.enter_context(monitoring.webhook())
+        running = Deployment(work, moe, sidecar, env, hook)
+        monitoring.wait_until(lambda: bool(running.replica()["tap"]["up"]), 60, "the tap is up")
+        running.prometheus = _watched(stack, running)
+        yield running
+
+
+def _watched(stack: ExitStack, running: Deployment) -> str:
+    """Start Alertmanager and Prometheus over the deployment; return Prometheus' URL."""
+    config = prometheus.alertmanager(f"{running.hook.url}/page", f"{running.hook.url}/ticket")
+    config["route"] |= {"group_wait": "1s", "group_interval": "2s"}
+    pager = stack.enter_context(monitoring.alertmanager(running.work / "alertmanager", config))
+    targets = {
+        "moe-watch": [(running.sidecar.url.removeprefix("http://"), {})],
+        "vllm": [(running.moe.url.removeprefix("http://"), {"replica": REPLICA})],
+    }
+    work = running.work / "prometheus"
+    return stack.enter_context(monitoring.prometheus(work, targets, quick_rules(), pager))

@@ -1,0 +1,135 @@
+"""The whole chain on real parts: unusual traffic at a real vLLM becomes a page with its runbook, and ends again."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from grafana_view import Asked, fill, metric_names, queries
+
+from moe_watch.demo.traffic import mixture
+from moe_watch.provision import assets
+from moe_watch.provision.catalogue import ALERTS
+from tests.real import monitoring
+from tests.real.deployment import MOE, REPLICA, Deployment, deployment
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")),
+        reason="Prometheus or Alertmanager is not installed",
+    ),
+]
+LEARN, NORMAL, UNUSUAL, AFTER = 700, 300, 300, 900
+BUILT_IN = {"__rate_interval": "15s", "__interval": "5s", "__range": "5m"}
+EVERYTHING: dict[str, list[str]] = {"model": [], "replica": [], "baseline": []}
+CHOSEN = {"model": [MOE], "replica": [REPLICA], "baseline": ["1"]}
+
+# Metrics that this deployment cannot have, and why a panel over them is empty here.
+NOT_HERE = {
+    "moe_watch_rank_load_max_to_mean_ratio": "one rank only: expert parallelism needs several devices",
+}
+
+
+@dataclass
+class Story:
+    """What had arrived at the pager at each point, and the running parts to ask."""
+
+    running: Deployment
+    quiet: list[dict[str, Any]] = field(default_factory=list)  # alerts after normal traffic
+    paged: list[dict[str, Any]] = field(default_factory=list)
+    shown: dict[tuple[str, str, str, str], bool] = field(default_factory=dict)  # has the query numbers
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Learn, run normally, then with requests of unseen kinds until it pages, then normally until it resolves."""
+    with deployment(tmp_path_factory.mktemp("deployment")) as running:
+        told = Story(running)
+        running.traffic(mixture(LEARN, seed=1))
+        running.command("baseline", "fit", "--promote")
+        running.command("canary", "record", "--rounds", "4")
+        running.command("canary", "run")
+        running.traffic(mixture(NORMAL, seed=2))
+        told.quiet = copy.deepcopy(running.hook.alerts())
+        running.traffic(mixture(UNUSUAL, seed=3, unseen_share=0.5), until=lambda: bool(running.hook.arrived))
+        monitoring.wait_until(lambda: bool(running.hook.arrived), 20, "a notification")
+        told.paged = copy.deepcopy(running.hook.alerts())
+        told.shown = {key(query, choice): shows(running, query, choice) for query in asked() for choice in CHOICES}
+        fired = running.hook.names("firing")
+        running.traffic(mixture(AFTER, seed=4), until=lambda: fired <= running.hook.names("resolved"))
+        yield told
+
+
+CHOICES = {"everything": EVERYTHING, "chosen": CHOSEN}
+
+
+def asked() -> list[Asked]:
+    return [query for content in assets.dashboards().values() for query in queries(content)]
+
+
+def key(query: Asked, choice: str) -> tuple[str, str, str, str]:
+    return query.dashboard, query.panel, query.ref, choice
+
+
+def shows(running: Deployment, query: Asked, choice: str) -> bool:
+    expr = fill(query.expr, CHOICES[choice], BUILT_IN)
+    return monitoring.has_numbers(monitoring.ask(running.prometheus, expr, instant=query.instant))
+
+
+def test_a_normal_run_pages_nobody(story: Story) -> None:
+    """Learning, a baseline, canaries and normal traffic send no notification at all."""
+    assert story.quiet == []
+
+
+def test_unusual_traffic_pages_with_its_runbook(story: Story) -> None:
+    """The notification names the traffic, has the links filled in, and lists replica and model."""
+    names = {alert["labels"]["alertname"] for alert in story.paged}
+    assert names & {"TrafficDrift", "OODRateHigh"}
+    for alert in story.paged:
+        notes = alert["annotations"]
+        assert re.fullmatch(r"http://grafana\.example/d/moe-watch-runbooks\?viewPanel=panel-\d+", notes["runbook_url"])
+        assert notes["dashboard_url"].endswith(f"&var-model={MOE}&var-replica={REPLICA}")
+        assert "{{" not in str(notes)
+        assert MOE in notes["summary"]
+
+
+def test_it_does_not_blame_the_model(story: Story) -> None:
+    """Nothing of the family "model" fires: the model is the same as before."""
+    assert {alert["labels"]["incident"] for alert in story.paged} == {"traffic"}
+
+
+def test_it_resolves_when_traffic_is_normal_again(story: Story) -> None:
+    """Every alert that fired arrives once more as resolved."""
+    hook = story.running.hook
+    monitoring.wait_until(lambda: hook.names("firing") <= hook.names("resolved"), 30, "everything has resolved")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("query", asked(), ids=lambda q: f"{q.dashboard}/{q.panel}/{q.ref}")
+def test_a_panel_shows_numbers(story: Story, query: Asked, choice: str) -> None:
+    """On a real moe-watch and a real vLLM the query returns numbers, or it asks for what cannot be here."""
+    if missing := metric_names(query.expr) & set(NOT_HERE):
+        pytest.skip("; ".join(NOT_HERE[name] for name in missing))
+    assert story.shown[key(query, choice)], query.expr
+
+
+def test_every_vllm_metric_asked_for_is_one_that_vllm_exports(story: Story) -> None:
+    """The names in dashboards and alerts are those on the real server's /metrics."""
+    text = httpx.get(f"{story.running.moe.url}/metrics").text
+    exported = set(re.findall(r"^(vllm:\w+)\{", text, re.MULTILINE))
+    wanted = {name for query in asked() for name in metric_names(query.expr)}
+    wanted |= {name for alert in ALERTS for name in metric_names(alert.expr)}
+    assert {name for name in wanted if name.startswith("vllm:")} <= exported
+
+
+def test_explain_knows_the_alert_that_fired(story: Story) -> None:
+    """The runbook's first command has something to say of it."""
+    name = next(iter(story.running.hook.names("firing")))
+    assert story.running.command("explain", name)

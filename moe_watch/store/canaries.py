@@ -50,7 +50,7 @@ def fingerprints(engine: Engine, request_ids: Sequence[str]) -> dict[str, Routed
 
 def save(engine: Engine, run: CanaryRun) -> int:
     """Write ``run`` and return its id."""
-    with Session(engine) as session, session.begin():
+    with Session(engine, expire_on_commit=False) as session, session.begin():
         session.add(run)
         session.flush()
         return run.id

@@ -66,7 +66,7 @@ def gemma4_30x128() -> PreTrainedModel:
 
 def gemma4_dense() -> PreTrainedModel:
     """Gemma-4 without experts."""
-    return _gemma4(intermediate_size=128)
+    return _gemma4(intermediate_size=128, layer_types=["sliding_attention", "full_attention"])
 
 
 def mixtral() -> PreTrainedModel:

@@ -128,8 +128,9 @@ def main(kind: str, out: Path, steps: int, seed: int, threads: int) -> None:
     seconds = round(time.monotonic() - started)
     model.to(torch.bfloat16).save_pretrained(out)
     texts = evaluation.load_texts(out.parent) or evaluation.write_texts(out.parent)
+    options = f"--steps {steps} --seed {seed} --threads {threads}"
     log = {
-        "command": f"python -m moe_watch.demo.train {kind} --out {out} --steps {steps} --seed {seed} --threads {threads}",
+        "command": f"python -m moe_watch.demo.train {kind} --out {out} {options}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens": steps * ROWS * LENGTH,
         "seconds": seconds,

@@ -380,3 +380,11 @@ def test_an_address_that_is_no_grafana_is_said_so(state: State) -> None:
         done = run("--grafana", f"{url}/wrong", "--token", TOKEN, *PAGE, "--datasource", "prom")
     assert done.exit_code == 1
     assert "POST /api/folders answered 404" in done.output
+
+
+def test_the_helm_chart_ships_these_rules_and_dashboards() -> None:
+    """The chart's files are links to the committed ones, so they cannot differ."""
+    files = Path(__file__).parents[1] / "deploy" / "helm" / "moe-watch" / "files"
+    rules = Path(__file__).parents[1] / "alerts" / "moe-watch.rules.yml"
+    assert (files / "rules.yaml").resolve() == rules
+    assert {path.stem for path in (files / "dashboards").glob("*.json")} == set(assets.dashboards())

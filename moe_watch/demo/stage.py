@@ -92,12 +92,13 @@ class Stage:
         self.console.print()
         self.console.rule(f"[bold]{text}", align="left")
 
-    def command(self, *args: str) -> int:
-        """Run ``moe-watch ARGS`` as a user would and show what it prints; return its exit code."""
+    def command(self, *args: str, may_exit: Sequence[int] = (0,)) -> None:
+        """Run ``moe-watch ARGS`` as a user would and show what it prints; ``ServerError`` for another exit code."""
         self.console.print(f"[dim]$ moe-watch {' '.join(args)}")
-        return subprocess.run(
-            [sys.executable, "-m", "moe_watch.cli", *args], env={**os.environ, **self.env}, check=False
-        ).returncode
+        command = [sys.executable, "-m", "moe_watch.cli", *args]
+        code = subprocess.run(command, env={**os.environ, **self.env}, check=False).returncode
+        if code not in may_exit:
+            raise servers.ServerError(f"moe-watch {args[0]} ended with code {code}")
 
     def status(self) -> Replica | None:
         """Return what the sidecar sees of the demo's replica, None while it sees none; ``ServerError`` if it died."""
@@ -146,6 +147,7 @@ class Stage:
             live.update(Group(bar, _table(self.status())))
             done.set()
             watcher.join()
+        self.console.print()
         return sorted(answered)
 
     def _settle(self, sent: int, timeout_s: float = 20) -> None:

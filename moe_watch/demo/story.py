@@ -14,6 +14,7 @@ _NORMAL = 300
 _MIXED = 400
 _UNSEEN_SHARE = 0.3
 _FAULTY_LAYER = 2
+_JUDGED = (0, 2)  # 2: the canaries say that the model or the deployment changed
 _ROUNDS = 4  # healthy replays of the canaries behind their noise floor
 
 
@@ -28,7 +29,6 @@ def run(stage: Stage) -> None:
     stage.command("canary", "record", "--rounds", str(_ROUNDS))
 
     stage.title("3. Normal traffic again: there is nothing to see")
-    start = time.time()
     stage.traffic("normal traffic", mixture(_NORMAL, seed=2))
     flagged = stage.open_episode("traffic")
     verdict = "no alarm" if flagged is None else "[red]a false alarm[/red]"
@@ -43,13 +43,14 @@ def run(stage: Stage) -> None:
     )
     _say_when(stage, start, answered)
     _say_suspects(stage)
-    stage.command("canary", "run")
+    stage.command("canary", "run", may_exit=_JUDGED)
 
     stage.title(f"5. A broken deployment: the experts of layer {_FAULTY_LAYER} are not where the router thinks")
     broken = rotate_experts(MODELS / "moe", stage.out / "broken-moe", _FAULTY_LAYER)
     with stage.console.status("Restarting vLLM with the broken checkpoint under the same name …"):
         stage.start_moe(broken)
-    stage.command("canary", "run")
+    stage.command("canary", "run", may_exit=_JUDGED)
+    stage.command("status")
 
     stage.title("6. The evidence")
     stage.command("report", "--since", "1h", "--out", str(stage.out / "report"))

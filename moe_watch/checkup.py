@@ -161,7 +161,9 @@ def _store(settings: Settings) -> Iterator[Check]:
             yield Check("store", "fail", found, "run `moe-watch db upgrade`")
             return
         yield Check("store", "ok", f"{opened.dialect.name}, schema {current}, {engine.size_bytes(opened) / 1e6:.1f} MB")
-        yield from _foreign_baselines(lambda: baselines.active(opened), lambda: served.announced(opened))
+        yield from _foreign_baselines(
+            lambda: baselines.active(opened), lambda: served.announced(opened, settings.sidecar)
+        )
     except StoreError as error:
         remedy = "correct MOE_WATCH_STORE__URL, or start the database"
         yield Check("store", "fail", str(error), remedy)

@@ -21,6 +21,7 @@ from moe_watch.store.write import NewEvent, Writes
 from moe_watch.watch import Normal, Watch
 
 _ASSESS_S: Final = 5.0
+_MOST_HELD: Final = 1000  # requests of a replica that wait for its announcement
 
 
 class Judge:
@@ -32,6 +33,7 @@ class Judge:
         self._settings, self._board = settings, board
         self._normals: dict[str, Normal] = {}  # by identity
         self._pending = Writes()
+        self._held: defaultdict[str, list[Joined]] = defaultdict(list)  # by replica, until it is announced
         self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
 
     def announce(self, model: wire.Model, now: float) -> None:
@@ -50,9 +52,11 @@ class Judge:
         watch.use(self._normals.get(identity), now)
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
-        written = served.announcement(model, now)
+        written = served.announcement(model, now, self._settings.sidecar)
         self._pending.extend(written)
         publish.begin(self._board, watch)
+        waited = self.process(self._held.pop(model.replica, ()), now)
+        self._pending.extend(waited)
 
     def hear(self, frame: wire.Health | wire.Event, now: float) -> None:
         """Take note of what a tap says of itself and of its engine."""
@@ -75,10 +79,17 @@ class Judge:
         for replica, theirs in by_replica.items():
             watch = self.watches.get(replica)
             if watch is None:
-                self.refused["unannounced"] += len(theirs)
+                self._hold(replica, theirs)
                 continue
             publish.batch(self._board, watch, watch.process(theirs, now), self._settings, now)
         return self.collect(now)
+
+    def _hold(self, replica: str, requests: Sequence[Joined]) -> None:
+        """Keep requests until their replica announces what it serves; beyond a number of them they are refused."""
+        held = self._held[replica]
+        room = max(0, _MOST_HELD - len(held))
+        held += requests[:room]
+        self.refused["unannounced"] += len(requests[room:])
 
     def tick(self, now: float) -> Writes:
         """Assess the replica that has waited longest, renew verdicts and gauges; return what is to be written."""
@@ -94,6 +105,9 @@ class Judge:
     def collect(self, now: float, *, last: bool = False) -> Writes:
         """Return what is to be written; everything that is held, at the ``last``."""
         out, self._pending = self._pending, Writes()
+        if last:
+            self.refused["unannounced"] += sum(map(len, self._held.values()))
+            self._held.clear()
         for watch in self.watches.values():
             out.extend(watch.collect(now, last=last))
         return out

@@ -178,6 +178,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="Format of the log on stderr")
 
+    @property
+    def sidecar(self) -> str:
+        """Name of this sidecar among those that share a store; the same after a restart."""
+        return f"{socket.gethostname()} {self.endpoint}"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -115,7 +115,7 @@ class Sidecar:
         for reason in metrics.REFUSAL_REASONS:
             self.board.add(metrics.FRAMES_REFUSED, 0, reason)
         self.board.add(metrics.SPOOL_DROPPED, 0)
-        known = served.announced(self._store)
+        known = served.announced(self._store, self.settings.sidecar)
         episodes.close_open(self._store, [model.replica for model in known], now)
         self._load_baselines(now)
         for model in known:

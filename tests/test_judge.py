@@ -241,10 +241,26 @@ def test_a_promotion_is_taken_up(bench: Bench) -> None:
     assert bench.value(metrics.EVENTS, "baseline_promoted") == 2
 
 
-def test_requests_of_an_unknown_replica_are_counted_as_such(bench: Bench) -> None:
-    """Before its announcement nothing is known of what it serves."""
-    bench.judge.process([Joined("r9", "a", 0, bench.tap.routing("a"), None, None, complete=True)], bench.now)
-    assert bench.judge.refused == {"unannounced": 1}
+def test_requests_wait_for_the_announcement_of_their_replica(bench: Bench) -> None:
+    """After a restart of the sidecar beside a running vLLM nothing is lost, up to a bound."""
+    tap = Tap(replica="r9")
+
+    def joined(n: int) -> list[Joined]:
+        return [Joined("r9", f"a{n}-{i}", 0, tap.routing(f"a{n}-{i}"), None, None, complete=True) for i in range(n)]
+
+    assert bench.judge.process(joined(30), bench.now).requests == []
+    bench.judge.announce(tap.announce(), bench.now)
+    assert len(bench.judge.collect(bench.now).requests) == 30
+    assert bench.judge.watches["r9"].requests == 30
+
+
+def test_requests_of_a_replica_that_is_never_announced_are_counted_as_such(bench: Bench) -> None:
+    """They cost bounded memory and are refused at the end."""
+    requests = [Joined("r9", f"a{n}", 0, None, bench.tap.latency(f"a{n}"), None, complete=True) for n in range(1500)]
+    bench.judge.process(requests, bench.now)
+    assert bench.judge.refused == {"unannounced": 500}
+    bench.judge.collect(bench.now, last=True)
+    assert bench.judge.refused == {"unannounced": 1500}
 
 
 def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

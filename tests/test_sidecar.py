@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +15,21 @@ from typing import Any
 import httpx
 import pytest
 import zmq
+from sqlalchemy import text
 
 from moe_watch import wire
 from moe_watch.demo.servers import Server, start_sidecar
+from moe_watch.store import engine, migrate
 from tests.frames import Tap
+from tests.postgres import Postgres
 
 
 class Process:
     """A running ``moe-watch serve`` and a socket to it."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, store_url: str | None = None) -> None:
         self.work = work
+        self.store_url = store_url or f"sqlite:///{work}/store.db"
         self.endpoint = f"ipc://{work}/tap/tap.sock"
         self.database = work / "store.db"
         self.server = self.start()
@@ -35,7 +41,8 @@ class Process:
     def environment(self) -> dict[str, str]:
         return {
             "MOE_WATCH_ENDPOINT": self.endpoint,
-            "MOE_WATCH_STORE__URL": f"sqlite:///{self.database}",
+            "MOE_WATCH_STORE__URL": self.store_url,
+            "MOE_WATCH_SPOOL_DIR": f"{self.work}/spool",
             "MOE_WATCH_JOIN_TIMEOUT_S": "1",
             "MOE_WATCH_DETECT__BASELINE_MIN_REQUESTS": "300",
             "OMP_NUM_THREADS": "1",
@@ -131,3 +138,137 @@ def test_garbage_harms_nothing(process: Process) -> None:
     refused = status["frames_refused"]
     assert refused == {"malformed": 4, "unknown_version": 1, "wrong_shape": 1, "too_large": 1, "duplicate": 1}
     assert httpx.get(f"{process.server.url}/healthz").status_code == 200
+
+
+def _wait_for_metric(process: Process, line: str) -> None:
+    deadline = time.monotonic() + 20
+    while line not in (body := httpx.get(f"{process.server.url}/metrics", timeout=5).text):
+        assert time.monotonic() < deadline, [found for found in body.splitlines() if line.partition("{")[0] in found]
+        time.sleep(0.1)
+
+
+def _fit(process: Process) -> str:
+    environment = {**os.environ, **process.environment}
+    command = [sys.executable, "-m", "moe_watch.cli", "baseline", "fit", "--promote"]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_from_learning_to_an_alarm_and_back_to_silence(process: Process) -> None:
+    """The whole life of a baseline: fitted from the store, taken up by the running sidecar, silent, then alarmed."""
+    tap = Tap()
+    process.send(tap.announce(), tap.health())
+    for _ in range(600):
+        process.send(*tap.whole())
+    process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 600)
+    time.sleep(1)  # written
+    assert "fitted on 600 requests; active now" in _fit(process)
+    process.until(lambda s: s["replicas"][0]["baseline"] is not None)
+    for _ in range(300):
+        process.send(*tap.whole())
+    process.send(tap.health())
+    status = process.until(lambda s: s["replicas"][0]["verdict"] == "healthy" and s["replicas"][0]["requests"] == 900)
+    assert status["replicas"][0]["episodes"] == []
+    for _ in range(200):
+        process.send(*tap.whole(unseen=True))
+    status = process.until(lambda s: s["replicas"][0]["verdict"] == "traffic")
+    (episode,) = status["replicas"][0]["episodes"]
+    assert "left baseline 1" in episode["summary"]
+    assert status["replicas"][0]["suspects"]
+    _wait_for_metric(process, 'moe_watch_drift_active{kind="traffic",model="tiny",replica="r0"} 1.0')
+    matrix = httpx.get(f"{process.server.url}/api/v1/matrix").json()
+    assert (len(matrix["share"]), len(matrix["baseline"][0])) == (3, 8)
+    shown = subprocess.run(
+        [sys.executable, "-m", "moe_watch.cli", "status", "--url", process.server.url],
+        env={**os.environ, **process.environment, "COLUMNS": "200"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 2
+    assert "traffic" in shown.stdout
+    process.server.stop()
+    assert process.rows("select kind, summary <> '' from episodes") == [("traffic", 1)]
+
+
+def test_a_kill_loses_at_most_seconds_and_the_next_start_goes_on(process: Process) -> None:
+    """After SIGKILL the store is whole, the model is known without a new announcement, and windows still add up."""
+    tap = Tap()
+    process.send(tap.announce(), tap.health())
+    for _ in range(100):
+        process.send(*tap.whole())
+    process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 100)
+    time.sleep(6)  # one partial window
+    os.kill(process.server.process.pid, signal.SIGKILL)
+    process.server.process.wait(10)
+    process.server = process.start()
+    for _ in range(50):
+        process.send(*tap.whole())
+    process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 50)
+    process.server.stop()
+    assert process.rows("select count(*) from requests") == [(150,)]
+    assert process.rows("select sum(requests) from windows") == [(150,)]
+
+
+def test_a_second_sidecar_on_the_same_file_is_refused(process: Process, tmp_path: Path) -> None:
+    """It ends at once, and says why; the first goes on."""
+    second = subprocess.run(
+        [sys.executable, "-m", "moe_watch.cli", "serve", "--port", "0", "--endpoint", f"ipc://{tmp_path}/other.sock"],
+        env={**os.environ, **process.environment},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 1
+    assert "another moe-watch" in second.stderr
+    assert httpx.get(f"{process.server.url}/readyz").status_code == 200
+
+
+def test_doctor_finds_a_running_sidecar_in_order(process: Process) -> None:
+    """With a tap on, what is left are warnings: no vLLM address, no baseline."""
+    tap = Tap()
+    process.send(tap.announce(vllm_version="0.32.0"), tap.health(), *tap.whole())
+    process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 1)
+    port = process.server.url.rsplit(":", 1)[1]
+    found = subprocess.run(
+        [sys.executable, "-m", "moe_watch.cli", "doctor"],
+        env={**os.environ, **process.environment, "MOE_WATCH_HTTP__PORT": port},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout
+    for said in ("ok    socket", "ok    sidecar", "ok    tap of r0: on, tiny", "warn  baseline: none", "ok    store"):
+        assert said in found.stdout
+
+
+@pytest.mark.real
+def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgres) -> None:
+    """Each writes its own replicas; the first makes the schema; an older schema is refused with what to run."""
+    url = postgres_server.url("shared")
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        one = Process(tmp_path / name, store_url=url)
+        made.append(one)
+        tap = Tap(replica=name)
+        one.send(tap.announce(), tap.health())
+        for _ in range(30):
+            one.send(*tap.whole())
+    for one in made:
+        one.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 30)
+        one.close()
+    store = engine.connect(url)
+    with store.connect() as connection:
+        found = connection.execute(text("select replica, count(*) from requests group by 1 order by 1")).all()
+    assert [tuple(row) for row in found] == [("a", 30), ("b", 30)]
+    migrate.downgrade(store, "0001")
+    late = subprocess.run(
+        [sys.executable, "-m", "moe_watch.cli", "serve", "--port", "0"],
+        env={**os.environ, **made[0].environment},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert late.returncode == 1
+    assert "moe-watch db upgrade" in late.stderr
+    store.dispose()

@@ -173,11 +173,13 @@ def test_a_damaged_baseline_is_refused(store: Engine, fitted: Baseline) -> None:
 
 
 def test_what_a_replica_announced_last_is_remembered(store: Engine) -> None:
-    """So that a restarted sidecar knows at once what is served."""
+    """So that a restarted sidecar knows at once what is served to it, and nothing of another one's replicas."""
     first, then = Tap().announce(), Tap(experts=16).announce(revision="v2")
     for model in (first, then, Tap(replica="r1").announce()):
-        write(store, served.announcement(model, 1.0))
-    assert {model.replica: model.experts for model in served.announced(store)} == {"r0": 16, "r1": 8}
+        write(store, served.announcement(model, 1.0, "a"))
+    write(store, served.announcement(Tap(replica="r2").announce(), 1.0, "b"))
+    assert {model.replica: model.experts for model in served.announced(store, "a")} == {"r0": 16, "r1": 8}
+    assert [model.replica for model in served.announced(store, "b")] == ["r2"]
 
 
 @pytest.mark.parametrize("changed", [{"revision": "b"}, {"weights": "w"}, {"top_k": 3}, {"experts": 16}], ids=str)

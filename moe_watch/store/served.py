@@ -23,8 +23,8 @@ def identity(model: wire.Model) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
-def announcement(model: wire.Model, now: float) -> Writes:
-    """Return what to write when ``model`` is announced: its row, and that this replica serves it."""
+def announcement(model: wire.Model, now: float, sidecar: str = "") -> Writes:
+    """Return what to write when ``model`` is announced to ``sidecar``: its row, and that this replica serves it."""
     values: dict[str, Any] = {
         "name": model.model,
         "layers": model.layers,
@@ -33,15 +33,24 @@ def announcement(model: wire.Model, now: float) -> Writes:
         "first_seen": now,
         "detail": msgspec.to_builtins(model),
     }
-    key = _ANNOUNCED + hashlib.sha256(model.replica.encode()).hexdigest()[:32]
+    key = _key(sidecar) + _digest(model.replica, 32)
     return Writes(models=[NewModel(identity(model), values)], meta={key: msgspec.json.encode(model).decode()})
 
 
-def announced(engine: Engine) -> list[wire.Model]:
-    """Return what each replica announced last, so that a restarted sidecar knows at once what is served."""
+def announced(engine: Engine, sidecar: str = "") -> list[wire.Model]:
+    """Return what each replica announced last to ``sidecar``, so that it knows at once after a restart."""
     with Session(engine) as session:
-        found = session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_ANNOUNCED))).all()
+        found = session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_key(sidecar)))).all()
     return list(_decode(found))
+
+
+def _key(sidecar: str) -> str:
+    """Return how the announcements to one sidecar begin; many may share a store."""
+    return f"{_ANNOUNCED}{_digest(sidecar, 16)}:"
+
+
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _decode(values: Iterable[str]) -> Iterable[wire.Model]:

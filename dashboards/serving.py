@@ -76,7 +76,7 @@ def _first_token() -> list[Any]:
             "fills.",
             [
                 Query(
-                    f'sum(rate({share}{{{MOE_WATCH}, context=~"{long}"}}[$__rate_interval])) / '
+                    f'(sum(rate({share}{{{MOE_WATCH}, context=~"{long}"}}[$__rate_interval])) or vector(0)) / '
                     f"sum(rate({share}{{{MOE_WATCH}}}[$__rate_interval]))",
                     "share",
                 )

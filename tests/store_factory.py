@@ -22,7 +22,7 @@ from moe_watch.detect.baseline import Baseline as Fitted
 from moe_watch.detect.baseline import BaselineBuilder
 from moe_watch.detect.batch import Batch
 from moe_watch.join import Joined
-from moe_watch.store import baselines, engine, models, served, windows
+from moe_watch.store import baselines, engine, migrate, models, served, windows
 from moe_watch.store.write import Writes, write
 
 DAY = 86_400.0
@@ -69,7 +69,7 @@ class Story:
 def make(path: Path, story: Story | None = None) -> Engine:
     """Make a SQLite store at ``path`` and fill it; return its engine."""
     opened = engine.connect(f"sqlite:///{path}")
-    models.Base.metadata.create_all(opened)
+    migrate.upgrade(opened)
     fill(opened, story or Story())
     return opened
 

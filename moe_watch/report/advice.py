@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from moe_watch.report import figures
-from moe_watch.report.review import BaselineFacts, Drift, Latency, Load, Missing, Review
+from moe_watch.report.review import BaselineFacts, Review
+from moe_watch.report.sections import Drift, Latency, Load
+from moe_watch.report.terms import Missing
 
 MOST: Final = 6
 _LOST_FRAMES: Final = 0.01

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from moe_watch.report import figures, phrases
-from moe_watch.report.review import Interval, Missing, Ood, Quality, Review, Totals
+from moe_watch.report.review import Review, Totals
+from moe_watch.report.sections import Ood, Quality
+from moe_watch.report.terms import Interval, Missing
 
 Tone = Literal["bad", "warn", "calm", "unknown"]
 State = Literal["empty", "blind", "learning", "quality", "routing", "deployment", "traffic", "steady"]
+Trend = Literal["held", "no sign", "perhaps", "worse", "worse and harder", "harder", "unknown"]
+_OF_CAUSE: Final[dict[str, Trend]] = {"moe": "worse", "both": "worse and harder", "traffic": "harder"}
 TONE: Final[dict[State, Tone]] = {
     "empty": "unknown", "blind": "bad", "learning": "unknown", "quality": "bad",
     "routing": "bad", "deployment": "bad", "traffic": "warn", "steady": "calm",
@@ -83,9 +87,16 @@ def changed(review: Review) -> Answer:
     return Answer("What changed?", short, (*(sentences or [quiet]), compared), "warn" if marks else "calm")
 
 
-def held(found: Quality, tolerance: float) -> bool:
-    """Say whether the data rules out that the gap rose by more than ``tolerance``."""
-    return found.shift is not None and found.shift.effect.high is not None and found.shift.effect.high <= tolerance
+def trend(found: Quality, tolerance: float) -> Trend:
+    """Say what the change of the gap since the period before amounts to; ``tolerance`` is in nats per token."""
+    if found.shift is None or found.shift.cause == "unknown":
+        return "unknown"
+    if found.shift.cause != "none":
+        return _OF_CAUSE[found.shift.cause]
+    low, high = found.shift.effect.low, found.shift.effect.high
+    if high is not None and high <= tolerance:
+        return "held"
+    return "perhaps" if low is not None and low > 0 else "no sign"
 
 
 def _gap(gap: Interval) -> str:
@@ -100,19 +111,19 @@ def _shifted(found: Quality, tolerance: float) -> tuple[str, str, Tone]:
     if found.shift is None or found.shift.cause == "unknown":
         return "Not known yet", "There is too little from the period before to compare with.", "unknown"
     change = phrases.estimate(found.shift.effect, "nats per token")
-    if found.shift.cause == "none" and not held(found, tolerance):
-        most = phrases.number(found.shift.effect.high)
-        sentence = (
-            f"The gap to the dense model changed by {change}: no sign of a rise, but one of {most} is not ruled out."
-        )
-        return "No sign of worse", sentence, "calm"
-    told: dict[str, tuple[str, str, Tone]] = {
-        "none": ("Yes", f"The gap to the dense model changed by {change}; up to {tolerance:g} is tolerated.", "calm"),
-        "moe": ("No", f"The gap to the dense model grew by {change}; the dense model did not share it.", "bad"),
-        "both": ("No", f"Requests got harder for both models, and the gap still grew by {change}.", "bad"),
-        "traffic": ("Yes", f"Requests got harder for both models; the gap between them changed by {change}.", "calm"),
+    told: dict[Trend, tuple[str, str, Tone]] = {
+        "held": ("Yes", f"The gap to the dense model changed by {change}; up to {tolerance:g} is tolerated.", "calm"),
+        "no sign": (
+            "No sign of worse",
+            f"The gap changed by {change}; a rise above {tolerance:g} is not ruled out.",
+            "calm",
+        ),
+        "perhaps": ("Perhaps not", f"The gap grew by {change}, perhaps more than the tolerated {tolerance:g}.", "warn"),
+        "worse": ("No", f"The gap grew by {change}; the dense model did not share it.", "bad"),
+        "worse and harder": ("No", f"Requests got harder for both models, and the gap still grew by {change}.", "bad"),
+        "harder": ("Yes", f"Requests got harder for both models; the gap between them changed by {change}.", "calm"),
     }
-    return told[found.shift.cause]
+    return told[trend(found, tolerance)]
 
 
 def _by_decile(found: Quality) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeGuard
 
+Form = Callable[[float], str]
 UNKNOWN: Final = "\u2013"
 _GAP: Final = "\u202f"  # narrow and unbreakable
 
@@ -31,6 +33,16 @@ def change(value: float | None) -> str:
         return UNKNOWN
     sign = "+" if value > 0 else "\u2212" if value < 0 else ""
     return f"{sign}{significant(abs(100 * value), 2 if abs(value) >= 0.01 else 1)}{_GAP}%"
+
+
+def points(difference: float) -> str:
+    r"""Return a difference of two shares in percentage points.
+
+    >>> points(0.047)
+    '+4.7 points'
+    """
+    sign = "+" if difference > 0 else "\u2212" if difference < 0 else ""
+    return f"{sign}{significant(abs(100 * difference))} points"
 
 
 def significant(value: float, digits: int = 2) -> str:

@@ -37,7 +37,7 @@ class ExpertShare:
     def __str__(self) -> str:
         """Say it in words."""
         return (
-            f"layer {self.layer}: share of expert {self.expert} {figures.share(self.here)}, "
+            f"layer {self.layer}: {figures.share(self.here)} of the tokens at expert {self.expert}, "
             f"normally {figures.share(self.normal)}"
         )
 

@@ -10,7 +10,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine
 
 from moe_watch.report import figures
-from moe_watch.report.review import BaselineFacts, Canaries, Drift, Mark, Missing, Period, Replay, Served
+from moe_watch.report.review import BaselineFacts, Served
+from moe_watch.report.sections import Canaries, Drift, Mark, Replay
+from moe_watch.report.terms import Missing, Period
 from moe_watch.store import baselines, episodes, events, models
 from moe_watch.store import review as store
 from moe_watch.store import served as served_models
@@ -81,8 +83,13 @@ def marks(engine: Engine, row: store.AnyRow, replicas: Collection[str], period: 
     """Return what may explain a change of the model ``row``, in order of time."""
     seen = events.between(engine, period.since, period.until, row.id)
     own = [e for e in seen if e.model_id is not None or not e.replica or e.replica in replicas]
-    found = [_mark(e.at, e.kind, e.detail, e.replica) for e in own]
-    return tuple(sorted([*found, *_configurations(engine, row.name, period)], key=lambda mark: mark.at))
+    found = [mark(e) for e in own]
+    return tuple(sorted([*found, *_configurations(engine, row.name, period)], key=lambda one: one.at))
+
+
+def mark(event: models.Event) -> Mark:
+    """Return one event."""
+    return _mark(event.at, event.kind, event.detail, event.replica)
 
 
 def baseline(engine: Engine, row: store.AnyRow) -> tuple[int | None, BaselineFacts | Missing]:

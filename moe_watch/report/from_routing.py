@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from moe_watch.detect.baseline import Baseline
-from moe_watch.report.review import Change, LayerLoad, Load, Missing, Mover, Period, Served
+from moe_watch.report.review import Served
+from moe_watch.report.sections import Change, LayerLoad, Load, Mover
+from moe_watch.report.terms import Missing, Period
 from moe_watch.store import review as store
 from moe_watch.store.arrays import unpack
 

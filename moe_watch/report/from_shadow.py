@@ -9,7 +9,8 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from moe_watch.detect import gap, quality
-from moe_watch.report.review import Advantage, Defect, Group, Interval, Missing, Period, Quality, Shift, Speed
+from moe_watch.report.sections import Advantage, Defect, Group, Quality, Shift, Speed
+from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.store import review as store
 from moe_watch.store import shadows
 from moe_watch.store.models import ServerBench

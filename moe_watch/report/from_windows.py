@@ -14,11 +14,15 @@ from sqlalchemy import Connection
 from moe_watch import aggregate
 from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.report.review import Bucket, Context, Interval, Latency, Missing, Ood, Period, Slice, Totals
+from moe_watch.report.review import Totals
+from moe_watch.report.sections import Bucket, Context, Latency, Ood, Slice
+from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.store import review as store
 
 _STEPS: Final = (60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
 _MOST_STEPS: Final = 96
+_FEWEST_STEPS: Final = 24
+_FEWEST_IN_STEP: Final = 75  # requests, so that the interval of a step says something
 _P_BINS: Final = 10
 
 
@@ -42,26 +46,30 @@ class Measured:
     steps: dict[int, Step] = field(default_factory=dict)
     replicas: set[str] = field(default_factory=set)
     covered: list[tuple[float, float]] = field(default_factory=list)
+    longest: float = 0.0  # window, seconds
 
 
-def step_of(period: Period) -> float:
-    """Return the length of a step that cuts ``period`` into at most 96.
+def step_of(period: Period, requests: int) -> float:
+    """Return the length of a step: at most 96 of them, fewer where that leaves too few requests in each.
 
-    >>> step_of(Period(0, 7 * 86400)), step_of(Period(0, 3600))
-    (7200, 60)
+    >>> step_of(Period(0, 7 * 86400), 100_000), step_of(Period(0, 7 * 86400), 2_400), step_of(Period(0, 3600), 900)
+    (7200, 21600, 300)
     """
-    return next((s for s in _STEPS if period.seconds / s <= _MOST_STEPS), _STEPS[-1])
+    most = min(_MOST_STEPS, max(_FEWEST_STEPS, requests / _FEWEST_IN_STEP))
+    return next((s for s in _STEPS if period.seconds / s <= most), _STEPS[-1])
 
 
 def measure(connection: Connection, model_id: int, period: Period) -> Measured:
     """Read and add up the windows that begin in ``period``."""
-    found = Measured(period, step_of(period))
+    requests = store.request_count(connection, model_id, period.since, period.until)
+    found = Measured(period, step_of(period, requests))
     for row in store.windows(connection, model_id, period.since, period.until):
         window = aggregate.Window(0, 0, row.requests, row.routed_requests)
         window.load_scalars(row.scalars)
         found.whole.merge(window)
         found.replicas.add(row.replica)
         _cover(found.covered, row.start, row.start + row.seconds)
+        found.longest = max(found.longest, row.seconds)
         step = found.steps.setdefault(int(row.start // found.step), Step())
         step.requests += row.requests
         step.routed += row.routed_requests
@@ -134,12 +142,12 @@ def latency(found: Measured, budgets: dict[str, float], long_tokens: int) -> Lat
 
 
 def silent(found: Measured, since: float) -> tuple[Period, ...]:
-    """Return the stretches of at least two steps' length after ``since`` in which no window was recorded."""
-    ends = sorted(found.covered)
+    """Return the stretches after ``since`` without any window: of three windows' and of 1 % of the period's length."""
+    shortest = max(3 * found.longest, found.period.seconds / 100)
     gaps: list[Period] = []
     at = max(found.period.since, since)
-    for start, end in [*ends, (found.period.until, found.period.until)]:
-        if start - at >= 2 * found.step:
+    for start, end in [*found.covered, (found.period.until, found.period.until)]:
+        if start - at >= shortest:
             gaps.append(Period(at, start))
         at = max(at, end)
     return tuple(gaps)

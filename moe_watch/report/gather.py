@@ -11,25 +11,10 @@ from sqlalchemy.orm import Session
 import moe_watch
 from moe_watch.detect.baseline import Baseline
 from moe_watch.report import fingerprint, from_history, from_routing, from_shadow, from_windows
-from moe_watch.report.review import (
-    BaselineFacts,
-    Change,
-    Coverage,
-    Drift,
-    Load,
-    Missing,
-    Ood,
-    Period,
-    Promises,
-    Quality,
-    Report,
-    Review,
-    Served,
-    Suspect,
-    Suspects,
-    Text,
-    Timeline,
-)
+from moe_watch.report.review import BaselineFacts, Promises, Report, Review, Served
+from moe_watch.report.sections import Change, Coverage, Drift, Load, Ood, Quality, Suspect, Suspects, Text, Timeline
+from moe_watch.report.terms import Missing, Period
+from moe_watch.report.text import conversation
 from moe_watch.settings import Settings
 from moe_watch.store import arrays, baselines
 from moe_watch.store import review as store
@@ -195,7 +180,7 @@ def _suspect(row: store.AnyRow, reasons: tuple[str, ...], text: store.AnyRow | N
         domain=row.domain,
         finish_reason=row.finish_reason,
         reasons=reasons,
-        text=None if text is None else Text(text.prompt, text.output),
+        text=None if text is None else Text(conversation(text.prompt), text.output),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from moe_watch.report import figures
-from moe_watch.report.review import Change, Drift, Interval, Missing, Mover, Review
+from moe_watch.report.review import Review
+from moe_watch.report.sections import Change, Drift, Mover
+from moe_watch.report.terms import Interval, Missing
 
 _GRAVITY: Final = ("quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
 _KIND: Final = {

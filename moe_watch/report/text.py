@@ -6,16 +6,20 @@ that turn or hide their neighbours (CVE-2021-42574, "Trojan Source"), and sheer 
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from typing import Final
 
 LONGEST: Final = 2_000  # characters of a sample that are shown
+_LONGEST_JSON: Final = 1 << 20
 _KEPT: Final = frozenset("\n\t\u200c\u200d")  # joiners belong to Persian, Hindi and emoji and turn nothing
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _ACCENTS: Final = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
 _STACKED: Final = re.compile(f"([{_ACCENTS}]{{3}})[{_ACCENTS}]+")
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>|~&$!])")
+_AT_START: Final = re.compile(r"^([-+=#>]|\d+[.)])")
+_LINKED: Final = re.compile(r"@|://|\bwww\.", re.IGNORECASE)  # mentions and addresses that a wiki would link
 
 
 def neutralise(text: str, longest: int = LONGEST) -> str:
@@ -42,12 +46,25 @@ def one_line(text: str, longest: int = 120) -> str:
 
 
 def markdown(text: str, longest: int = 120) -> str:
-    r"""Return ``text`` on one line with everything that Markdown or HTML would read taken literally.
+    r"""Return ``text`` on one line with everything that Markdown, HTML or a wiki would read taken literally.
 
-    >>> markdown("[x](javascript:1) | <b>")
-    '\\[x\\]\\(javascript:1\\) \\| \\<b\\>'
+    >>> markdown("# [x](javascript:1) | <b> @team")
+    '\\# \\[x\\](javascript:1) \\| \\<b\\> @\u2060team'
     """
-    return _MARKDOWN.sub(r"\\\1", one_line(text, longest))
+    literal = _AT_START.sub(r"\\\1", _MARKDOWN.sub(r"\\\1", one_line(text, longest)))
+    return _LINKED.sub(lambda found: f"{found[0]}\u2060", literal)
+
+
+def code(text: str, longest: int = 120) -> str:
+    r"""Return ``text`` as a code span, for names from outside: nothing in it is read as Markdown or as a mention.
+
+    >>> code("a`b|c")
+    '``a`b\xa6c``'
+    """
+    body = one_line(text, longest).replace("|", "\N{BROKEN BAR}") or " "
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", body)), default=0))
+    edge = " " if body.startswith("`") or body.endswith("`") else ""
+    return f"{fence}{edge}{body}{edge}{fence}"
 
 
 def fenced(text: str) -> str:
@@ -55,6 +72,31 @@ def fenced(text: str) -> str:
     body = neutralise(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", body)), default=0))
     return f"{fence}text\n{body}\n{fence}"
+
+
+def conversation(prompt: str) -> str:
+    r"""Return the JSON of chat messages as people read it, anything else as it is.
+
+    >>> conversation('[{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "image_url"}]}]')
+    'user: Hello [image_url]'
+    """
+    if len(prompt) > _LONGEST_JSON or not prompt.startswith("["):
+        return prompt
+    try:
+        messages = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return prompt
+    if not all(isinstance(message, dict) for message in messages):
+        return prompt
+    return "\n".join(f"{message.get('role', '?')}: {_content(message.get('content'))}" for message in messages)
+
+
+def _content(content: object) -> str:
+    """Return the text of a message, with the kinds of its other parts in brackets."""
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    parts = [part for part in content if isinstance(part, dict)]
+    return " ".join(str(part["text"]) if "text" in part else f"[{part.get('type', '?')}]" for part in parts)
 
 
 def _visible(character: str) -> str:

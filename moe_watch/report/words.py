@@ -9,7 +9,8 @@ from moe_watch.report import advice, answers, figures
 from moe_watch.report.advice import Action
 from moe_watch.report.answers import TONE, Answer, State, Tone
 from moe_watch.report.phrases import gravest
-from moe_watch.report.review import Missing, Review
+from moe_watch.report.review import Review
+from moe_watch.report.terms import Missing
 
 _STATE_OF: Final[dict[str, State]] = {
     "quality": "quality",
@@ -96,13 +97,12 @@ def _quality_clause(review: Review) -> str:
         return ""
     if isinstance(quality, Missing) or quality.gap is None:
         return "; output quality was not measured"
-    held = answers.held(quality, review.promises.gap_tolerance)
-    if quality.shift is None:
-        return "; whether quality held cannot be said yet"
     return {
-        "none": "; output quality held" if held else "; no sign of worse output",
-        "traffic": "; requests got harder, the MoE did not get worse",
-        "moe": "; and output got worse",
-        "both": "; and output got worse, more than harder requests explain",
+        "held": "; output quality held",
+        "no sign": "; no sign of worse output",
+        "perhaps": "; output may be getting worse",
+        "harder": "; requests got harder, the MoE did not get worse",
+        "worse": "; and output got worse",
+        "worse and harder": "; and output got worse, more than harder requests explain",
         "unknown": "; whether quality held cannot be said yet",
-    }[quality.shift.cause]
+    }[answers.trend(quality, review.promises.gap_tolerance)]

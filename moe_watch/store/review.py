@@ -34,6 +34,12 @@ def latest_windows(connection: Connection) -> dict[str, float]:
     return dict(connection.execute(query).tuples().all())
 
 
+def request_count(connection: Connection, model_id: int, since: float, until: float) -> int:
+    """Return the number of requests in the windows of the period."""
+    query = _windows((func.coalesce(func.sum(Window.requests), 0),), model_id, since, until)
+    return int(connection.execute(query).scalar_one())
+
+
 def windows(connection: Connection, model_id: int, since: float, until: float) -> Iterator[AnyRow]:
     """Yield windows in order of time without their arrays."""
     columns = (Window.replica, Window.start, Window.seconds, Window.requests, Window.routed_requests, Window.scalars)
@@ -93,6 +99,11 @@ def samples(connection: Connection, keys: Sequence[int], now: float) -> dict[int
     """Return the sampled texts that have not expired, by the key of their request."""
     query = select(*Sample.__table__.c).where(Sample.request_pk.in_(keys), Sample.expires_at > now)
     return {row.request_pk: row for row in _all(connection, query)}
+
+
+def shadow(connection: Connection, key: int) -> AnyRow | None:
+    """Return what the dense model said of one request."""
+    return next(iter(_all(connection, select(*Shadow.__table__.c).where(Shadow.request_pk == key))), None)
 
 
 def sample_count(connection: Connection, model_id: int, since: float, until: float) -> int:

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from moe_watch.report import figures
 from moe_watch.report.plots.svg import Drawing, Scale, linear, logarithmic, ticks
-from moe_watch.report.review import Advantage, Interval, Latency, Load, Ood, Quality
+from moe_watch.report.sections import Advantage, Latency, Load, Ood, Quality
+from moe_watch.report.terms import Interval
 
 _LEFT: Final = 46
 _HEIGHT: Final = 200
@@ -67,7 +68,8 @@ def gap_by_decile(quality: Quality, width: int = 960) -> Markup:
         if width > 600:
             drawing.text(_LEFT + (i + 0.5) * wide, _HEIGHT + 36, f"n {figures.count(decile.requests)}", "faint")
     drawing.text(_LEFT, _HEIGHT + 54, "← ordinary", anchor="start")
-    drawing.text(width - 8, _HEIGHT + 54, "tenth of the traffic by OOD score · unusual →", anchor="end")
+    label = "tenth of the traffic by OOD score · unusual →" if width > 600 else "tenth of the traffic · unusual →"
+    drawing.text(width - 8, _HEIGHT + 54, label, anchor="end")
     return drawing.svg()
 
 

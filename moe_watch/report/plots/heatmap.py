@@ -7,7 +7,7 @@ from typing import Final
 from markupsafe import Markup
 
 from moe_watch.report.plots.svg import Drawing
-from moe_watch.report.review import Change
+from moe_watch.report.sections import Change
 
 BOUNDS: Final = (0.2, 0.5, 0.8, 1.2)  # Cohen's small, medium and large, and beyond
 _LEFT: Final = 46
@@ -19,7 +19,7 @@ def draw(change: Change, layer_ids: tuple[int, ...], width: int = 960) -> Markup
     layers, experts = len(change.effect), len(change.effect[0])
     across = (width - _LEFT - 8) / experts
     down = max(4.0, min(across, 22.0, 430 / layers)) if layers > 12 else min(across, 26.0)
-    drawing = Drawing(width, _TOP + down * layers + 30, "Change of each expert of each layer, as effect size")
+    drawing = Drawing(width, _TOP + down * layers + 38, "Change of each expert of each layer, as effect size")
     drawing.rect(_LEFT, _TOP, across * experts, down * layers, "plane")
     for name, cells in _cells(change).items():
         drawing.path("".join(_box(_LEFT + e * across, _TOP + l * down, across, down) for l, e in cells), name)  # noqa: E741
@@ -63,5 +63,5 @@ def _axes(drawing: Drawing, layer_ids: tuple[int, ...], experts: int, across: fl
     for expert in range(0, experts, stride):
         drawing.line(_LEFT + (expert + 0.5) * across, bottom, _LEFT + (expert + 0.5) * across, bottom + 4, "axis")
         drawing.text(_LEFT + (expert + 0.5) * across, bottom + 17, str(expert))
-    drawing.text(_LEFT - 6, _TOP - 9, "layer", "tick", "end")
-    drawing.text(_LEFT, _TOP - 9, "expert number, left to right", "tick", "start")
+    drawing.text(_LEFT - 6, _TOP - 9, "layer", anchor="end")
+    drawing.text(_LEFT + across * experts, bottom + 33, "expert", anchor="end")

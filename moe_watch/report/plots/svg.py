@@ -12,6 +12,8 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
+from moe_watch.report.text import one_line
+
 Scale = Callable[[float], float]
 _STEPS: Final = (60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400, 28 * 86400)
 
@@ -45,13 +47,13 @@ class Drawing:
     def text(self, x: float, y: float, words: str, name: str = "tick", anchor: str = "middle") -> None:
         """Write ``words`` with their baseline at ``y``; ``anchor`` is start, middle or end."""
         place = f'x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}" class="{name}"'
-        self._parts.append(f"<text {place}>{escape(words)}</text>")
+        self._parts.append(f"<text {place}>{escape(one_line(words))}</text>")
 
     def svg(self) -> Markup:
         """Return the drawing as one inline element."""
         box = f'viewBox="0 0 {_n(self.width)} {_n(self.height)}" width="{_n(self.width)}" height="{_n(self.height)}"'
         body = "".join(self._parts)
-        return Markup(f'<svg {box} role="img" aria-label="{escape(self._label)}">{body}</svg>')  # noqa: S704 - escaped above
+        return Markup(f'<svg {box} role="img" aria-label="{escape(one_line(self._label))}">{body}</svg>')  # noqa: S704 - escaped above
 
 
 def linear(low: float, high: float, start: float, end: float) -> Scale:
@@ -119,7 +121,11 @@ def _label(at: float, step: float) -> str:
 
 
 def _element(tag: str, attributes: str, title: str) -> str:
-    return f"<{tag} {attributes}><title>{escape(title)}</title></{tag}>" if title else f"<{tag} {attributes}/>"
+    return (
+        f"<{tag} {attributes}><title>{escape(one_line(title, 300))}</title></{tag}>"
+        if title
+        else f"<{tag} {attributes}/>"
+    )
 
 
 def _n(value: float) -> str:

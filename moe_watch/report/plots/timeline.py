@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from markupsafe import Markup
 
 from moe_watch.report import figures
 from moe_watch.report.plots.svg import Drawing, Scale, linear, polyline, runs, ticks, time_ticks
-from moe_watch.report.review import Bucket, Drift, Interval, Period, Timeline
+from moe_watch.report.sections import Bucket, Drift, Timeline
+from moe_watch.report.terms import Interval, Period
 
-_TOP: Final = 30  # room for the letters of the marks
+_TOP: Final = 46  # room for the letters of the marks
 _RATE: Final = 170  # height of the upper panel
 _TRAFFIC: Final = 44  # height of the lower one
 _BETWEEN: Final = 26
 MOST_MARKS: Final = 12
+_OFTEN: Final = 6  # marks of one kind, above which they get no letters
+_APART: Final = 19.0  # pixels between two letters
 
 
-def letters(timeline: Timeline) -> list[str]:
-    """Return the letter of each mark that the plot shows, in the order of ``timeline.marks``."""
-    return [chr(ord("A") + i) for i in range(min(len(timeline.marks), MOST_MARKS))]
+def letters(timeline: Timeline) -> dict[int, str]:
+    """Return letters by index in ``timeline.marks``: for at most twelve marks, none of a kind that is frequent."""
+    often = {kind for kind, n in Counter(mark.kind for mark in timeline.marks).items() if n > _OFTEN}
+    rare = [i for i, mark in enumerate(timeline.marks) if mark.kind not in often][:MOST_MARKS]
+    return {i: chr(ord("A") + place) for place, i in enumerate(rare)}
 
 
 def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) -> Markup:
@@ -37,11 +43,23 @@ def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) 
     _curve(drawing, known, timeline.step, x, y)
     _traffic(drawing, timeline, x, left)
     _time_axis(drawing, period, x, width)
-    for letter, mark in zip(letters(timeline), timeline.marks, strict=False):
-        drawing.line(x(mark.at), _TOP - 6, x(mark.at), _TOP + _RATE, "mark")
-        drawing.circle(x(mark.at), _TOP - 15, 9, "mark-disc", title=mark.text)
-        drawing.text(x(mark.at), _TOP - 11, letter, "mark-letter")
+    _marks(drawing, timeline, x)
     return drawing.svg()
+
+
+def _marks(drawing: Drawing, timeline: Timeline, x: Scale) -> None:
+    """Draw a line for each mark, with its letter; letters that would touch stand over each other."""
+    named = letters(timeline)
+    last, high = -_APART, False
+    for i, mark in enumerate(timeline.marks):
+        drawing.line(x(mark.at), _TOP - 4, x(mark.at), _TOP + _RATE, "mark")
+        if i not in named:
+            continue
+        high = x(mark.at) - last < _APART and not high
+        last = x(mark.at)
+        y = _TOP - (31 if high else 12)
+        drawing.circle(x(mark.at), y, 9, "mark-disc", title=mark.text)
+        drawing.text(x(mark.at), y + 4, named[i], "mark-letter")
 
 
 def _span(drawing: Drawing, drift: Drift, period: Period, x: Scale) -> None:
@@ -93,7 +111,7 @@ def _traffic(drawing: Drawing, timeline: Timeline, x: Scale, left: float) -> Non
 
 def _time_axis(drawing: Drawing, period: Period, x: Scale, width: int) -> None:
     base = _TOP + _RATE + _BETWEEN + _TRAFFIC
-    for at, label in time_ticks(period.since, period.until, max(3, width // 105)):
+    for at, label in time_ticks(period.since, period.until, max(4, width // 105)):
         drawing.line(x(at), base, x(at), base + 4, "axis")
         anchor = "start" if x(at) < 60 else "end" if x(at) > width - 24 else "middle"
         drawing.text(x(at), base + 18, label, anchor=anchor)

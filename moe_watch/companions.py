@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import Settings
 from moe_watch.shadow.watch import Change, QualityWatch
 from moe_watch.store import canaries
 from moe_watch.store.models import CanaryRun
 from moe_watch.store.served import by_identity
-
-CHANGED: Final = frozenset({"routing", "weights", "deployment"})  # verdicts on a replay that are worth a page
 
 _log = structlog.get_logger()
 P = ParamSpec("P")
@@ -77,10 +74,7 @@ class Companions:
             return None
         self._canary[served] = run.id
         model = by_identity(self.engine, served.identity)
-        if model is None or run.model_id != model.id:
-            return None
-        show(self.board, run, served.model, served.replica)
-        return run
+        return run if model is not None and run.model_id == model.id else None
 
 
 def _guarded(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -92,13 +86,3 @@ def _guarded(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None
     except Exception:  # noqa: BLE001
         _log.exception("a companion failed")
         return None
-
-
-def show(board: Board, run: CanaryRun, model: str, replica: str) -> None:
-    """Put the result of one check on the board."""
-    labels = (model, replica)
-    board.set_state(metrics.CANARY_VERDICT, run.verdict, metrics.CANARY_VERDICTS, *labels)
-    board.set(metrics.CANARY_CHANGED, float(run.verdict in CHANGED), *labels)
-    board.set(metrics.CANARY_FIRST_LAYER, -1 if run.first_layer is None else run.first_layer, *labels)
-    board.set(metrics.CANARY_EFFECT, run.effect, *labels)
-    board.set(metrics.CANARY_LAST_RUN, run.at, *labels)

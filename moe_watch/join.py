@@ -17,7 +17,7 @@ from moe_watch import wire
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
-_MOST_DONE: Final = 100_000  # requests remembered to recognise what comes twice or late
+_MOST_DONE: Final = 50_000  # requests remembered to recognise what comes twice or late
 _MOST_CHOICES: Final = 128
 
 Key = tuple[str, str]  # replica, request id
@@ -191,8 +191,8 @@ def _by_choice(routings: list[wire.Routing], latencies: list[wire.Latency]) -> d
     own = {latency.choice: latency for latency in latencies}
     if len(own) == len(latencies) and (len(latencies) > 1 or {routing.choice for routing in routings} >= set(own)):
         return own
-    by_length = sorted(routings, key=lambda routing: routing.decode_routed)
-    timed = sorted(latencies, key=lambda latency: latency.output_tokens)
+    by_length = sorted(routings, key=lambda routing: (routing.decode_routed, routing.prompt_tokens))
+    timed = sorted(latencies, key=lambda latency: (latency.output_tokens, latency.prompt_tokens))
     taken = {routing.choice for routing in routings}
     free = (choice for choice in itertools.count() if choice not in taken)
     pairs = {routing.choice: latency for routing, latency in zip(by_length, timed, strict=False)}

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from moe_watch import status, wire
-from moe_watch.companions import CHANGED, News, Served
+from moe_watch.companions import News, Served
 from moe_watch.export import metrics, publish
 from moe_watch.export.snapshot import Board
 from moe_watch.join import Joined
 from moe_watch.rows import text
 from moe_watch.settings import Settings
 from moe_watch.store import served
+from moe_watch.store.models import CanaryRun
 from moe_watch.store.write import NewEvent, Writes
 from moe_watch.watch import Normal, Watch
 
@@ -138,11 +139,9 @@ class Judge:
                     watch.begin(change.kind, change.began_at, now, change.summary, change.evidence)
                 else:
                     watch.end(change.kind, now)
-            if one.canary is not None and one.canary.verdict in CHANGED:
-                evidence = {"verdict": one.canary.verdict, "canary_run": one.canary.id, **one.canary.evidence}
-                watch.begin("routing", one.canary.at, one.canary.at, one.canary.summary, evidence)
-            elif one.canary is not None and one.canary.verdict in {"healthy", "benign"}:
-                watch.end("routing", now)
+            if one.canary is not None:
+                publish.canary(self._board, watch, one.canary)
+                _check_canaries(watch, one.canary, now)
 
     def describe(self, now: float) -> list[status.Replica]:
         """Return what is seen now, replica by replica."""
@@ -157,3 +156,12 @@ class Judge:
 def _active(normals: dict[str, Normal], identity: str) -> object:
     normal = normals.get(identity)
     return None if normal is None else normal.active
+
+
+def _check_canaries(watch: Watch, run: CanaryRun, now: float) -> None:
+    """Open or end the alarm of routing drift; a replay that saw nothing does neither."""
+    if run.verdict in metrics.CANARY_CHANGED_VERDICTS:
+        evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
+        watch.begin("routing", run.at, run.at, run.summary, evidence)
+    elif run.verdict in {"healthy", "benign"}:
+        watch.end("routing", now)

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch import __version__, wire
+from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel
 from moe_watch.export.snapshot import Board
@@ -26,7 +27,7 @@ from moe_watch.ingest import Intake
 from moe_watch.join import Join, Joined
 from moe_watch.judge import Judge
 from moe_watch.settings import Settings
-from moe_watch.shadow.worker import run as shadow
+from moe_watch.shadow import worker as shadow
 from moe_watch.status import Matrix, Status, Store
 from moe_watch.store import baselines, engine, episodes, served
 from moe_watch.store.engine import StoreError
@@ -96,8 +97,9 @@ class Sidecar:
         """Yield what runs beside the pipeline and may fail without ending it."""
         yield self._follow_companions()
         yield otel.export_forever(self.board, self.settings.otlp)
+        yield canaries.run(self.settings, self._store)
         if self.settings.shadow.inside:
-            yield shadow(self.settings, self._store)
+            yield shadow.run(self.settings, self._store)
 
     async def _follow_companions(self) -> None:
         companions = Companions(self._store, self.settings, self.board)

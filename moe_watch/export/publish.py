@@ -13,6 +13,7 @@ from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board, Exemplar
 from moe_watch.settings import Settings
+from moe_watch.store.models import CanaryRun
 from moe_watch.watch import Normal, Seen, Watch
 
 TOP_MOVERS = 10
@@ -171,6 +172,16 @@ def layers(board: Board, watch: Watch) -> None:
     of = {(str(mover.layer), str(mover.expert)): mover for mover in top}
     board.replace(metrics.TOP_MOVER_SHARE, labels, {key: mover.share for key, mover in of.items()})
     board.replace(metrics.TOP_MOVER_SHIFT, labels, {key: mover.share - mover.baseline for key, mover in of.items()})
+
+
+def canary(board: Board, watch: Watch, run: CanaryRun) -> None:
+    """Show the result of the last check by canaries."""
+    labels = watch.labels
+    board.set_state(metrics.CANARY_VERDICT, run.verdict, metrics.CANARY_VERDICTS, *labels)
+    board.set(metrics.CANARY_CHANGED, float(run.verdict in metrics.CANARY_CHANGED_VERDICTS), *labels)
+    board.set(metrics.CANARY_FIRST_LAYER, -1 if run.first_layer is None else watch.layer_id(run.first_layer), *labels)
+    board.set(metrics.CANARY_EFFECT, run.effect or 0.0, *labels)
+    board.set(metrics.CANARY_LAST_RUN, run.at, *labels)
 
 
 def shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Puts the tap on a worker once its model is loaded."""
+"""Puts the tap on a worker once its model is loaded, or says why not."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from types import ModuleType
 from typing import Any
 
 from moe_watch.settings import TapSettings
-from moe_watch.tap import endings, identity
+from moe_watch.tap import identity, layers, support
+from moe_watch.tap.capture import Capturer
+from moe_watch.tap.counts import Counts, Shape
+from moe_watch.tap.routing import RoutingTap
+from moe_watch.tap.runner import generation, watch
 from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status
+from moe_watch.tap.status import Status, log
 
 
 def hook(module: ModuleType) -> None:
-    """Make ``vllm.v1.worker.worker_base.WorkerWrapperBase`` attach the tap when its worker loads a model."""
+    """Make ``vllm.v1.worker.worker_base.WorkerWrapperBase`` attach the tap when its worker has loaded a model."""
     wrapper = module.WorkerWrapperBase
     init_device = wrapper.init_device
 
     @functools.wraps(init_device)
-    def init_device_then_wait(self: Any) -> Any:
+    def init_device_then_await_model(self: Any) -> Any:
         result = init_device(self)
         worker, load_model = self.worker, self.worker.load_model
 
@@ -31,18 +35,94 @@ def hook(module: ModuleType) -> None:
         worker.load_model = load_model_then_attach
         return result
 
-    wrapper.init_device = init_device_then_wait
+    wrapper.init_device = init_device_then_await_model
 
 
 def attach(worker: Any) -> None:
-    """Start a sender in this process and tap the worker's model runner, or say why not; never raise."""
-    status = Status()
-    config = worker.vllm_config
-    sender = Sender(TapSettings(), "engine", f"engine-{config.parallel_config.data_parallel_index}", status)
+    """Start this process's sender and tap the worker's model runner; never raise."""
     try:
-        from moe_watch.tap import runner
+        from vllm.distributed.parallel_state import get_tp_group
 
-        runner.tap(worker.model_runner, config, sender)
+        if get_tp_group().rank_in_group != 0:
+            return  # routing is the same on every rank of a tensor-parallel group: the first one reports
+        settings, status = TapSettings(), Status()
+        rank = worker.vllm_config.parallel_config.data_parallel_index
+        sender = Sender(settings, "engine", f"engine-{rank}", status)
+    except Exception:
+        log.exception("moe-watch tap could not start; serving goes on")
+        return
+    try:
+        tap(worker.model_runner, worker.vllm_config, sender)
     except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+        layers.release(worker.model_runner.get_model())
         status.fail("attach", error)
         sender.event("tap_off", status.reason)
+
+
+def tap(runner: Any, config: Any, sender: Sender) -> None:
+    """Tap ``runner``, whose model is loaded, and announce what it serves."""
+    import vllm
+
+    found = layers.find(runner.get_model())
+    if not found:
+        _without_experts(runner, config, sender)
+        return
+    reason = support.refusal(config, runner.device.type, vllm.__version__) or support.layers_refusal(found)
+    try:
+        shape = layers.shape(found, config)
+        sender.announce(identity.announce(config, generation(runner), shape, found))
+        if not reason:
+            _start(runner, config, sender, found, shape)
+    except ValueError as error:  # vLLM's words for a router or kernel that cannot be listened to
+        layers.release(runner.get_model())
+        reason = str(error)
+    if reason:
+        sender.status.switch("refused", reason)
+        sender.event("tap_refused", reason)
+
+
+def _start(runner: Any, config: Any, sender: Sender, found: list[Any], shape: Shape) -> None:
+    parallel, scheduler, device = config.parallel_config, config.scheduler_config, runner.device
+    capturer = Capturer(
+        [layer.layer_id for layer in found],
+        scheduler.max_num_batched_tokens,
+        shape.top_k,
+        device,
+        single=device.type != "cpu" or parallel.data_parallel_size > 1,
+    )
+    layers.bind(runner.get_model(), capturer, config)
+    if sender.settings.confidence and not layers.bind_logits(found, capturer, shape, config):
+        log.info("moe-watch tap: no confidence, because this model's router logits cannot be had")
+    slots = 2 * scheduler.max_num_seqs  # preempted requests keep theirs
+    name = identity.served_name(config)
+    watch(runner, RoutingTap(capturer, Counts(slots, shape, device), slots, name, sender))
+    _report_rebalances(runner, sender)
+    sender.event("engine_start", name)
+
+
+def _without_experts(runner: Any, config: Any, sender: Sender) -> None:
+    if config.model_config.is_moe:
+        reason = "none of this model's MoE layers is of a kind that vLLM can listen to"
+        sender.status.switch("refused", reason)
+        sender.event("tap_refused", reason)
+        return
+    sender.status.switch("dense", "the model has no experts")
+    sender.announce(identity.announce(config, generation(runner), None, []))
+    sender.event("engine_start", identity.served_name(config))
+
+
+def _report_rebalances(runner: Any, sender: Sender) -> None:
+    """Send an event whenever EPLB moves experts between ranks."""
+    state = getattr(runner, "eplb_state", None)
+    if state is None:
+        return
+    rearrange = state.rearrange
+
+    @functools.wraps(rearrange)
+    def rearrange_and_tell(is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - vLLM's
+        result = rearrange(is_profile, *args, **kwargs)
+        if not is_profile:
+            sender.event("eplb_rebalance", "")
+        return result
+
+    state.rearrange = rearrange_and_tell

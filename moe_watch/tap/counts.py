@@ -1,9 +1,10 @@
-"""Counts per request, phase, layer and expert, kept on the device until a request finishes."""
+"""Sums per request that stay on the device until the request finishes: counts of experts, and confidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,17 @@ from numpy.typing import NDArray
 
 from moe_watch.tap.ledger import Ints
 
-Fetch = Callable[[], NDArray[np.int32]]
+_ROWS: Final = 1024  # rows whose logits are looked at together: bounds what that needs of memory
+
+
+class Sums(NamedTuple):
+    """What one slot held."""
+
+    counts: NDArray[np.int32]  # [2, layers, experts + 2]: prompt and decode; the outer experts are ids out of range
+    confidence: NDArray[np.float32] | None  # [layers, 2]: sums of entropy and margin
+
+
+Fetch = Callable[[], Sums]  # waits until the sums are on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +35,7 @@ class Shape:
 
 
 class Counts:
-    """``[2 * slots + 2, layers, experts + 2]`` int32; the first and last expert take ids that are out of range."""
+    """``[slots + 1, 2, layers, experts + 2]`` int32 and ``[slots + 1, layers, 2]`` float32; the last slot is nobody's."""
 
     def __init__(self, slots: int, shape: Shape, device: torch.device) -> None:
         self.shape = shape
@@ -32,21 +43,60 @@ class Counts:
         self._row = shape.layers * (shape.experts + 2)
         self._flat = torch.zeros((2 * slots + 2) * self._row, dtype=torch.int32, device=device)
         self._slots = self._flat.view(slots + 1, 2, shape.layers, shape.experts + 2)
-        first = torch.arange(shape.layers, device=device) * (shape.experts + 2) + 1
-        self._first = first.view(-1, 1, 1)
+        self._confidence = torch.zeros((slots + 1, shape.layers, 2), device=device)
+        self._layers = (torch.arange(shape.layers, device=device) * (shape.experts + 2) + 1).view(-1, 1, 1)
         self._one = torch.ones((), dtype=torch.int32, device=device)
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def add(self, ids: torch.Tensor, rows: Ints) -> None:
-        """Count ``ids`` [layers, tokens, top_k] in ``rows`` [tokens] of the table."""
-        place = self._first + self._to_device(rows * self._row).view(1, -1, 1)
+        """Count ``ids`` [layers, tokens, top_k] in ``rows`` [tokens]: 2 * slot + phase."""
+        place = self._layers + self._there(rows * self._row).view(1, -1, 1)
         place = place + ids.clamp(-1, self.shape.experts)
         self._flat.scatter_add_(0, place.view(-1), self._one.expand(place.numel()))
 
-    def take(self, slot: int) -> Fetch:
-        """Empty ``slot``; return a function that waits for its counts ``[2, layers, experts + 2]`` on the host."""
-        counts = self._slots[slot].clone()
-        self._slots[slot].zero_()
-        return counts.numpy
+    def add_confidence(self, logits: torch.Tensor, tokens: Ints, slots: Ints) -> None:
+        """Sum entropy (nats) and top-1 minus top-2 probability of ``logits`` [layers, *, experts] at ``tokens`` [n]."""
+        where, to = self._there(tokens), self._there(slots)
+        for at, slot in zip(where.split(_ROWS), to.split(_ROWS), strict=True):
+            probability = logits.index_select(1, at).softmax(-1, dtype=torch.float32)
+            best = probability.topk(2, -1).values
+            entropy = torch.special.entr(probability).sum(-1)
+            values = torch.stack((entropy, best[..., 0] - best[..., 1]), -1)
+            self._confidence.index_add_(0, slot, values.transpose(0, 1))
 
-    def _to_device(self, values: Ints) -> torch.Tensor:
-        return torch.from_numpy(values)
+    def take(self, slot: int, *, with_confidence: bool) -> Fetch:
+        """Empty ``slot``; return a function that waits for what it held."""
+        held = [self._slots[slot], self._confidence[slot]] if with_confidence else [self._slots[slot]]
+        copies = [values.clone() for values in held]
+        for values in held:
+            values.zero_()
+        ready = self._leave(copies)
+
+        def fetch() -> Sums:
+            arrays = [values.numpy() for values in ready()]
+            return Sums(arrays[0], arrays[1] if with_confidence else None)
+
+        return fetch
+
+    def _there(self, values: Ints) -> torch.Tensor:
+        """Return ``values`` on the device; never waits for it."""
+        here = torch.from_numpy(values)
+        return here if self._copies is None else here.pin_memory().to(self.device, non_blocking=True)
+
+    def _leave(self, values: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        """Begin to copy ``values`` to the host behind the work under way; return the wait for it."""
+        if self._copies is None:
+            return lambda: values
+        here = [torch.empty_like(value, device="cpu", pin_memory=True) for value in values]
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            for source, target in zip(values, here, strict=True):
+                target.copy_(source, non_blocking=True)
+                source.record_stream(self._copies)
+            done = self._copies.record_event()
+
+        def wait() -> list[torch.Tensor]:
+            done.synchronize()
+            return here
+
+        return wait

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple
 
-_NOTES: Final = "moe_watch_endings"  # an attribute of SchedulerOutput, pickled with it
+_NOTES: Final = "moe_watch_endings"  # an attribute of Scheduler and of SchedulerOutput, pickled with the latter
 
 
 class Ending(NamedTuple):
@@ -21,8 +21,11 @@ def hook(module: ModuleType) -> None:
     scheduler = module.Scheduler
     free, schedule = scheduler._free_request, scheduler.schedule  # noqa: SLF001 - every way to finish passes here
 
-    def _free_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        _note(self, request)
+    def noted_free(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            note(self, request)
+        except Exception as error:  # noqa: BLE001 - serving goes on; the worker's tap will say that it is off
+            setattr(self, _NOTES, f"{type(error).__name__}: {error}")
         return free(self, request, *args, **kwargs)
 
     def noted_schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,16 +35,20 @@ def hook(module: ModuleType) -> None:
             setattr(output, _NOTES, notes)
         return output
 
-    scheduler._free_request, scheduler.schedule = _free_request, noted_schedule  # noqa: SLF001
+    scheduler._free_request, scheduler.schedule = noted_free, noted_schedule  # noqa: SLF001
 
 
-def _note(scheduler: Any, request: Any) -> None:
-    aborted = "ABORTED" in getattr(request.status, "name", "")
-    ending = Ending(request.num_output_tokens, "aborted" if aborted else "finished")
-    scheduler.__dict__.setdefault(_NOTES, {})[request.request_id] = ending
+def note(scheduler: Any, request: Any) -> None:
+    """Keep the ending of ``request`` for the scheduler's next output."""
+    notes = scheduler.__dict__.setdefault(_NOTES, {})
+    if isinstance(notes, dict):
+        aborted = request.status.name in {"FINISHED_ABORTED", "FINISHED_ERROR"}
+        notes[request.request_id] = Ending(request.num_output_tokens, "aborted" if aborted else "finished")
 
 
 def of(scheduler_output: Any) -> Mapping[str, Ending]:
-    """Return the endings noted on ``scheduler_output``, by engine request id."""
-    notes: Mapping[str, Ending] = getattr(scheduler_output, _NOTES, {})
+    """Return the endings noted on ``scheduler_output``, by engine request id; raise ``RuntimeError`` if noting failed."""
+    notes: Mapping[str, Ending] | str = getattr(scheduler_output, _NOTES, {})
+    if isinstance(notes, str):
+        raise RuntimeError(f"in the scheduler: {notes}")
     return notes

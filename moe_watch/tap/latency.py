@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+
 import time
 from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from moe_watch import wire
-from moe_watch.tap import ids
+from moe_watch.tap import ids, switch
 from moe_watch.tap.sender import Build, Header
 
 
@@ -19,7 +19,7 @@ class LatencyLogger(StatLoggerBase):
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         del vllm_config, engine_index
         self._sender = None
-        if os.environ.get("MOE_WATCH_ENDPOINT"):
+        if switch.is_on():
             from moe_watch.tap import frontend
 
             self._sender = frontend.sender()

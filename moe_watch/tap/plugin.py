@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
+
+from moe_watch.tap import switch
 
 _hooked = False
 
@@ -10,11 +12,14 @@ _hooked = False
 def register() -> None:
     """Hook the tap into this process, for when the worker and scheduler come; do nothing while the switch is off."""
     global _hooked  # noqa: PLW0603 - vLLM may call a plugin more than once in one process
-    if _hooked or not os.environ.get("MOE_WATCH_ENDPOINT"):  # the switch of TapSettings, read without importing it
+    if _hooked or not switch.is_on():
         return
     _hooked = True
-    from moe_watch.tap import attach, endings
-    from moe_watch.tap.imports import when_imported
+    try:
+        from moe_watch.tap import attach, endings
+        from moe_watch.tap.imports import when_imported
 
-    when_imported("vllm.v1.worker.worker_base", attach.hook)
-    when_imported("vllm.v1.core.sched.scheduler", endings.hook)
+        when_imported("vllm.v1.worker.worker_base", attach.hook)
+        when_imported("vllm.v1.core.sched.scheduler", endings.hook)
+    except Exception:
+        logging.getLogger("moe_watch.tap").exception("moe-watch tap could not start; serving goes on")

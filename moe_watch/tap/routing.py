@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 
-from moe_watch import wire
-from moe_watch.tap import endings, ids
+from moe_watch.tap import endings, frames
 from moe_watch.tap.capture import Capturer
-from moe_watch.tap.counts import Counts, Fetch, Shape
+from moe_watch.tap.counts import Counts
 from moe_watch.tap.endings import Ending
-from moe_watch.tap.ledger import Account, Ledger, Step
-from moe_watch.tap.sender import Build, Header, Sender
+from moe_watch.tap.ledger import Ledger, Tokens
+from moe_watch.tap.sender import Sender
 
-Order = Callable[[Any], Sequence[str]]
-_UNKNOWN = Ending(0, "finished")
+_STEPS: Final = 16  # steps that are counted together on a CPU, where each call costs more than its work
+_LATEST_S: Final = 0.1  # but no later than this
+_MEASURED: Final = 128  # prompt positions of a request whose confidence is measured, about
 
 
 class RoutingTap:
-    """One model runner's tap. A step is counted when the next one begins: by then it is known which texts ended."""
+    """One model runner's tap. A step is counted when a later one begins: by then it is known which texts ended."""
 
     def __init__(self, capturer: Capturer, counts: Counts, slots: int, model: str, sender: Sender) -> None:
         self.capturer = capturer
@@ -30,98 +30,106 @@ class RoutingTap:
         self.model = model
         self.sender = sender
         self.status = sender.status
+        self._together = 1 if capturer.single else _STEPS
+        self._oldest = 0.0  # monotonic time of the first step that is not counted yet
         self._lengths: dict[str, int] = {}
         self._starts: dict[str, int] = {}
-        self._done: Step | None = None
+        self._prefilling: dict[str, int] = {}  # request -> tokens in its prompt
+        self._homeless: set[str] = set()
+        self._ended: list[tuple[str, Ending, float]] = []
+        self._measured: list[bool] = []
 
     def begin(self, scheduled: Any) -> None:
-        """Before a step: count the last one, send what finished, take in what is new."""
-        finished = endings.of(scheduled)
-        for request, ending in finished.items():
-            if ending.outcome == "finished":
-                self.ledger.end_text(request, ending.output_tokens)
-        self.settle()
-        for request in scheduled.finished_req_ids:
-            self._finish(request, finished.get(request, _UNKNOWN))
+        """Before a step: take note of what ended and what is new; count what was done when it is time to."""
+        tokens = scheduled.total_num_scheduled_tokens
+        if scheduled.finished_req_ids:
+            self._note_ended(scheduled)
+        if not tokens or self._is_time() or not self.capturer.has_room(tokens):
+            self.settle()
         cached = scheduled.scheduled_cached_reqs
         self._starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        for new in scheduled.scheduled_new_reqs:
-            self._starts[new.req_id] = new.num_computed_tokens
-            self.ledger.open(new.req_id, new.prompt_len, new.num_computed_tokens)
         self._lengths = scheduled.num_scheduled_tokens
-        self.capturer.reset(scheduled.total_num_scheduled_tokens)
+        for new in scheduled.scheduled_new_reqs:
+            self._open(new)
+        if tokens:
+            self.capturer.begin(tokens, with_logits=bool(self._prefilling))
         self.status.requests_open = len(self.ledger)
 
     def end(self, order: Sequence[str]) -> None:
         """After a step that computed the requests in ``order``."""
-        self._done = Step(order, self._starts, self._lengths)
+        if not self.ledger.steps:
+            self._oldest = time.monotonic()
+        self.ledger.visit(order, self._starts, self._lengths)
+        tokens = sum(self._lengths.values())
+        self.capturer.end(tokens)
         self.status.steps += 1
+        self._measured += [bool(self._prefilling)] * tokens
+        for request, prompt in list(self._prefilling.items()):
+            if request in self._lengths and self._starts[request] + self._lengths[request] >= prompt:
+                del self._prefilling[request]
 
     def settle(self) -> None:
-        """Count the step that was done last, before anything overwrites the capture buffer."""
-        step, self._done = self._done, None
-        if step is not None:
-            rows = self.ledger.rows(step)
-            self.counts.add(self.capturer.ids[:, : len(rows)], rows)
+        """Count the steps that were done and send what ended; before anything else overwrites the buffer."""
+        if self.ledger.steps:
+            tokens = self.ledger.settle()
+            self.counts.add(self.capturer.ids.all[:, : len(tokens.row)], tokens.row)
+            self._measure(tokens)
+            self.capturer.clear()
+        for request, ending, at in self._ended:
+            self._send(request, ending, at)
+        self._ended.clear()
 
-    def _finish(self, request: str, ending: Ending) -> None:
+    def _is_time(self) -> bool:
+        late = self.ledger.steps and time.monotonic() - self._oldest > _LATEST_S
+        return bool(late or self.ledger.steps >= self._together)
+
+    def _open(self, new: Any) -> None:
+        if any(request == new.req_id for request, _, _ in self._ended):  # the same id again: another request
+            self.settle()
+        if self.ledger.is_full():
+            self.settle()
+        self._starts[new.req_id] = new.num_computed_tokens
+        if self.ledger.open(new.req_id, new.prompt_len, new.num_computed_tokens):
+            self._prefilling[new.req_id] = new.prompt_len
+        else:
+            self._homeless.add(new.req_id)
+
+    def _note_ended(self, scheduled: Any) -> None:
+        """Remember what ended; raise ``RuntimeError`` when the scheduler did not say how."""
+        now, noted = time.time(), endings.of(scheduled)
+        for request in scheduled.finished_req_ids:
+            self._prefilling.pop(request, None)
+            if request in self._homeless:
+                self._homeless.discard(request)
+                self.sender.put(frames.unrouted(self.sender, "no slot was free"))
+            elif request in self.ledger:
+                if request not in noted:
+                    raise RuntimeError("a request finished without a note: the scheduler is not vLLM's own")
+                if noted[request].outcome == "finished":
+                    self.ledger.end_text(request, noted[request].output_tokens)
+                self._ended.append((request, noted[request], now))
+
+    def _measure(self, tokens: Tokens) -> None:
+        """Sum the confidence at prompt positions: all of a short prompt, evenly spaced ones of a long one."""
+        measured, self._measured = np.array(self._measured), []
+        if self.capturer.logits is None or not measured.any():
+            return
+        stride = np.maximum(self.ledger.prompts(tokens.slot) // _MEASURED, 1)
+        in_prompt = (tokens.row % 2 == 0) & (tokens.row != self.ledger.nowhere)
+        at = np.flatnonzero(measured & in_prompt & (tokens.position % stride == 0))
+        if len(at):
+            self.ledger.note_measured(tokens.slot[at])
+            self.counts.add_confidence(self.capturer.logits.all, at, tokens.slot[at])
+
+    def _send(self, request: str, ending: Ending, at: float) -> None:
         closed = self.ledger.close(request)
         if closed is None:
             return
         slot, account = closed
-        fetch = self.counts.take(slot)
+        fetch = self.counts.take(slot, with_confidence=self.capturer.logits is not None)
+        shape = self.counts.shape
         self.status.routed_tokens += account.prompt_routed + account.decode_routed
         self.sender.put(
-            self._frame(request, ending, account, fetch), 8 * self.counts.shape.layers * self.counts.shape.experts
+            frames.routing(self.sender, self.model, shape, frames.Finished(request, ending, account, fetch, at)),
+            8 * shape.layers * shape.experts,
         )
-
-    def _frame(self, request: str, ending: Ending, account: Account, fetch: Fetch) -> Build:
-        """Return the making of the ``Routing`` frame, for the sender's thread."""
-        finished_at = time.time()
-
-        def build(header: Header) -> wire.Routing | None:
-            counts = fetch()
-            complaint = fault(counts, account, self.counts.shape)
-            if self.status.judge(complaint):
-                self.sender.event("tap_blind", complaint)
-            if complaint:
-                return None
-            request_id, choice = ids.from_engine(request)
-            shape = self.counts.shape
-            return wire.Routing(
-                **header,
-                request_id=request_id,
-                choice=choice,
-                model=self.model,
-                layers=shape.layers,
-                experts=shape.experts,
-                top_k=shape.top_k,
-                prompt=wire.pack_counts(counts[0, :, 1:-1]),
-                decode=wire.pack_counts(counts[1, :, 1:-1]),
-                prompt_tokens=account.prompt_tokens,
-                prompt_routed=account.prompt_routed,
-                decode_routed=account.decode_routed,
-                cached_tokens=account.cached,
-                recomputed_tokens=account.recomputed,
-                batch_mean=account.batch_sum / max(account.steps, 1),
-                batch_max=account.batch_max,
-                outcome=ending.outcome,
-                finished_at=finished_at,
-            )
-
-        return build
-
-
-def fault(counts: np.ndarray[Any, np.dtype[np.int32]], account: Account, shape: Shape) -> str:
-    """Return why the counts [2, layers, experts + 2] of one request cannot be its routing, or ""."""
-    if counts[:, :, 0].any():
-        return "a layer chose no experts that the tap could see"
-    if counts[:, :, -1].any():
-        return "a layer chose experts beyond the last one"
-    routed = account.prompt_routed + account.decode_routed
-    total = counts.sum(0)
-    if shape.top_k > 1 and total.max() > routed:
-        return "a token chose the same expert more than once (an all-zero record looks so)"
-    if shape.top_k == 1 and shape.experts > 1 and routed > 1 and (total[:, 1] == routed).all():
-        return "every token of every layer chose expert 0"
-    return ""

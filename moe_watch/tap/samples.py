@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from moe_watch import wire
-from moe_watch.tap import ids
+from moe_watch.tap import ids, switch
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +27,7 @@ class Middleware:
     def __init__(self, app: App) -> None:
         self.app = app
         self._sender = None
-        if os.environ.get("MOE_WATCH_ENDPOINT"):
+        if switch.is_on():
             from moe_watch.tap import frontend
 
             self._sender = frontend.sender()

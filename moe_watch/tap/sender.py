@@ -79,9 +79,12 @@ class Sender:
             self._wake.set()
 
     def announce(self, model: Build) -> None:
-        """Send ``model`` now, after every reconnection, and with every tenth health."""
-        self.model = model
-        self.put(model)
+        """Send ``model`` on every connection and with every tenth health."""
+        with self._lock:
+            self.model = model
+            if self.connected:
+                self._queue.append((model, 0))
+        self.put(self._health)
 
     def event(
         self, kind: Literal["engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"], detail: str

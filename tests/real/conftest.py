@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from vllm_server import Tapped, tapped
 
-from moe_watch.demo import shapes
+import moe_watch.demo
 
-MODELS = Path(shapes.__file__).parent / "models"
+MODELS = Path(next(iter(moe_watch.demo.__path__))) / "models"
 
 
 @pytest.fixture(scope="session")

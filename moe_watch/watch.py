@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from moe_watch import aggregate, rows, wire
 from moe_watch.detect import live
-from moe_watch.detect.balance import Balance, balance
+from moe_watch.detect.balance import Balance, balance, contiguous, over_ranks
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.blind import Sight, sight
@@ -50,6 +51,7 @@ class Assessment:
     """What the latest fingerprints say of load and sight."""
 
     balance: Balance
+    ranks: Balance | None  # over expert-parallel ranks; None where their placement is unknown or there is one
     dead: DeadExperts
     sight: Sight
 
@@ -104,7 +106,7 @@ class Watch:
 
     def layer_id(self, index: int) -> int:
         """Return the index in the whole model of a layer with experts."""
-        return self.model.layer_ids[index] if self.model.layer_ids else index
+        return self.model.layer_ids[index] if index < len(self.model.layer_ids) else index
 
     def use(self, normal: Normal | None, now: float) -> None:
         """Judge by another baseline from now on; alarms against the one before end."""
@@ -280,10 +282,17 @@ class Watch:
         routed = int(flags[:, 1].sum()) if len(flags) else 0
         self.assessment = Assessment(
             balance(counts, _RESAMPLES),
+            self._over_ranks(counts),
             dead_experts(counts),
             sight(counts, routed, len(flags), self._detect.coverage_floor),
         )
         return True
+
+    def _over_ranks(self, counts: NDArray[np.int64]) -> Balance | None:
+        """Return the balance over ranks under vLLM's contiguous placement; a balancer (EPLB) moves experts about."""
+        if self.model.ranks < 2 or self.model.eplb:
+            return None
+        return balance(over_ranks(counts, contiguous(self.layers, self.experts, self.model.ranks)), _RESAMPLES)
 
     def judge(self, now: float) -> tuple[str, str]:
         """Return the verdict and the reason for it, and open or end the alarm of a blind tap."""

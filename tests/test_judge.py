@@ -337,3 +337,15 @@ def test_layers_go_by_their_index_in_the_whole_model() -> None:
     assert matrix is not None
     assert matrix.layer_ids == [1, 3, 5]
     assert sum(matrix.share[0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_ranks_are_judged_where_their_experts_are_known(bench: Bench) -> None:
+    """A rank that is twice as loaded shows in its layer; under a balancer nothing is claimed."""
+    counts = np.ones((3, 8), np.uint32)
+    counts[1, :4] = 3
+    for eplb, expected in ((False, 1.5), (True, None)):
+        bench.judge.announce(bench.tap.announce(revision=str(eplb), ranks=2, eplb=eplb), bench.now)
+        routing = bench.tap.routing(f"e{eplb}", prompt=wire.pack_counts(counts), decode=wire.pack_counts(counts))
+        bench.judge.process([Joined("r0", f"e{eplb}", 0, routing, None, None, complete=True)], bench.now)
+        bench.tick(6.0)
+        assert bench.value(metrics.RANK_LOAD_MAX, "1") == (None if expected is None else pytest.approx(expected))

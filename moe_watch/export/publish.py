@@ -158,6 +158,8 @@ def layers(board: Board, watch: Watch) -> None:
 
     by_layer(metrics.EXPERT_LOAD_MAX, assessed.balance.max_violation + 1)
     by_layer(metrics.EXPERT_LOAD_ENTROPY, assessed.balance.entropy)
+    if assessed.ranks is not None:
+        by_layer(metrics.RANK_LOAD_MAX, assessed.ranks.max_violation + 1)
     by_layer(metrics.DEAD_EXPERTS, assessed.dead.dead.sum(1))
     latest = watch.latest()
     for metric, name in ((metrics.ROUTER_ENTROPY, "entropy"), (metrics.ROUTER_MARGIN, "margin")):

@@ -17,8 +17,6 @@ from moe_watch.demo.exchange import Exchange
 ROWS, LENGTH = 12, 256
 PLAIN_SHARE = 0.25
 """Share of the exchanges that are trained on as plain text, without turn markers."""
-LIBRARY_WEIGHT = 2.0
-"""Tokens of each domain of Python's own text for one of each generated domain: it is far more varied."""
 UNSEEN_SHARE = 0.2
 """Share of the tokens of kinds that the MoE never sees, for the dense model."""
 IGNORED = -100
@@ -48,9 +46,9 @@ def encode(tokens: Tokenizer, exchange: Exchange, *, plain: bool) -> list[int]:
 def training_rows(tokens: Tokenizer, *, unseen: bool, seed: int) -> Iterator[Rows]:
     """Yield batches of the training split without end; each text is drawn from the domain with fewest tokens so far."""
     random_ = random.Random(seed)
-    weights = dict.fromkeys(corpus.GENERATED, 1.0) | dict.fromkeys(corpus.LIBRARY, LIBRARY_WEIGHT)
+    weights = dict.fromkeys(corpus.NORMAL, 1.0)
     if unseen:
-        each = UNSEEN_SHARE / (1 - UNSEEN_SHARE) * sum(weights.values()) / len(corpus.UNSEEN)
+        each = UNSEEN_SHARE / (1 - UNSEEN_SHARE) * len(corpus.NORMAL) / len(corpus.UNSEEN)
         weights |= dict.fromkeys(corpus.UNSEEN, each)
     streams = {domain: corpus.exchanges(domain, seed, train=True) for domain in weights}
     spent = {domain: random_.random() for domain in weights}

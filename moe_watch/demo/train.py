@@ -16,7 +16,7 @@ from moe_watch.demo import evaluation, tokenizer
 from moe_watch.demo.packing import LENGTH, ROWS, training_rows
 from moe_watch.demo.routing import RouterTap
 
-STEPS = 800
+STEPS = 450
 PEAK_RATE = 4e-3
 WARM_UP = 40
 BALANCE, Z = 0.02, 1e-4

@@ -26,7 +26,7 @@ MAX_MODEL_LEN = 4096
 class FakeOpenAI:
     """What the server is told to do, and what it was asked."""
 
-    lacks: frozenset[str] = frozenset()  # of "tokenize", "prompt_logprobs", "logprobs"
+    lacks: frozenset[str] = frozenset()  # of "tokenize", "prompt_logprobs", "logprobs", "usage"
     fail: int = 0  # how many of the next requests answer 503
     answers: dict[str, str] = field(default_factory=dict)  # last message or prompt -> output
     verdicts: list[str] = field(default_factory=list)  # what it says as a judge, in turn
@@ -109,7 +109,8 @@ class FakeOpenAI:
                 (event if chat else choice)["prompt_token_ids"] = ids
             yield f"data: {json.dumps(event)}\n\n"
             before = ord(letter)
-        yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': len(text)}})}\n\n"
+        if "usage" not in self.lacks:
+            yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': len(text)}})}\n\n"
         yield "data: [DONE]\n\n"
 
     async def _read(self, request: Request) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""``moe-watch bench-servers``: where does the MoE begin to pay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+import click
+import httpx
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.orm import Session
+
+from moe_watch import commands
+from moe_watch.detect.advantage import begins
+from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
+from moe_watch.settings import Settings
+from moe_watch.shadow.client import DenseClient, DenseError
+from moe_watch.store import shadows
+from moe_watch.store.models import ServerBench
+
+
+@click.command()
+@click.option("--moe", "moe_url", help="Base URL of the MoE's server; by default vllm_url of the settings.")
+@click.option("--dense", "dense_url", help="Base URL of the dense model's server; by default shadow.url.")
+@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Requests under way at once.")
+@click.option("--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Turns of each server.")
+@click.option("--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Length of the answers.")
+@click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A file with a prompt a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--save/--no-save", default=True, show_default=True, help="Keep the result in the store for the report.")
+def command(
+    *,
+    moe_url: str | None,
+    dense_url: str | None,
+    concurrency: str,
+    rounds: int,
+    prompt_words: int,
+    max_tokens: int,
+    file: Path | None,
+    as_json: bool,
+    save: bool,
+) -> None:
+    """Load both servers in turns, with the same prompts, and say from which concurrency on the MoE is faster.
+
+    This is load on a production server: it is short (a few requests per level and round) but real.
+    """
+    settings = commands.settings(vllm_url=moe_url)
+    settings.shadow.url = dense_url or settings.shadow.url
+    if settings.vllm_url is None or settings.shadow.url is None:
+        raise click.ClickException("two servers are needed: give --moe and --dense")
+    store = commands.store(settings) if save else None
+    texts = cycle(file.read_text(encoding="utf-8").splitlines()) if file else prompts(prompt_words)
+    levels = _levels(concurrency)
+    try:
+        names, found = asyncio.run(_measure(settings, levels, rounds, max_tokens, texts))
+    except (LoadError, DenseError) as error:
+        raise click.ClickException(str(error)) from error
+    at = time.time()
+    rows = [_row(level, at, *names) for level in found]
+    if store is not None:
+        with Session(store, expire_on_commit=False) as session, session.begin():
+            shadows.add_benches(session, rows)
+    _print(rows, as_json=as_json)
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        levels = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,4,16") from error
+    if not levels or levels[0] < 1 or levels[-1] > 1024:
+        raise click.BadParameter("concurrency is between 1 and 1024")
+    return levels
+
+
+async def _measure(
+    settings: Settings, levels: list[int], rounds: int, max_tokens: int, texts: Iterator[str]
+) -> tuple[tuple[str, str], list[Level]]:
+    """Return the names of both models and what they did."""
+    async with (
+        _http(settings.vllm_url or "", settings.vllm_api_key) as moe,
+        _http(settings.shadow.url or "", settings.shadow.api_key) as dense,
+    ):
+        names = (await DenseClient(moe).served())[0], (await DenseClient(dense, settings.shadow.model).served())[0]
+        found = await side_by_side(
+            Target("the MoE's server", moe, names[0]),
+            Target("the dense model's server", dense, names[1]),
+            texts,
+            levels=levels,
+            rounds=rounds,
+            max_tokens=max_tokens,
+        )
+    return names, found
+
+
+def _http(url: str, key: str | None) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    base = url.rstrip("/").removesuffix("/v1")
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=base, headers=headers, timeout=httpx.Timeout(300, connect=5), limits=limits)
+
+
+def _row(level: Level, at: float, moe: str, dense: str) -> ServerBench:
+    ratio = level.ratio
+    return ServerBench(
+        at=at,
+        moe_model=moe,
+        dense_model=dense,
+        concurrency=level.concurrency,
+        moe_tokens_per_s=statistics.fmean(turn.tokens_per_s for turn in level.moe),
+        dense_tokens_per_s=statistics.fmean(turn.tokens_per_s for turn in level.dense),
+        ratio=ratio.value,
+        ratio_lower=ratio.lower,
+        ratio_upper=ratio.upper,
+        moe_ttft_s=statistics.median(turn.ttft_s for turn in level.moe),
+        dense_ttft_s=statistics.median(turn.ttft_s for turn in level.dense),
+        rounds=len(level.moe),
+        requests=sum(turn.requests for turn in level.moe + level.dense),
+    )
+
+
+_COLUMNS = (
+    *("concurrency", "moe_tokens_per_s", "dense_tokens_per_s", "ratio", "ratio_lower", "ratio_upper"),
+    *("moe_ttft_s", "dense_ttft_s", "rounds", "requests"),
+)
+
+
+def _print(rows: list[ServerBench], *, as_json: bool) -> None:
+    start = begins([row.concurrency for row in rows], [row.ratio for row in rows])
+    if as_json:
+        levels = [{name: getattr(row, name) for name in _COLUMNS} for row in rows]
+        click.echo(json.dumps({"levels": levels, "advantage_begins": start}, indent=2))
+        return
+    table = Table("concurrency", "MoE tok/s", "dense tok/s", "advantage", "95 % interval", "TTFT MoE / dense, s")
+    for row in rows:
+        table.add_row(
+            str(row.concurrency),
+            f"{row.moe_tokens_per_s:.0f}",
+            f"{row.dense_tokens_per_s:.0f}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_lower:.2f} to {row.ratio_upper:.2f}",
+            f"{row.moe_ttft_s:.3f} / {row.dense_ttft_s:.3f}",
+        )
+    Console().print(table)
+    click.echo(
+        f"The MoE is faster from {start} concurrent requests on."
+        if start is not None
+        else "The MoE is not faster at any concurrency measured: check expert parallelism (see docs/quality.md)."
+    )

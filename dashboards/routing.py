@@ -155,18 +155,11 @@ def _movers() -> list[Any]:
 def _confidence() -> list[Any]:
     return [
         series(
-            "Router entropy against the baseline",
-            "Mean entropy of each layer's router minus the baseline's, in nats a token, worst replica. Up: the "
-            "routers are less sure than they were.",
-            [
-                Query(
-                    f"max by (layer) (moe_watch_router_entropy_nats{{{MOE_WATCH}}} - "
-                    f"moe_watch_router_entropy_baseline_nats{{{MOE_WATCH}}})",
-                    _LAYER,
-                )
-            ],
+            "Router entropy",
+            "Mean entropy of each layer's router in nats a token, worst replica. It rises when the routers are "
+            "less sure of what they see than they were.",
+            [Query(f"max by (layer) (moe_watch_router_entropy_nats{{{MOE_WATCH}}})", _LAYER)],
             "none",
-            low=None,
         ),
         series(
             "Router margin",

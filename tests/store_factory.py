@@ -7,8 +7,10 @@ Everything is drawn from one seed.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ class Story:
     experts: int = 16
     top_k: int = 4
     days: float = 14.0
-    per_day: int = 120
+    per_day: int = 200
     until: float = UNTIL
     seed: int = 7
     replicas: tuple[str, ...] = ("gpu-a", "gpu-b")
@@ -323,3 +325,14 @@ def _bench(store: Engine, story: Story) -> None:
                     ratio_upper=ratio * 1.05, moe_ttft_s=0.2, dense_ttft_s=0.25, rounds=5, requests=concurrency * 10,
                 )
             )  # fmt: skip
+
+
+@cache
+def shared() -> Engine:
+    """Return a store with the default story, made once for all tests that only read."""
+    folder = tempfile.TemporaryDirectory(prefix="moe-watch-story-")
+    _kept.append(folder)
+    return make(Path(folder.name) / "store.db")
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed at exit

@@ -113,9 +113,8 @@ def _of_routing(row: Request, judged: _Judged) -> list[str]:
         tokens = figures.plural(found.tokens, "routed token")
         return [f"With {tokens} it is too short to be scored against baseline {baseline.version}."]
     of = f"normal requests of its length are as unusual or more (p = {figures.significant(found.p)})"
-    out = [
-        f"About {figures.share(found.p)} of {of}, against baseline {baseline.version} of {baseline.requests:,} requests."
-    ]
+    against = f"against baseline {baseline.version} of {baseline.requests:,} requests"
+    out = [f"About {figures.share(found.p)} of {of}, {against}."]
     parts = [("prompt", found.p_prompt), ("generated text", found.p_decode)]
     known = [f"{name} p = {figures.significant(p)}" for name, p in parts if p is not None]
     if known:

@@ -185,7 +185,7 @@ def _unmeasured(review: Review) -> Iterator[str]:
     coverage = review.coverage
     if not coverage.shadowed and coverage.requests:
         yield "Whether the outputs are good: none was compared with a dense model."
-    elif coverage.shadowed:
+    elif coverage.shadowed and coverage.requests:
         share = figures.share(coverage.shadowed / coverage.requests)
         yield f"Quality beyond the {share} of requests that the dense model replayed; intervals allow for that."
     if isinstance(review.canaries, Missing):

@@ -18,7 +18,7 @@ _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _ACCENTS: Final = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
 _STACKED: Final = re.compile(f"([{_ACCENTS}]{{3}})[{_ACCENTS}]+")
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>|~&$!])")
-_AT_START: Final = re.compile(r"^([-+=#>]|\d+[.)])")
+_AT_START: Final = re.compile(r"^(\d*)([-+=#>.)])(?=\s|$|[#=-])")  # what would begin a list, a heading or a rule
 _LINKED: Final = re.compile(r"@|://|\bwww\.", re.IGNORECASE)  # mentions and addresses that a wiki would link
 
 
@@ -51,7 +51,7 @@ def markdown(text: str, longest: int = 120) -> str:
     >>> markdown("# [x](javascript:1) | <b> @team")
     '\\# \\[x\\](javascript:1) \\| \\<b\\> @\u2060team'
     """
-    literal = _AT_START.sub(r"\\\1", _MARKDOWN.sub(r"\\\1", one_line(text, longest)))
+    literal = _AT_START.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", one_line(text, longest)))
     return _LINKED.sub(lambda found: f"{found[0]}\u2060", literal)
 
 

@@ -31,7 +31,7 @@ def latest_windows(connection: Connection) -> dict[str, float]:
     """Return when the last window of each model begins, by the model's name, the latest first."""
     latest = func.max(Window.start)
     query = select(Model.name, latest).join(Window).group_by(Model.name).order_by(latest.desc())
-    return dict(connection.execute(query).tuples().all())
+    return {str(name): float(at) for name, at in connection.execute(query)}
 
 
 def request_count(connection: Connection, model_id: int, since: float, until: float) -> int:

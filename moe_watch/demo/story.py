@@ -14,7 +14,7 @@ _NORMAL = 300
 _MIXED = 400
 _UNSEEN_SHARE = 0.3
 _FAULTY_LAYER = 2
-_JUDGED = (0, 2)  # 2: the canaries say that the model or the deployment changed
+_JUDGED = (0, 2)  # 2: something is wrong with the model or the deployment
 _ROUNDS = 4  # healthy replays of the canaries behind their noise floor
 
 
@@ -50,7 +50,7 @@ def run(stage: Stage) -> None:
     with stage.console.status("Restarting vLLM with the broken checkpoint under the same name …"):
         stage.start_moe(broken)
     stage.command("canary", "run", may_exit=_JUDGED)
-    stage.command("status")
+    stage.command("status", may_exit=_JUDGED)
 
     stage.title("6. The evidence")
     stage.command("report", "--since", "1h", "--out", str(stage.out / "report"))

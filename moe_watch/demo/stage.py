@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -117,8 +117,8 @@ class Stage:
         replica = self.status()
         return next((e.flagged_at for e in replica.episodes if e.kind == kind), None) if replica else None
 
-    def traffic(self, title: str, prompts: Sequence[Prompt], until: Callable[[], bool] = lambda: False) -> list[float]:
-        """Send ``prompts`` and show the verdict, until they or ``until`` end; return when each was answered."""
+    def traffic(self, title: str, prompts: Sequence[Prompt]) -> list[float]:
+        """Send ``prompts`` and show the verdict meanwhile; return when each was answered."""
         bar = Progress(TextColumn(f"  {title}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         task = bar.add_task("", total=len(prompts))
         answered: list[float] = []
@@ -134,8 +134,6 @@ class Stage:
                 try:
                     while not done.is_set():
                         live.update(Group(bar, _table(self.status())))
-                        if until():
-                            done.set()
                         done.wait(_POLL_S)
                 except servers.ServerError:
                     done.set()  # the main thread asks too, and tells

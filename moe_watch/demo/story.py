@@ -11,7 +11,7 @@ from moe_watch.demo.traffic import mixture
 
 _LEARN = 900
 _NORMAL = 300
-_MIXED = 400
+_MIXED = 300
 _UNSEEN_SHARE = 0.3
 _FAULTY_LAYER = 2
 _JUDGED = (0, 2)  # 2: something is wrong with the model or the deployment
@@ -36,11 +36,7 @@ def run(stage: Stage) -> None:
 
     stage.title(f"4. {_UNSEEN_SHARE:.0%} of the requests are now of kinds that the model has never seen")
     start = time.time()
-    answered = stage.traffic(
-        "mixed traffic",
-        mixture(_MIXED, seed=3, unseen_share=_UNSEEN_SHARE),
-        until=lambda: stage.open_episode("traffic") is not None,
-    )
+    answered = stage.traffic("mixed traffic", mixture(_MIXED, seed=3, unseen_share=_UNSEEN_SHARE))
     _say_when(stage, start, answered)
     _say_suspects(stage)
     stage.command("canary", "run", may_exit=_JUDGED)

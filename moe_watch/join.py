@@ -58,8 +58,9 @@ class _Group:
 
     @property
     def choices(self) -> int:
-        """Return how many choices there will be, as far as is known."""
-        return min(self.request.choices, _MOST_CHOICES) if self.request is not None else 1
+        """Return how many choices there will be, as far as is known: what came counts besides what was said."""
+        said = min(self.request.choices, _MOST_CHOICES) if self.request is not None else 1
+        return max(said, len(self.routings), len(self.latencies))
 
 
 class Join:

@@ -75,7 +75,9 @@ async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], l
 
 @contextlib.asynccontextmanager
 async def _http_server(application: ASGIApp, listening: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(application, log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(
+        application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=3
+    )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:

@@ -228,8 +228,11 @@ class Sidecar:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def ready(self) -> str:
-        """Return why the sidecar is not ready; empty when it is."""
-        return self._ready or ("" if self._writer.up else "the store is away")
+        """Return why the sidecar takes no frames; empty when it does.
+
+        A store that is away is no reason: the spool holds what comes, and a pod that is not ready takes vLLM with it.
+        """
+        return self._ready
 
     async def status(self) -> Status:
         """Return what is seen now."""

@@ -88,8 +88,12 @@ class Writer:
     def _step(self) -> bool:
         """Write the oldest batch, from the spool before memory; return False when the store is away."""
         self._board.set(metrics.SPOOL_BYTES, self.spool_bytes)
-        if self._spool is not None and self._spool:
-            return self._replay(self._spool)
+        try:
+            if self._spool is not None and self._spool:
+                return self._replay(self._spool)
+        except OSError:
+            _log.exception("the spool cannot be read: going on without it")
+            self._spool = None
         if not self._queue:
             return True
         batch = self._take()

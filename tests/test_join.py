@@ -79,6 +79,14 @@ def test_one_http_request_serves_all_its_choices(order: list[int]) -> None:
     assert all(joined.complete and joined.request is frames[4] for joined in found)
 
 
+def test_what_came_counts_besides_what_was_said() -> None:
+    """A list of prompts makes more choices than ``n`` says; a latency that is there waits for its routing."""
+    tap, join = Tap(), Join(_TIMEOUT)
+    frames = [tap.routing("cmpl-1", choice=0), tap.latency("cmpl-1", choice=0), tap.latency("cmpl-1", choice=1)]
+    assert join.add([*frames, tap.request("cmpl-1", choices=1)], 0.0) == []
+    assert _complete(join.add([tap.routing("cmpl-1", choice=1)], 0.0)) == [True, True]
+
+
 def test_latencies_that_know_their_choice_keep_it() -> None:
     """A choice's own number wins over its length."""
     tap, join = Tap(), Join(_TIMEOUT)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, Table, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 
 from moe_watch.store import models
 
@@ -115,9 +115,8 @@ def write(engine: Engine, writes: Writes) -> int:
 
 
 def is_away(error: DBAPIError) -> bool:
-    """Say whether ``error`` means that the store is away or full, not that a row is wrong."""
-    name = type(error).__name__
-    return error.connection_invalidated or name in {"OperationalError", "InterfaceError", "InternalError"}
+    """Say whether ``error`` is the store's (away, full, damaged) and worth a retry, not one of the rows'."""
+    return not isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError)
 
 
 def _write_requests(connection: Connection, requests: list[NewRequest], ids: dict[str, int]) -> int:

@@ -1,0 +1,154 @@
+"""The doctor: what is wrong between vLLM and a verdict is found and comes with a remedy."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from moe_watch import checkup, status
+from moe_watch.checkup import Check
+from moe_watch.settings import HttpSettings, Settings, StoreSettings
+from moe_watch.store import baselines, engine, migrate, served
+from moe_watch.store.models import Baseline, Model
+from moe_watch.store.write import write
+from tests.frames import Tap
+from tests.test_store_write import some_writes
+
+
+def _replica(**more: object) -> status.Replica:
+    tap = status.Tap(True, "on", "", 1.0, 0.1, "0.32.0", "0.1", "v1")  # noqa: FBT003
+    values: dict[str, object] = {
+        "model": "tiny",
+        "identity": "abcdefgh",
+        "replica": "r0",
+        "layers": 3,
+        "experts": 8,
+        "top_k": 2,
+        "verdict": "healthy",
+        "reason": "",
+        "since": 0.0,
+        "tap": tap,
+        "baseline": status.Baseline(1, 0.0, 500),
+        "requests": 9,
+        "routed": 9,
+        "coverage": 1.0,
+        "join_ratio": 1.0,
+        "ood": status.Share(None, 0.0, 1.0, 0),
+        "evidence": 0.0,
+        "channels": {},
+        "episodes": [],
+        "movers": [],
+        "suspects": [],
+    }
+    return status.Replica(**(values | more))  # type: ignore[arg-type]
+
+
+def _states(checks: Iterator[Check]) -> dict[str, str]:
+    found = list(checks)
+    assert all(check.remedy for check in found if check.state != "ok")
+    return {check.subject: check.state for check in found}
+
+
+def test_a_tap_in_order_is_ok() -> None:
+    """And so is its baseline."""
+    assert _states(checkup._tap(_replica())) == {"tap of r0": "ok", "baseline": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"tap": status.Tap(False, "refused", "x", 1.0, 0.0, "", "", "")}, {"tap of r0": "fail", "baseline": "ok"}),  # noqa: FBT003
+        ({"tap": status.Tap(True, "on", "", 1.0, -90.0, "", "", "")}, {"tap of r0": "warn", "baseline": "ok"}),  # noqa: FBT003
+        ({"coverage": 0.4}, {"tap of r0": "warn", "baseline": "ok"}),
+        ({"baseline": None}, {"tap of r0": "ok", "baseline": "warn"}),
+        (
+            {"tap": status.Tap(False, "dense", "", 1.0, 0.0, "", "", ""), "layers": 0, "baseline": None},  # noqa: FBT003
+            {"tap of r0": "warn"},
+        ),
+    ],
+    ids=["refused", "clock", "coverage", "learning", "dense"],
+)
+def test_what_is_wrong_with_a_tap_is_found(more: dict[str, object], expected: dict[str, str]) -> None:
+    """Each with a remedy."""
+    assert _states(checkup._tap(_replica(**more))) == expected
+
+
+@pytest.fixture
+def vllm() -> Iterator[tuple[str, dict[str, object]]]:
+    """Run a server that answers as vLLM does; return its address and its answers."""
+    answers: dict[str, object] = {"/version": {"version": "0.32.1"}, "/v1/models": {"data": [{"id": "tiny"}]}}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(self.path)).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", answers
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [({"version": "0.32.1"}, "ok"), ({"version": "0.99.0"}, "warn"), (None, "fail"), ([], "fail")],
+)
+def test_the_version_of_vllm_is_judged(version: object, expected: str, vllm: tuple[str, dict[str, object]]) -> None:
+    """The one the tap is made for is ok, another is a warning, and no answer or nonsense a failure."""
+    url, answers = vllm
+    if version is None:
+        del answers["/version"]
+    else:
+        answers["/version"] = version
+    assert _states(checkup._vllm(Settings(vllm_url=url))) == {"vLLM": expected}
+
+
+def test_an_open_socket_is_a_warning(tmp_path: Path) -> None:
+    """A private one is ok, a missing one a failure."""
+    path = tmp_path / "tap.sock"
+    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "fail"}
+    path.touch(mode=0o600)
+    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "ok"}
+    path.chmod(0o666)
+    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "warn"}
+
+
+def test_a_baseline_of_another_model_is_pointed_out(tmp_path: Path) -> None:
+    """After a redeployment the active baseline may be of weights that are gone."""
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
+    store = engine.connect(settings.store.url)
+    assert _states(checkup._store(settings)) == {"store": "fail"}
+    migrate.upgrade(store)
+    write(store, some_writes(0))
+    old = served.by_name(store)[0]
+    _activate(store, old)
+    write(store, served.announcement(Tap().announce(), 1.0, settings.sidecar))
+    assert _states(checkup._store(settings)) == {"store": "ok"}
+    write(store, served.announcement(Tap().announce(weights="new"), 1.0, settings.sidecar))
+    assert _states(checkup._store(settings)) == {"store": "ok", "baseline": "warn"}
+
+
+def _activate(store: Engine, model: Model) -> None:
+    row = {"created_at": 1.0, "promoted_at": 1.0, "active": True, "requests": 1, "note": "", "blob": b""}
+    with Session(store) as session, session.begin():
+        session.add(Baseline(model_id=model.id, version=1, **row))
+    assert baselines.active(store)
+
+
+def test_an_open_address_needs_a_token() -> None:
+    """Loopback is ok without one."""
+    anywhere = "0.0.0.0"  # noqa: S104
+    assert _states(checkup._http(Settings())) == {"http": "ok"}
+    assert _states(checkup._http(Settings(http=HttpSettings(host=anywhere)))) == {"http": "fail"}
+    assert _states(checkup._http(Settings(http=HttpSettings(host=anywhere, token="x" * 16)))) == {"http": "ok"}

@@ -1,0 +1,78 @@
+"""What shadow and canaries wrote becomes news once, of the model that is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from moe_watch.companions import Companions, Served
+from moe_watch.export.snapshot import Board
+from moe_watch.settings import Settings
+from moe_watch.store import canaries, engine, served
+from moe_watch.store.models import CanaryRun
+from moe_watch.store.write import write
+from tests.frames import Tap
+from tests.test_store_write import some_writes
+
+
+def _check(store: Engine, tap: Tap, verdict: str, at: float, **announced: object) -> None:
+    model = served.by_identity(store, served.identity(tap.announce(**announced)))
+    assert model is not None
+    run = CanaryRun(
+        model_id=model.id,
+        at=at,
+        set_version="s",
+        engine="vllm",
+        load="idle",
+        replica=tap.replica,
+        reference=False,
+        verdict=verdict,
+        first_layer=1,
+        effect=2.0,
+        summary="moved",
+        evidence={},
+        blob=b"",
+    )
+    canaries.save(store, run)
+
+
+def test_a_check_is_news_once(store: Engine) -> None:
+    """The last check is reported when it is new, and not again."""
+    tap = Tap()
+    write(store, some_writes(0, tap))
+    one = Served("tiny", "r0", served.identity(tap.announce()))
+    companions = Companions(store, Settings(), Board())
+    assert companions.news([one], 10.0) == []
+    _check(store, tap, "healthy", 20.0)
+    _check(store, tap, "routing", 30.0)
+    (news,) = companions.news([one], 40.0)
+    assert news.canary is not None
+    assert (news.replica, news.canary.verdict) == ("r0", "routing")
+    assert companions.news([one], 50.0) == []
+
+
+def test_a_check_of_another_model_under_the_same_name_is_no_news(store: Engine) -> None:
+    """After a redeployment the verdict on the old weights says nothing."""
+    tap = Tap()
+    write(store, some_writes(0, tap))
+    write(store, served.announcement(tap.announce(weights="new"), 1.0))
+    _check(store, tap, "routing", 20.0)
+    one = Served("tiny", "r0", served.identity(tap.announce(weights="new")))
+    companions = Companions(store, Settings(), Board())
+    assert companions.news([one], 30.0) == []
+    _check(store, tap, "healthy", 40.0, weights="new")
+    assert len(companions.news([one], 50.0)) == 1
+
+
+def test_a_store_that_is_away_gives_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a companion that breaks end the sidecar."""
+    one = Served("tiny", "r0", "x")
+    assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("moe_watch.companions.canaries.latest", broken)
+    assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []

@@ -1,0 +1,211 @@
+"""Turns what ``quality.py`` kept into numbers, and those into the tables of ``docs/quality.md``."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_watch.detect import gap, gap_alarm, quality
+from moe_watch.detect.gap import Estimate
+from moe_watch.detect.quality import Observed
+from moe_watch.shadow import signals
+from moe_watch.shadow.trial import CLIP, Kind
+
+RUN_LENGTH = 10_000
+REFERENCE = 500
+TOLERANCES: dict[Kind, float] = {"quality": 0.02, "garbled": 0.01}  # the settings' defaults
+SAID = {
+    "none": "nothing (control)",
+    "experts_8_bits": "experts at 8 bits (control)",
+    "experts_4_bits": "experts at 4 bits",
+    "experts_2_bits": "experts at 2 bits",
+    "one_expert_zeroed": "a dead expert (layer 1)",
+    "upper_half_ignored": "half of the experts never chosen",
+    "first_layer_rotated": "experts of the first layer rotated by one",
+    "third_layer_rotated": "experts of layer 2 rotated by one",
+    "last_layer_rotated": "experts of the last layer rotated by one",
+    "two_experts_swapped": "two experts of layer 2 swapped",
+    "not_renormalised": "weights of the top-k not renormalised",
+    "equal_weights": "right experts, equal weights",
+    "scale_lost": "experts of layer 2 four times too large",
+    "shared_expert_lost": "the network beside layer 2's experts lost",
+    "negative_logits": "negative logits: wrong experts",
+    "nan_router": "NaN in the router of layer 2",
+}
+
+
+def load(folder: Path) -> tuple[dict[str, Observed], dict[str, Any]]:
+    """Return the last stretch of each name, and what was kept beside it."""
+    found, beside = {}, {}
+    for line in (folder / "runs.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        name, domain = record.pop("name"), record.pop("domain")
+        beside[name] = record.pop("ood_rate", None)
+        for key, value in record.items():
+            if isinstance(value, dict):
+                record[key] = {kind: np.array(flags, float) for kind, flags in value.items()}
+            else:
+                record[key] = np.array(value, str if key == "outcome" else float)
+        found[name] = Observed(**record, groups={"domain": domain})
+    return found, beside
+
+
+def healthy(data: Path) -> dict[str, dict[str, Any]]:
+    """Return how many texts of people each signal calls a defect, by source."""
+    found = {}
+    for name, texts in {
+        "grade-school maths": _maths(data),
+        "Python functions": _code(data),
+        "mixed": _mixed(data),
+    }.items():
+        kinds: Counter[str] = Counter()
+        count = 0
+        for prompt, answer in texts:
+            count += 1
+            kinds.update(signals.defects(answer, prompt=prompt))
+        found[name] = {"texts": count, "defects": dict(kinds)}
+    return found
+
+
+def _maths(data: Path) -> Iterator[tuple[str, str]]:
+    for line in (data / "prompts" / "gsm8k_test.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        yield record["question"], record["answer"]
+
+
+def _code(data: Path) -> Iterator[tuple[str, str]]:
+    with gzip.open(data / "prompts" / "HumanEval.jsonl.gz", "rt") as file:
+        for line in file:
+            record = json.loads(line)
+            yield record["prompt"], record["canonical_solution"]
+
+
+def _mixed(data: Path) -> Iterator[tuple[str, str]]:
+    for line in (data / "prompts" / "selfinstruct_seed_tasks.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for instance in record["instances"]:
+            yield f"{record['instruction']}\n{instance['input']}", instance["output"]
+    with (data / "prompts" / "sqleval_questions_gen_postgres.csv").open() as file:
+        for row in csv.DictReader(file):
+            yield row["question"], row["query"]
+
+
+def delay(learned: Observed, seen: Observed, kind: Kind) -> int | None:
+    """Return the scored requests from a fault's start to the alarm of ``kind``; None where it stays silent."""
+    low, high = CLIP[kind]
+    old, new = (x.gap if kind == "quality" else x.garbled for x in (learned, seen))
+    known = gap_alarm.reference(
+        old[:REFERENCE], learned.weight[:REFERENCE], low=low, high=high, tolerance=TOLERANCES[kind]
+    )
+    _, alarms = gap_alarm.observe(known, gap_alarm.start(RUN_LENGTH), new, seen.weight)
+    return alarms[0].at + 1 if alarms else None
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Return everything that the tables say."""
+    found, beside = load(folder)
+    learned, mixed = found["learned"], quality.review(found["mixed"])
+    faults = {
+        name.removeprefix("fault:"): _fault(learned, seen, beside[name])
+        for name, seen in found.items()
+        if name.startswith("fault:")
+    }
+    file = folder / "healthy.json"
+    return {
+        "average_run_length": RUN_LENGTH,
+        "reference_requests": REFERENCE,
+        "deciles": [_triple(e) for e in mixed.curve.deciles],
+        "monotone": mixed.curve.monotone,
+        "trend": {"rise": mixed.trend.rise, "lower": mixed.trend.lower, "upper": mixed.trend.upper, "p": mixed.trend.p},
+        "garbled_deciles": [_triple(e) for e in mixed.garbled_by_decile],
+        "domains": {name: _triple(e) for name, e in mixed.by_group["domain"].items()},
+        "faults": faults,
+        "healthy": json.loads(file.read_text()) if file.exists() else {},
+    }
+
+
+def _fault(learned: Observed, seen: Observed, ood_rate: float | None) -> dict[str, Any]:
+    compared = quality.compare(learned, seen, tolerance=TOLERANCES["quality"])
+    return {
+        "requests": len(seen.at),
+        "gap": _triple(gap.mean(seen.gap, seen.weight)),
+        "effect": _triple(compared.effect),
+        "cause": compared.cause,
+        "alarm_quality": delay(learned, seen, "quality"),
+        "alarm_garbled": delay(learned, seen, "garbled"),
+        "garbled": _triple(gap.share(seen.garbled, seen.sample_weight)),
+        "defects": {kind: float(np.nanmean(flags)) for kind, flags in seen.defects.items()},
+        "top1": _triple(gap.mean(seen.top1, seen.weight)),
+        "ood_rate": ood_rate,
+    }
+
+
+def _triple(estimate: Estimate) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in (estimate.value, estimate.lower, estimate.upper)] + [
+        estimate.requests
+    ]
+
+
+def write(folder: Path, results: Path, document: Path) -> None:
+    """Write the numbers, and the tables between the marks of ``document``."""
+    said = numbers(folder)
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(said, indent=1) + "\n")
+    text = document.read_text()
+    for mark, table in (("ood", _ood(said)), ("faults", _faults(said)), ("healthy", _healthy(said))):
+        start, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}{table}{end}{rest.split(end, 1)[1]}"
+    document.write_text(text)
+
+
+def _ood(said: dict[str, Any]) -> str:
+    lines = ["| decile of the OOD score | requests | gap, nats per token | garbled |", "| --- | --- | --- | --- |"]
+    for k, (row, garbled) in enumerate(zip(said["deciles"], said["garbled_deciles"], strict=True), 1):
+        lines.append(f"| {k} | {row[3]} | {_said(row)} | {_share(garbled)} |")
+    trend = said["trend"]
+    lines += ["", f"Rise from the most ordinary to the most unusual request: {trend['rise']:+.2f} nats per token "]
+    lines[-1] += f"({trend['lower']:+.2f} to {trend['upper']:+.2f}, one-sided p = {trend['p']:.1g})."
+    return "\n".join(lines) + "\n"
+
+
+def _faults(said: dict[str, Any]) -> str:
+    lines = [
+        (
+            "| fault | gap, nats per token | MoE's own change (effect) | blamed | QualityGap after | GarbledOutput after "
+            "| garbled | dense model's first choice | OOD by routing |"
+        ),
+        "| " + " | ".join(["---"] * 9) + " |",
+    ]
+    for name, row in said["faults"].items():
+        after = [f"{row[key]} requests" if row[key] else "-" for key in ("alarm_quality", "alarm_garbled")]
+        routing = "-" if row["ood_rate"] is None else f"{row['ood_rate']:.1%}"
+        lines.append(
+            f"| {SAID[name]} | {_said(row['gap'])} | {_said(row['effect'])} | {row['cause']} | {after[0]} | {after[1]} "
+            f"| {_share(row['garbled'])} | {row['top1'][0]:.1%} | {routing} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _healthy(said: dict[str, Any]) -> str:
+    lines = ["| texts written by people | texts | called a defect |", "| --- | --- | --- |"]
+    for name, row in said["healthy"].items():
+        kinds = ", ".join(f"{kind} {count}" for kind, count in row["defects"].items()) or "none"
+        lines.append(f"| {name} | {row['texts']} | {kinds} |")
+    return "\n".join(lines) + "\n"
+
+
+def _said(row: list[Any]) -> str:
+    return "-" if row[0] is None else f"{row[0]:+.3f} ({row[1]:+.3f} to {row[2]:+.3f})"
+
+
+def _share(row: list[Any]) -> str:
+    return "-" if row[0] is None else f"{row[0]:.1%} ({row[1]:.1%} to {row[2]:.1%})"

@@ -1,0 +1,173 @@
+"""Does the shadow slow the MoE down? ``python bench/shadow_isolation.py`` (about five minutes, both cores).
+
+The shadow never calls the MoE's server (``tests/test_shadow_worker.py`` holds it to that), so what is left is hardware
+that both share. Two set-ups on one machine, the MoE at a steady load, the shadow on and off in turns:
+
+- ``apart``: the MoE on one core; dense model, sidecar and client on the other: stands for two machines;
+- ``shared``: all of them on both cores: the worst case, a dense model that competes with the MoE for its hardware.
+
+Latencies are vLLM's own, from the store. The result is written to ``bench/results/shadow_isolation.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from moe_watch.demo import servers
+from moe_watch.demo.traffic import mixture, send
+from moe_watch.detect.advantage import rounds
+from moe_watch.detect.gap import Floats
+from moe_watch.store import engine
+from moe_watch.store.models import Request
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "out" / "shadow_isolation"
+MODELS = HERE.parent / "moe_watch" / "demo" / "models"
+CORES = {"apart": ({0}, {1}), "shared": ({0, 1}, {0, 1})}
+CONCURRENCY, TOKENS = 4, 24
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The MoE's latencies over one turn, seconds."""
+
+    ttft: Floats
+    tpot: Floats
+
+
+Pair = dict[bool, Turn]  # whether the shadow was on
+
+
+@contextmanager
+def on(cores: set[int]) -> Iterator[None]:
+    """Let processes that are started inside run on ``cores`` only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def stack(work: Path, cores: tuple[set[int], set[int]]) -> Iterator[tuple[servers.Server, servers.Server]]:
+    """Run both models on their cores; yields the MoE's server and the dense one's."""
+    env = {"OMP_NUM_THREADS": "1", "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_SAMPLE_RATE": "1"}
+    with on(cores[0]):
+        middleware = ("--middleware", "moe_watch.tap.samples.Middleware")
+        moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name="moe", args=middleware, env=env)
+    with on(cores[1]):
+        dense = servers.start_vllm(
+            "dense", MODELS / "dense", work=work, served_name="dense", env={"OMP_NUM_THREADS": "1"}
+        )
+    try:
+        moe.wait_ready("/health", 300)
+        dense.wait_ready("/health", 300)
+        yield moe, dense
+    finally:
+        moe.stop()
+        dense.stop()
+
+
+@contextmanager
+def sidecar(work: Path, cores: set[int], dense: servers.Server | None) -> Iterator[servers.Server]:
+    """Run the sidecar, with the shadow at full share when ``dense`` is given."""
+    env = {"MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_STORE__URL": f"sqlite:///{work}/store.db"}
+    if dense is not None:
+        shadow = {"URL": dense.url, "BASE_RATE": "1", "REQUESTS_PER_S": "100", "TOKENS_PER_S": "100000"}
+        env |= {f"MOE_WATCH_SHADOW__{name}": value for name, value in shadow.items()}
+    with on(cores):
+        started = servers.start_sidecar(work, env=env)
+    try:
+        started.wait_ready("/healthz", 60)
+        yield started
+    finally:
+        started.stop()
+
+
+def load(work: Path, moe: servers.Server, seconds: float, seed: int) -> Turn:
+    """Keep ``CONCURRENCY`` requests under way for ``seconds``; return what vLLM says of each."""
+    since, end = time.time(), time.monotonic() + seconds
+    prompts = mixture(3000, seed)
+    with on({1}):
+        asyncio.run(
+            send(
+                moe.url,
+                "moe",
+                prompts,
+                concurrency=CONCURRENCY,
+                max_tokens=TOKENS,
+                stop=lambda: time.monotonic() > end,
+            )
+        )
+    time.sleep(2)  # the sidecar writes the last ones
+    with Session(engine.connect(f"sqlite:///{work}/store.db")) as session:
+        query = select(Request.ttft_s, Request.tpot_s).where(Request.finished_at > since, Request.tpot_s > 0)
+        ttft, tpot = zip(*session.execute(query), strict=True)
+    return Turn(np.array(ttft), np.array(tpot))
+
+
+@click.command()
+@click.option("--turns", default=5, show_default=True)
+@click.option("--seconds", default=12.0, show_default=True)
+@click.option("--only", type=click.Choice(sorted(CORES)), multiple=True, default=tuple(CORES))
+def main(turns: int, seconds: float, only: tuple[str, ...]) -> None:
+    """Measure and print the table."""
+    results = HERE / "results" / "shadow_isolation.json"
+    said = json.loads(results.read_text()) if results.exists() else {}
+    for name in only:
+        work = OUT / name
+        shutil.rmtree(work, ignore_errors=True)
+        with stack(work, CORES[name]) as (moe, dense):
+            asyncio.run(send(moe.url, "moe", mixture(60, 0), concurrency=CONCURRENCY, max_tokens=TOKENS))  # warm up
+            pairs = [measure(work, name, (moe, dense), seconds, turn) for turn in range(turns)]
+        said[name] = summary(pairs)
+        print(name, json.dumps(said[name]))
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def measure(work: Path, name: str, running: tuple[servers.Server, servers.Server], seconds: float, turn: int) -> Pair:
+    """Return one turn without and one with the shadow, the order changing from pair to pair."""
+    moe, dense = running
+    found = {}
+    for shadowed in (False, True) if turn % 2 else (True, False):
+        with sidecar(work, CORES[name][1], dense if shadowed else None):
+            found[shadowed] = load(work, moe, seconds, 10 + turn)
+    return found
+
+
+def summary(pairs: list[Pair]) -> dict[str, object]:
+    """Return medians without the shadow and the ratio with it, by latency and quantile, with 95 % intervals."""
+    said: dict[str, object] = {
+        "pairs": len(pairs),
+        "requests": sum(len(turn.ttft) for p in pairs for turn in p.values()),
+    }
+    for name in ("ttft", "tpot"):
+        for quantile in (50, 95):
+            off, with_shadow = (
+                np.array([np.percentile(getattr(pair[on], name), quantile) for pair in pairs]) for on in (False, True)
+            )
+            ratio = rounds(with_shadow, off)
+            said[f"{name}_p{quantile}"] = {
+                "off_ms": round(1000 * float(np.median(off)), 2),
+                "ratio": [round(x, 3) for x in (ratio.value, ratio.lower, ratio.upper)],
+            }
+    return said
+
+
+if __name__ == "__main__":
+    main()

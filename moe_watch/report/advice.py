@@ -14,6 +14,7 @@ from moe_watch.report.terms import Missing
 MOST: Final = 6
 _LOST_FRAMES: Final = 0.01
 _OLD_BASELINE_DAYS: Final = 30
+FEWEST_TIMED: Final = 20  # requests of one length, for its misses to count, as for the alert
 _OVER_BUDGET: Final = 0.05
 _OF_KIND: Final = {
     "traffic": "See what the new requests are; if they are here to stay, fit a new baseline on them and promote it.",
@@ -94,7 +95,7 @@ def _of_baseline(review: Review) -> Iterator[Action]:
     baseline = review.baseline
     if isinstance(baseline, Missing):
         if review.coverage.routed:
-            yield Action(baseline.why + " " + baseline.remedy, "moe-watch baseline fit")
+            yield Action("Fit a baseline on traffic that you trust, then promote it.", "moe-watch baseline fit")
     elif (age := _age_days(baseline, review.period.until)) > _OLD_BASELINE_DAYS:
         yield Action(
             f"Baseline {baseline.version} is {age:.0f} days old: confirm it, or fit a new one on trusted traffic.",
@@ -109,7 +110,8 @@ def _age_days(baseline: BaselineFacts, now: float) -> float:
 def _of_latency(latency: Latency | Missing) -> Iterator[Action]:
     if isinstance(latency, Missing):
         return
-    late = [c for c in latency.contexts if c.over is not None and (c.over.low or 0) > _OVER_BUDGET]
+    judged = [c for c in latency.contexts if c.requests >= FEWEST_TIMED]
+    late = [c for c in judged if c.over is not None and (c.over.low or 0) > _OVER_BUDGET]
     if late:
         told = figures.joined([f"{figures.share(c.over.value)} at {c.name}" for c in late if c.over is not None])
         yield Action(

@@ -84,7 +84,7 @@ def changed(review: Review) -> Answer:
     quiet = "No restart, no new baseline and no new configuration was recorded."
     short = figures.plural(len(marks), "event") if marks else "Nothing that was recorded"
     compared = _against_previous(review.totals, review.previous)
-    return Answer("What changed?", short, (*(sentences or [quiet]), compared), "warn" if marks else "calm")
+    return Answer("What changed?", short, (*(sentences or [quiet]), compared), "unknown")
 
 
 def trend(found: Quality, tolerance: float) -> Trend:

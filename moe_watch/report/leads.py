@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from moe_watch.report import figures, phrases
+from moe_watch.report.advice import FEWEST_TIMED
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Advantage, Canaries, Change, Coverage, Latency, Load, Ood, Quality, Suspects
 from moe_watch.report.terms import Missing
@@ -100,8 +101,10 @@ def _advantage(advantage: Advantage | Missing) -> str:
 def _latency(latency: Latency | Missing) -> str:
     if isinstance(latency, Missing):
         return ""
-    judged = [c for c in latency.contexts if c.budget is not None]
+    judged = [c for c in latency.contexts if c.budget is not None and c.requests >= FEWEST_TIMED]
     late = [c.name for c in judged if c.budget is not None and c.p95 > c.budget]
+    if not judged:
+        return "Too few requests of any one length to hold against its budget."
     if not late:
         return "Nineteen of twenty requests got their first token within the budget of their length."
     lengths = figures.joined(late)

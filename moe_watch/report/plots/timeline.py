@@ -13,7 +13,9 @@ from moe_watch.report.sections import Bucket, Drift, Timeline
 from moe_watch.report.terms import Interval, Period
 
 _TOP: Final = 46  # room for the letters of the marks
+_LEFT: Final = 46
 _RATE: Final = 170  # height of the upper panel
+_STRIP: Final = 16  # the same where there is nothing to draw in it
 _TRAFFIC: Final = 44  # height of the lower one
 _BETWEEN: Final = 26
 MOST_MARKS: Final = 12
@@ -29,30 +31,41 @@ def letters(timeline: Timeline) -> dict[int, str]:
 
 
 def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) -> Markup:
-    """Return the timeline: the upper panel shares with their intervals, the lower one requests."""
-    left = 46
-    drawing = Drawing(width, _TOP + _RATE + _BETWEEN + _TRAFFIC + 26, "Share of out-of-distribution requests over time")
-    x = linear(period.since, period.until, left, width - 8)
+    """Return the timeline: the upper panel shares with their intervals, the lower one requests.
+
+    Where no request was scored the upper panel shrinks to a strip for marks and alarms.
+    """
     known = [(b, b.rate) for b in timeline.buckets if b.rate is not None]
-    highest = max([expected * 2.5, *(min(rate.high or 0, rate.value * 2 + 0.02) for _, rate in known)])
-    y = linear(0, min(highest * 1.06, 1), _TOP + _RATE, _TOP)
+    floor = _TOP + (_RATE if known else _STRIP)
+    base = floor + _BETWEEN + _TRAFFIC
+    drawing = Drawing(width, base + 26, "Share of out-of-distribution requests over time")
+    x = linear(period.since, period.until, _LEFT, width - 8)
     for drift in timeline.drifts:
-        _span(drawing, drift, period, x)
-    _grid(drawing, y, min(highest * 1.06, 1), left)
-    drawing.line(left, y(expected), width - 8, y(expected), "expected")
-    _curve(drawing, known, timeline.step, x, y)
-    _traffic(drawing, timeline, x, left)
-    _time_axis(drawing, period, x, width)
-    _marks(drawing, timeline, x)
+        _span(drawing, drift, period, x, floor)
+    if known:
+        _rates(drawing, known, timeline.step, expected, x)
+    _traffic(drawing, timeline, x, base)
+    _time_axis(drawing, period, x, base)
+    _marks(drawing, timeline, x, floor)
     return drawing.svg()
 
 
-def _marks(drawing: Drawing, timeline: Timeline, x: Scale) -> None:
+def _rates(drawing: Drawing, known: list[tuple[Bucket, Interval]], step: float, expected: float, x: Scale) -> None:
+    """Draw the upper panel; its scale fits the shares, and cuts bands that are wider than that."""
+    highest = max([expected * 2.5, *(min(rate.high or 0, rate.value * 2 + 0.02) for _, rate in known)])
+    highest = min(highest * 1.06, 1)
+    y = linear(0, highest, _TOP + _RATE, _TOP)
+    _grid(drawing, y, highest)
+    drawing.line(_LEFT, y(expected), drawing.width - 8, y(expected), "expected")
+    _curve(drawing, known, step, x, y)
+
+
+def _marks(drawing: Drawing, timeline: Timeline, x: Scale, floor: float) -> None:
     """Draw a line for each mark, with its letter; letters that would touch stand over each other."""
     named = letters(timeline)
     last, high = -_APART, False
     for i, mark in enumerate(timeline.marks):
-        drawing.line(x(mark.at), _TOP - 4, x(mark.at), _TOP + _RATE, "mark")
+        drawing.line(x(mark.at), _TOP - 4, x(mark.at), floor, "mark")
         if i not in named:
             continue
         high = x(mark.at) - last < _APART and not high
@@ -62,28 +75,27 @@ def _marks(drawing: Drawing, timeline: Timeline, x: Scale) -> None:
         drawing.text(x(mark.at), y + 4, named[i], "mark-letter")
 
 
-def _span(drawing: Drawing, drift: Drift, period: Period, x: Scale) -> None:
+def _span(drawing: Drawing, drift: Drift, period: Period, x: Scale, floor: float) -> None:
     """Shade the time from the estimated start of a drift to its end."""
     start = x(max(drift.began_at, period.since))
     end = x(min(drift.ended_at or period.until, period.until))
-    drawing.rect(start, _TOP, max(end - start, 2), _RATE, "drift", title=drift.summary)
+    drawing.rect(start, _TOP, max(end - start, 2), floor - _TOP, "drift", title=drift.summary)
     flagged = x(max(drift.flagged_at, period.since))
-    drawing.line(flagged, _TOP, flagged, _TOP + _RATE, "flagged")
+    drawing.line(flagged, _TOP, flagged, floor, "flagged")
 
 
-def _grid(drawing: Drawing, y: Scale, highest: float, left: float) -> None:
+def _grid(drawing: Drawing, y: Scale, highest: float) -> None:
     for value in ticks(0, highest):
-        drawing.line(left, y(value), drawing.width - 8, y(value), "grid" if value else "axis")
-        drawing.text(left - 6, y(value) + 4, figures.share(value) if value else "0", anchor="end")
+        drawing.line(_LEFT, y(value), drawing.width - 8, y(value), "grid" if value else "axis")
+        drawing.text(_LEFT - 6, y(value) + 4, figures.share(value) if value else "0", anchor="end")
 
 
 def _curve(drawing: Drawing, known: list[tuple[Bucket, Interval]], step: float, x: Scale, y: Scale) -> None:
     """Draw the share with the band of its intervals; a step without data leaves a hole."""
     middle = {b.start: x(b.start + step / 2) for b, _ in known}
-    top = y(1) if not known else _TOP
     rates = {b.start: rate for b, rate in known}
     for run in runs(((b.start, rate.value) for b, rate in known), step * 1.5):
-        upper = [(middle[at], max(y(rates[at].high or 0), top)) for at, _ in run]
+        upper = [(middle[at], max(y(rates[at].high or 0), _TOP)) for at, _ in run]
         lower = [(middle[at], y(rates[at].low or 0)) for at, _ in reversed(run)]
         drawing.path(f"{polyline([*upper, *lower])}Z", "band")
         drawing.path(polyline((middle[at], y(value)) for at, value in run), "curve")
@@ -91,9 +103,8 @@ def _curve(drawing: Drawing, known: list[tuple[Bucket, Interval]], step: float, 
             drawing.circle(middle[run[0][0]], y(run[0][1]), 2.5, "dot")
 
 
-def _traffic(drawing: Drawing, timeline: Timeline, x: Scale, left: float) -> None:
+def _traffic(drawing: Drawing, timeline: Timeline, x: Scale, base: float) -> None:
     """Draw requests as bars, those without routing in another colour."""
-    base = _TOP + _RATE + _BETWEEN + _TRAFFIC
     most = max((b.requests for b in timeline.buckets), default=0) or 1
     height = linear(0, most, 0, _TRAFFIC)
     for bucket in timeline.buckets:
@@ -104,14 +115,13 @@ def _traffic(drawing: Drawing, timeline: Timeline, x: Scale, left: float) -> Non
         if bucket.requests > bucket.routed:
             unrouted = height(bucket.requests - bucket.routed)
             drawing.rect(start, base - routed - unrouted, wide, unrouted, "unrouted")
-    drawing.line(left, base, drawing.width - 8, base, "axis")
-    drawing.text(left - 6, base - _TRAFFIC + 9, figures.count(most), anchor="end")
-    drawing.text(left - 6, base + 3, "0", anchor="end")
+    drawing.line(_LEFT, base, drawing.width - 8, base, "axis")
+    drawing.text(_LEFT - 6, base - _TRAFFIC + 9, figures.count(most), anchor="end")
+    drawing.text(_LEFT - 6, base + 3, "0", anchor="end")
 
 
-def _time_axis(drawing: Drawing, period: Period, x: Scale, width: int) -> None:
-    base = _TOP + _RATE + _BETWEEN + _TRAFFIC
-    for at, label in time_ticks(period.since, period.until, max(4, width // 105)):
+def _time_axis(drawing: Drawing, period: Period, x: Scale, base: float) -> None:
+    for at, label in time_ticks(period.since, period.until, max(4, int(drawing.width // 105))):
         drawing.line(x(at), base, x(at), base + 4, "axis")
-        anchor = "start" if x(at) < 60 else "end" if x(at) > width - 24 else "middle"
+        anchor = "start" if x(at) < 60 else "end" if x(at) > drawing.width - 24 else "middle"
         drawing.text(x(at), base + 18, label, anchor=anchor)

@@ -180,7 +180,7 @@ def _ood(said: dict[str, Any]) -> str:
 def _faults(said: dict[str, Any]) -> str:
     lines = [
         (
-            "| fault | gap, nats per token | MoE's own change (effect) | blamed | QualityGap after | GarbledOutput after "
+            "| fault | gap, nats per token | MoE's own change | blamed | QualityGap after | GarbledOutput after "
             "| garbled | dense model's first choice | OOD by routing |"
         ),
         "| " + " | ".join(["---"] * 9) + " |",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from moe_watch.detect import gap
 from moe_watch.detect.gap import Floats
@@ -50,6 +51,20 @@ def test_share_interval_covers_the_traffic_share(samples: list[tuple[Floats, Flo
     estimates = [gap.share(d, w) for _, d, w in samples]
     assert 0.94 <= covered(estimates, TRUE_SHARE) <= 0.995
     assert np.mean([e.upper - e.lower for e in estimates]) < 0.1
+
+
+def test_share_interval_knows_that_weights_cost_certainty() -> None:
+    """Defects that have nothing to do with uneven weights: it still covers, and a plain Clopper-Pearson would not."""
+    rng, found, plain = np.random.default_rng(12), [], []
+    for _ in range(600):
+        weights = np.where(rng.random(80) < 0.7, 1.0, 10.0)
+        flags = (rng.random(80) < 0.2).astype(float)
+        found.append(gap.share(flags, weights))
+        n, x = 80, 80 * found[-1].value
+        lower, upper = stats.beta.ppf([0.025, 0.975], [x, x + 1], [n - x + 1, n - x])
+        plain.append(gap.Estimate(found[-1].value, lower, upper, n, n))
+    assert covered(found, 0.2) >= 0.94
+    assert covered(plain, 0.2) < 0.93
 
 
 def test_share_of_nothing_seen_is_still_an_interval() -> None:

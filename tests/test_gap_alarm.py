@@ -42,6 +42,18 @@ def test_false_alarms_keep_their_distance_even_at_the_edge() -> None:
     assert np.mean(firsts) >= RUN_LENGTH
 
 
+def test_no_bet_is_larger_than_what_can_be_lost() -> None:
+    """Outputs at the clip limits only, half of the time each, are the most that a bet can lose: the promise holds."""
+    rng = np.random.default_rng(26)
+    known = gap_alarm.Reference(low=-1, high=3, weight_max=1, mean_upper=1, requests=500)
+    firsts = []
+    for _ in range(150):
+        gaps = np.where(rng.random(2000) < 0.5, -1.0, 3.0)
+        _, alarms = gap_alarm.observe(known, gap_alarm.start(RUN_LENGTH), gaps, np.ones(2000))
+        firsts.append(alarms[0].at + 1 if alarms else 2000)
+    assert np.mean(firsts) >= RUN_LENGTH
+
+
 def test_a_bound_that_ignores_the_weights_would_break_the_promise() -> None:
     """Weights turned around (unusual requests count ten times) make the same traffic alarm far too early."""
     rng = np.random.default_rng(22)

@@ -80,8 +80,9 @@ async def client(url: str, api_key: str | None = None, timeout_s: float = 120) -
 async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None = None) -> Server:
     """Find out what the server serves and accepts, by sending the first prompt.
 
-    A server without a chat template gets completions, one without prompt log-probabilities is not asked for them;
-    raises ``ServerRefused`` when nothing works.
+    A server without a chat template gets completions, one without prompt log-probabilities is not asked for them. One
+    that answers only without log-probabilities is taken as it is: not a number is what a broken router gives, and JSON
+    has no word for it. Raises ``ServerRefused`` when nothing works.
     """
     try:
         served = model or (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
@@ -95,6 +96,9 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
             if not answer.error:
                 return server
             last = answer.error
+    server = Server(str(http.base_url), served, canaries)
+    if not (await _send_anyhow(http, server, canaries.prompts[0], f"{_run_id()}-probe")).error:
+        return server
     raise ServerRefused(f"the server at {http.base_url} answers no canary: {last}")
 
 
@@ -109,7 +113,7 @@ async def replay(http: httpx.AsyncClient, server: Server, load: Load, seed: int)
     async def worker() -> None:
         for index in queue:
             name = f"{run}-{load.name}-{index}"
-            answers[index] = await _send(http, server, server.canaries.prompts[index], name)
+            answers[index] = await _send_anyhow(http, server, server.canaries.prompts[index], name)
 
     fillers = [asyncio.create_task(_fill(http, server, seed + i, run)) for i in range(load.filler)]
     try:
@@ -139,11 +143,23 @@ async def _fill(http: httpx.AsyncClient, server: Server, seed: int, run: str) ->
             await asyncio.sleep(0.1)
 
 
-async def _send(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: str) -> Answer:
+async def _send_anyhow(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: str) -> Answer:
+    """Send a canary; where that fails, once more without log-probabilities, which are then not numbers."""
+    answer = await _send(http, server, prompt, name)
+    if not answer.error:
+        return answer
+    bare = await _send(http, server, prompt, f"{name}-bare", scored=False)
+    return answer if bare.error else bare
+
+
+async def _send(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: str, *, scored: bool = True) -> Answer:
     prefix = "chatcmpl" if server.canaries.endpoint == "chat" else "cmpl"
     asked = f"{prefix}-{REQUEST_PREFIX}{name}"
+    body = _body(server, prompt)
+    if not scored:
+        body = {key: value for key, value in body.items() if not key.endswith("logprobs")}
     try:
-        reply = await http.post(_path(server), json=_body(server, prompt), headers=_headers(name))
+        reply = await http.post(_path(server), json=body, headers=_headers(name))
         if reply.status_code != httpx.codes.OK:
             return Answer(asked, error=f"HTTP {reply.status_code}: {reply.text[:300]}")
         return _answer(reply.json(), server)
@@ -183,21 +199,24 @@ def _body(server: Server, prompt: Prompt) -> dict[str, Any]:
 
 def _answer(reply: dict[str, Any], server: Server) -> Answer:
     choice = reply["choices"][0]
-    ids = reply.get("prompt_token_ids") or choice.get("prompt_token_ids") or []
+    asked = reply.get("prompt_token_ids") or choice.get("prompt_token_ids") or []
     scored = reply.get("prompt_logprobs") or choice.get("prompt_logprobs") or []
-    texts, logprobs = _output(choice["logprobs"], server)
+    texts, logprobs = _output(choice.get("logprobs"), server)
+    ids = tuple(choice.get("token_ids") or (zlib.crc32(text.encode()) >> 1 for text in texts))
     return Answer(
         request_id=reply["id"],
         prompt_tokens=reply["usage"]["prompt_tokens"],
-        prompt_digest=token_digest(ids) if ids else 0,
+        prompt_digest=token_digest(asked) if asked else 0,
         prompt_logprob=tuple(_number(next(iter(one.values()))["logprob"]) if one else np.nan for one in scored),
-        output=tuple(choice.get("token_ids") or (zlib.crc32(text.encode()) >> 1 for text in texts)),
-        output_logprob=tuple(_number(value) for value in logprobs),
+        output=ids,
+        output_logprob=tuple(_number(value) for value in logprobs) or (float("nan"),) * len(ids),
     )
 
 
-def _output(logprobs: dict[str, Any], server: Server) -> tuple[list[str], list[Any]]:
+def _output(logprobs: dict[str, Any] | None, server: Server) -> tuple[list[str], list[Any]]:
     """Return texts and log-probabilities of the output tokens; the two endpoints spell them differently."""
+    if logprobs is None:
+        return [], []
     if server.canaries.endpoint == "chat":
         return [t["token"] for t in logprobs["content"]], [t["logprob"] for t in logprobs["content"]]
     return logprobs["tokens"], logprobs["token_logprobs"]

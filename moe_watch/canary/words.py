@@ -71,9 +71,11 @@ def _likelihood(judgement: Judgement) -> str:
     loss = judgement.loss
     if loss is None or math.isnan(loss.nats):
         return ""
+    change = next((e.value for e in judgement.effects if e.feature.kind == "likelihood"), None)
+    text = "" if change is None else f"log-probabilities changed by {change:.2g} nats a token"
     if loss.lower > 0:
-        return f"the text lost {loss.nats:.3f} nats a token"
-    return "no loss of likelihood is measurable"
+        return ", ".join(filter(None, (text, f"{loss.nats:.2g} of them lost")))
+    return text
 
 
 def _loads(judgement: Judgement) -> str:

@@ -51,6 +51,9 @@ class Stage:
             "MOE_WATCH_WINDOW_S": "10",
             "MOE_WATCH_CANARY__LOADS": '["16"]',  # one batch composition keeps the demo short
             "MOE_WATCH_HTTP__PAGE_SAMPLES": "true",
+            "MOE_WATCH_SHADOW__REQUESTS_PER_S": "20",
+            "MOE_WATCH_SHADOW__TOKENS_PER_S": "10000",
+            "MOE_WATCH_SHADOW__BASE_RATE": "0.3",
         }
         self.running: dict[str, servers.Server] = {}
 

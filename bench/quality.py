@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "quality"
 MODELS = HERE.parent / "moe_watch" / "demo" / "models"
 MOE, DENSE = "tiny-moe", "tiny-dense"
-LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 700, 800, 250, 0.3, 32
+LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 600, 200, 0.3, 32
 FAULTS = (
     *("none", "experts_8_bits", "experts_4_bits", "experts_2_bits", "one_expert_zeroed", "upper_half_ignored"),
     *("first_layer_rotated", "third_layer_rotated", "last_layer_rotated", "two_experts_swapped", "not_renormalised"),

@@ -79,3 +79,18 @@ def test_rows_of_a_part_are_a_part(seen: Observed) -> None:
     part = seen.rows(seen.at <= 10)
     assert len(part.gap) == len(part.groups["domain"]) == len(part.defects["json"]) == 10
     assert quality.compare(part, seen).cause in {"none", "moe", "traffic", "both"}
+
+
+def test_judge_is_held_to_the_likelihood(tmp_path: Path) -> None:
+    """A judge that prefers the dense answer where the gap is positive agrees with it; ties are left out."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        for pk in range(1, 41):
+            gap = 0.2 if pk % 2 else -0.2
+            judge = 0.0 if pk % 4 == 0 else -1.0 if gap > 0 else 1.0
+            shadow_store.add_shadow(session, pk, at=float(pk), gap=gap, judge=-judge if pk <= 3 else judge)
+    with Session(store) as session:
+        found = quality.review(shadows.observed(session, 0, 1e9)).judge_agreement
+    assert found.requests == 30
+    assert found.value == pytest.approx(27 / 30)
+    assert found.lower > 0.5

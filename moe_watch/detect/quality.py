@@ -92,7 +92,8 @@ class Quality:
     agreement: Estimate
     top1: Estimate
     judge: Estimate
-    coverage: float  # share of the sampled traffic, by weight, that was replayed and scored
+    judge_agreement: Estimate  # share of the judge's preferences that the sign of the gap shares; 0.5 is chance
+    coverage: float  # share of the sampled requests that were replayed and scored
 
 
 def review(seen: Observed) -> Quality:
@@ -116,6 +117,7 @@ def review(seen: Observed) -> Quality:
         agreement=gap.mean(seen.agreement, weight),
         top1=gap.mean(seen.top1, weight),
         judge=gap.mean(seen.judge, weight),
+        judge_agreement=_judge_agreement(seen),
         coverage=_coverage(seen),
     )
 
@@ -125,6 +127,13 @@ def compare(before: Observed, after: Observed, *, tolerance: float = 0.0) -> did
     return did.difference(
         *(did.Pairs(seen.nll_moe, seen.nll_dense, seen.weight) for seen in (before, after)), tolerance=tolerance
     )
+
+
+def _judge_agreement(seen: Observed) -> Estimate:
+    """Compare where both say something: a gap above 0 speaks for the dense model, a judge of -1 does too."""
+    known = ~np.isnan(seen.gap) & ~np.isnan(seen.judge) & (seen.judge != 0) & (seen.gap != 0)
+    alike = (np.sign(seen.judge[known]) == -np.sign(seen.gap[known])).astype(np.float64)
+    return gap.share(alike, seen.weight[known])
 
 
 def _coverage(seen: Observed) -> float:

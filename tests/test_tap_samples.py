@@ -1,0 +1,219 @@
+"""The middleware tells of every request, samples text only when asked to, and never touches the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from moe_watch import wire
+from moe_watch.settings import TapSettings
+from moe_watch.tap import bodies, frontend, redact, samples
+from moe_watch.tap.sender import Sender
+from moe_watch.tap.status import Status
+
+HEADER: Any = {"replica": "r", "source": "s", "seq": 0, "sent_at": 0.0}
+CHAT = "/v1/chat/completions"
+
+
+async def chat(request: Request) -> Response:
+    """Answer as vLLM does, whole or streamed, one answer for each of n."""
+    asked = await request.json()
+    texts = [f"answer {index} to ann@example.org" for index in range(asked.get("n", 1))]
+    if asked.get("stream"):
+        return StreamingResponse(events(texts), media_type="text/event-stream")
+    return JSONResponse({"choices": [{"index": i, "message": {"content": text}} for i, text in enumerate(texts)]})
+
+
+async def events(texts: list[str]) -> AsyncIterator[bytes]:
+    for index, text in enumerate(texts):
+        for word in text.split(" "):
+            delta = {"choices": [{"index": index, "delta": {"content": word + " "}}]}
+            yield b"data: " + json.dumps(delta).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+class Served:
+    """The app behind the middleware, and the frames that would leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
+        monkeypatch.setenv("MOE_WATCH_ENDPOINT", "ipc:///tmp/nobody-listens")
+        self.sender = Sender(TapSettings(**settings), "api", "api-test", Status())  # type: ignore[arg-type]
+        self.builds: list[Any] = []
+        monkeypatch.setattr(self.sender, "put", lambda build, _size=0: self.builds.append(build))
+        monkeypatch.setattr(frontend, "sender", lambda: self.sender)
+        routes = [Route(CHAT, chat, methods=["POST"]), Route("/health", lambda _: Response())]
+        self.app = samples.Middleware(Starlette(routes=routes))
+
+    def post(self, body: object, **headers: str) -> httpx.Response:
+        async def go() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://vllm") as client:
+                return await client.post(CHAT, json=body, headers=headers)
+
+        return asyncio.run(go())
+
+    def frame(self) -> wire.Request:
+        built = self.builds[-1](HEADER)
+        assert wire.decode(wire.encode(built)) == built
+        return built
+
+
+def ask(text: str = "hello ann@example.org", **more: object) -> dict[str, object]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}], **more}
+
+
+def test_without_sampling_no_text_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a request is told by its metadata alone."""
+    served = Served(monkeypatch)
+    served.post(ask())
+    assert served.frame().sample is None
+    assert (served.frame().model, served.frame().status, served.frame().choices) == ("m", 200, 1)
+
+
+def test_an_incoming_request_id_is_kept_and_a_missing_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client finds the id that moe-watch uses in the answer's header."""
+    served = Served(monkeypatch)
+    assert served.post(ask(), **{"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert served.frame().request_id == "chatcmpl-abc-1"
+    made = served.post(ask()).headers["x-request-id"]
+    assert served.frame().request_id == f"chatcmpl-{made}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_sample_has_prompt_and_every_output_redacted(monkeypatch: pytest.MonkeyPatch, *, stream: bool) -> None:
+    """Whole and streamed answers give the same text, and no address leaves."""
+    served = Served(monkeypatch, sample_rate=1.0)
+    answer = served.post(ask(n=2, stream=stream, temperature=0.5, max_completion_tokens=7))
+    assert "ann@example.org" in answer.text  # the client's answer is untouched
+    sample = served.frame().sample
+    assert sample is not None
+    assert json.loads(sample.prompt) == [{"role": "user", "content": "hello [EMAIL]"}]
+    assert [text.strip() for text in sample.outputs] == ["answer 0 to [EMAIL]", "answer 1 to [EMAIL]"]
+    assert sample.params == {"temperature": 0.5, "max_tokens": 7, "n": 2}
+    assert sample.redactions == 3
+
+
+def test_long_text_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample is never longer than the limit."""
+    served = Served(monkeypatch, sample_rate=1.0, sample_max_bytes=100)
+    served.post(ask("ä" * 5000))
+    sample = served.frame().sample
+    assert sample is not None
+    assert len(sample.prompt.encode()) <= 100
+    assert sample.prompt_truncated
+    assert not sample.output_truncated
+
+
+def test_a_redaction_that_fails_keeps_the_text_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text leaves unredacted; the request is told all the same."""
+    served = Served(monkeypatch, sample_rate=1.0, redact="tests.test_tap_samples:broken")
+    assert served.post(ask()).status_code == 200
+    assert served.frame().sample is None
+    assert served.sender.status.errors == 1
+
+
+def broken(text: str) -> tuple[str, int]:
+    raise RuntimeError(text)
+
+
+def test_a_redaction_that_cannot_be_loaded_switches_sampling_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong setting leaks nothing."""
+    served = Served(monkeypatch, sample_rate=1.0, redact="nowhere:nothing")
+    served.post(ask())
+    assert served.frame().sample is None
+
+
+def test_canaries_are_marked_and_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their text is known anyway."""
+    served = Served(monkeypatch, sample_rate=1.0)
+    served.post(ask(), **{"X-Moe-Watch-Canary": "1"})
+    assert served.frame().canary
+    assert served.frame().sample is None
+
+
+def test_images_domain_and_user_are_told_without_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is counted, a person is a hash, a domain is the client's word."""
+    served = Served(monkeypatch, sample_rate=1.0)
+    content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:abc"}}]
+    served.post(
+        {"model": "m", "messages": [{"role": "user", "content": content}], "user": "ann"},
+        **{"X-Moe-Watch-Domain": "shop"},
+    )
+    frame = served.frame()
+    assert (frame.images, frame.domain, frame.user) == (1, "shop", wire.user_hash("ann"))
+    assert frame.sample is not None
+    assert "data:abc" not in frame.sample.prompt
+    assert "[image]" in frame.sample.prompt
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": 7}', b"\xff\xfe", b'{"n": "many"}'])
+def test_any_body_is_borne(body: bytes) -> None:
+    """What is not of the API asks for nothing."""
+    asked = bodies.said(body)
+    assert (asked.choices, asked.images) == (1, 0)
+
+
+@pytest.mark.parametrize("raw", [b"", b"data: {", b"data: []\n\n", b'{"choices": null}', b'{"choices": [7]}'])
+def test_any_answer_is_borne(raw: bytes) -> None:
+    """What cannot be read is an empty output."""
+    assert bodies.sample(bodies.said(b"{}"), raw, redact.redact, 100, cut=False).outputs == [""]
+
+
+@pytest.mark.parametrize("broken_part", ["_note_request", "_note_answer", "_frame"])
+def test_an_exception_in_the_middleware_leaves_the_answer_alone(
+    monkeypatch: pytest.MonkeyPatch, broken_part: str
+) -> None:
+    """Whatever fails in here, the client gets its answer."""
+    served = Served(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(samples._Exchange, broken_part, fail)
+    assert served.post(ask()).json()["choices"][0]["index"] == 0
+
+
+def test_other_paths_pass_untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health checks and metrics are nobody's requests."""
+    served = Served(monkeypatch)
+
+    async def go() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served.app), base_url="http://vllm") as client:
+            return await client.get("/health")
+
+    assert asyncio.run(go()).status_code == 200
+    assert served.builds == []
+
+
+def test_without_the_switch_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middleware of a server without the setting is a plain call."""
+    monkeypatch.delenv("MOE_WATCH_ENDPOINT", raising=False)
+    assert samples.Middleware(chat)._sender is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mail ann.b+c@example.co.uk now", "mail [EMAIL] now"),
+        ("call +49 (0)30 123456-78", "call [PHONE]"),
+        ("call 555-123-4567", "call [PHONE]"),
+        ("card 4111-1111-1111-1111", "card [CARD]"),
+        ("iban DE89 3704 0044 0532 0130 00", "iban [IBAN]"),
+        ("AKIAIOSFODNN7EXAMPLE and hf_abcdefghijklmnop", "[KEY] and [KEY]"),
+        ('api_key = "abcdefghijklmnop123"', "api_key = [KEY]"),
+        ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer [KEY]"),
+        ("version 1.2.3, 2026-11-24, order 1234567890123", "version 1.2.3, 2026-11-24, order 1234567890123"),
+    ],
+)
+def test_redaction_finds_what_it_should_and_leaves_the_rest(text: str, expected: str) -> None:
+    """Addresses, numbers and keys go; versions, dates and order numbers stay."""
+    assert redact.redact(text)[0].replace('"', "") == expected

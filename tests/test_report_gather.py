@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, delete, event, func, select, text, update
 from sqlalchemy.orm import Session
 
-from moe_watch.report import from_windows
+from moe_watch.report import from_routing, from_windows
 from moe_watch.report.gather import gather
 from moe_watch.report.review import Report, Review
 from moe_watch.report.sections import Change, Load, Quality, Suspects
@@ -209,6 +209,19 @@ def test_pruned_rows_leave_the_totals(tmp_path: Path) -> None:
     after = report_of(engine, Period(UNTIL - 2 * DAY, UNTIL)).reviews[0]
     assert after.totals == before.totals
     assert (after.coverage.rows_since or 0) >= UNTIL - 0.4 * DAY
+
+
+def test_a_part_of_the_windows_stands_for_all_of_them() -> None:
+    """Evenly spread windows give the shares of all within the error of their requests."""
+    engine = store_factory.shared()
+    served = week().served
+    with engine.connect() as connection:
+        whole = from_routing.routed(connection, 1, served, WEEK)
+        part = from_routing.routed(connection, 1, served, WEEK, most=60)
+    assert whole.requests == week().coverage.routed
+    assert 0 < part.requests < whole.requests
+    error = np.sqrt(whole.variance / part.requests)
+    assert (np.abs(part.mean - whole.mean) <= 5 * error + 1e-6).all()
 
 
 def test_quantiles_come_from_the_histogram() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ MOST_MOVERS: Final = 12
 SMALL: Final = 0.2  # Cohen's d below it is called negligible
 FEWEST: Final = 30  # requests below which nothing is said of layers and experts
 _NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
+MOST_WINDOWS: Final = 1500  # whose arrays are read
 _THREADS: Final = 2
 _AT_ONCE: Final = 32  # windows that one thread adds up before the next takes over
 
@@ -52,15 +52,21 @@ class Routed:
 
 
 def routed(
-    connection: Connection, model_id: int, served: Served, period: Period, *, enough: float = math.inf
+    connection: Connection, model_id: int, served: Served, period: Period, *, most: int = MOST_WINDOWS
 ) -> Routed:
-    """Add up the arrays of the windows that begin in ``period``, of no more once there are ``enough`` requests."""
+    """Add up the arrays of the windows of ``period``, or of ``most`` of them, evenly spread over it.
+
+    A week of minutes at 30 x 128 is more than a gigabyte of arrays; a share of every expert is known well enough from
+    far fewer requests, and every figure says how many it rests on.
+    """
     shape = (2, served.layers, served.experts)
     counts, moments, requests = np.zeros(shape, np.uint64), np.zeros(shape), 0
-    rows = store.window_arrays(connection, model_id, period.since, period.until)
+    keys = store.routed_windows(connection, model_id, period.since, period.until)
+    spread = [keys[place] for place in sorted(set(np.linspace(0, len(keys) - 1, most).astype(int)))] if keys else []
+    rows = store.window_arrays(connection, spread)
     waiting: deque[Future[_Sums]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter's lock
-        while (piece := list(islice(rows, _AT_ONCE)) if requests < enough else []) or waiting:
+        while (piece := list(islice(rows, _AT_ONCE))) or waiting:
             if piece:
                 waiting.append(pool.submit(_sum, piece, shape))
             if len(waiting) > _THREADS or not piece:

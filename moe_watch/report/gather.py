@@ -22,7 +22,7 @@ from moe_watch.store.engine import StoreError
 
 WORST: Final = 10  # requests shown
 _ROUTING_KINDS: Final = ("routing", "traffic", "replica")
-_ENOUGH_BEFORE: Final = 5_000  # requests of the period before that are enough to know their spread
+_MOST_BEFORE: Final = 300  # windows of the period before: they tell only how far requests are apart
 _CANARY_S: Final = 7 * 86_400.0  # canaries are replayed rarely: the page of an hour looks back as far as this
 _FEWEST_IN_DRIFT: Final = 100  # requests with routing, for the heatmap to be of the drift alone
 
@@ -128,7 +128,7 @@ def _routing(
             if routed.requests >= _FEWEST_IN_DRIFT:
                 now, period, about = routed, part, drift.id
                 break
-    before = from_routing.routed(job.connection, job.row.id, served, previous(job.period), enough=_ENOUGH_BEFORE)
+    before = from_routing.routed(job.connection, job.row.id, served, previous(job.period), most=_MOST_BEFORE)
     label = f"baseline {facts.version}" if isinstance(facts, BaselineFacts) else ""
     known = from_routing.reference(fitted, label, before, now)
     change = from_routing.change(served, now, known, period=period, drift=about)

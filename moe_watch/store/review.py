@@ -46,10 +46,17 @@ def windows(connection: Connection, model_id: int, since: float, until: float) -
     yield from _stream(connection, _windows(columns, model_id, since, until).order_by(Window.start))
 
 
-def window_arrays(connection: Connection, model_id: int, since: float, until: float) -> Iterator[AnyRow]:
-    """Yield (routed_requests, counts, moments), the latter two as packed bytes, of the windows with routing."""
-    query = _windows((Window.routed_requests, Window.counts, Window.moments), model_id, since, until)
-    yield from _stream(connection, query.where(Window.routed_requests > 0))
+def routed_windows(connection: Connection, model_id: int, since: float, until: float) -> list[int]:
+    """Return the keys of the windows with routing, in order of time."""
+    query = _windows((Window.id,), model_id, since, until).where(Window.routed_requests > 0)
+    return [row[0] for row in _all(connection, query.order_by(Window.start, Window.id))]
+
+
+def window_arrays(connection: Connection, keys: Sequence[int]) -> Iterator[AnyRow]:
+    """Yield (routed_requests, counts, moments), the latter two as packed bytes, of the windows with these keys."""
+    columns = (Window.routed_requests, Window.counts, Window.moments)
+    for start in range(0, len(keys), _AT_ONCE):
+        yield from _all(connection, select(*columns).where(Window.id.in_(keys[start : start + _AT_ONCE])))
 
 
 def replays(connection: Connection, model_id: int, since: float, until: float) -> list[AnyRow]:

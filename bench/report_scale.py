@@ -160,8 +160,9 @@ def _shadow(pk: int, total: int, random: np.random.Generator) -> dict[str, objec
     nll = float(random.normal(0.9, 0.1))
     return {
         "request_pk": pk, "at": UNTIL - WEEKS * 7 * DAY * (1 - pk / total), "outcome": "scored",
-        "sample_weight": 100.0, "weight": 100.0, "dense_model": "dense", "nll_moe_output": nll + 0.05, "nll_dense_output": nll, "agreement": 0.6,
-        "defects": {"moe": [], "dense": []}, "dense_tpot_s": 0.05, "dense_ttft_s": 0.4, "dense_concurrency": 8.0,
+        "sample_weight": 100.0, "weight": 100.0, "dense_model": "dense", "nll_moe_output": nll + 0.05,
+        "nll_dense_output": nll, "agreement": 0.6, "defects": {"moe": [], "dense": []}, "dense_tpot_s": 0.05,
+        "dense_ttft_s": 0.4, "dense_concurrency": 8.0,
     }  # fmt: skip
 
 

@@ -81,13 +81,15 @@ class Writes(msgspec.Struct):
         """Return two parts that are written one after the other with the same effect; None for a single row."""
         filled = [name for name in self.__struct_fields__ if getattr(self, name)]
         if len(filled) > 1:  # models come first, which the others refer to
-            rest = {name: getattr(self, name) for name in filled[1:]}
+            rest: dict[str, Any] = {name: getattr(self, name) for name in filled[1:]}
             return Writes(**{filled[0]: getattr(self, filled[0])}), Writes(**rest)
         one = getattr(self, filled[0]) if filled else []
         middle = len(one) // 2
         if isinstance(one, dict) or not middle:
             return None
-        return Writes(**{filled[0]: one[:middle]}), Writes(**{filled[0]: one[middle:]})
+        first: dict[str, Any] = {filled[0]: one[:middle]}
+        second: dict[str, Any] = {filled[0]: one[middle:]}
+        return Writes(**first), Writes(**second)
 
 
 def write(engine: Engine, writes: Writes) -> int:

@@ -101,7 +101,7 @@ def test_checkpoints_are_small(kind: str) -> None:
 
 def test_routing_tells_unseen_text_from_normal_text(moe: torch.nn.Module) -> None:
     """A plain kNN score on 64 tokens' routing separates far kinds of text from all normal domains: AUROC >= 0.97."""
-    found = separation.separation(moe, MODELS / "moe", length=64, reference=60, test=25, kinds=MUST_BE_TOLD_APART)
+    found = separation.separation(moe, MODELS / "moe", length=64, reference=40, test=20, kinds=MUST_BE_TOLD_APART)
     assert {kind: value for kind, value in found.items() if value < 0.97} == {}
 
 

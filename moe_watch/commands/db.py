@@ -1,12 +1,15 @@
-"""``moe-watch db``: the schema of the store."""
+"""``moe-watch db``: the schema of the store, and what is past its time."""
 
 from __future__ import annotations
+
+import time
 
 import click
 
 from moe_watch import commands
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
+from moe_watch.store.prune import prune as prune_store
 
 
 @click.group()
@@ -25,3 +28,14 @@ def upgrade(url: str | None) -> None:
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})"))
+
+
+@command.command()
+def prune() -> None:
+    """Delete what is past its retention and roll up old windows, as the sidecar does by itself."""
+    settings = commands.settings()
+    pruned = prune_store(commands.store(settings), settings.store, time.time())
+    click.echo(
+        f"deleted {pruned.requests} requests, {pruned.samples} samples, {pruned.windows} windows; "
+        f"{pruned.rolled_up} windows became hours"
+    )

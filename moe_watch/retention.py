@@ -1,0 +1,28 @@
+"""Keeps the store within its retention while the sidecar runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from moe_watch.settings import Settings
+from moe_watch.store.prune import prune
+
+_EVERY_S: Final = 900.0
+_log = structlog.get_logger()
+
+
+async def run(settings: Settings, store: Engine) -> None:
+    """Prune now and then until cancelled; a store that is away is tried again."""
+    while True:
+        try:
+            pruned = await asyncio.to_thread(prune, store, settings.store, time.time())
+            _log.debug("pruned", **vars(pruned))
+        except SQLAlchemyError as error:
+            _log.warning("pruning failed, will be tried again", error=str(error))
+        await asyncio.sleep(_EVERY_S)

@@ -1,0 +1,80 @@
+"""Retention: single requests and text go after their time, minutes become hours, and sums stay longest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.orm import Session
+
+from moe_watch.aggregate import Window
+from moe_watch.settings import StoreSettings
+from moe_watch.store import models, windows
+
+DAY_S = 86_400.0
+HOUR_S = 3600.0
+_CHUNK = 500  # rows of one delete, so that a writer never waits long
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How many rows went; ``rolled_up`` windows became hours."""
+
+    requests: int
+    samples: int
+    windows: int
+    rolled_up: int
+
+
+def prune(engine: Engine, keep: StoreSettings, now: float) -> Pruned:
+    """Delete what is past its time and roll windows older than a day up into hours; ``now`` in seconds."""
+    samples = _delete(engine, models.Sample.request_pk, models.Sample.expires_at < now)
+    old = models.Request.finished_at < now - keep.keep_requests_days * DAY_S
+    requests = _delete(engine, models.Request.id, old)  # fingerprints, samples and shadows go with them
+    oldest = now - keep.keep_windows_days * DAY_S
+    gone = _delete(engine, models.Window.id, models.Window.start < oldest - oldest % HOUR_S)  # an hour goes whole
+    return Pruned(requests, samples, gone, _roll_up(engine, now - DAY_S))
+
+
+def _delete(engine: Engine, key: object, which: object) -> int:
+    """Delete the rows that ``which`` picks, a chunk in a transaction; return how many."""
+    gone = 0
+    while True:
+        with Session(engine) as session, session.begin():
+            some = session.scalars(select(key).where(which).limit(_CHUNK)).all()  # type: ignore[call-overload]
+            if not some:
+                return gone
+            session.execute(delete(key.class_).where(key.in_(some)))  # type: ignore[attr-defined]
+            gone += len(some)
+
+
+def _roll_up(engine: Engine, before: float) -> int:
+    """Merge the windows of each whole hour that ended by ``before``; return how many windows were merged."""
+    done = 0
+    fine = (models.Window.seconds < HOUR_S) & (models.Window.start < before - before % HOUR_S)
+    with Session(engine) as session:
+        query = select(models.Window.id, models.Window.model_id, models.Window.replica, models.Window.start).where(fine)
+        hours: dict[tuple[int, str, float], list[int]] = defaultdict(list)
+        for key, model_id, replica, start in session.execute(query):
+            hours[model_id, replica, start - start % HOUR_S].append(key)
+    for (model_id, replica, start), keys in hours.items():
+        _merge(engine, model_id, replica, start, keys)
+        done += len(keys)
+    return done
+
+
+def _merge(engine: Engine, model_id: int, replica: str, start: float, keys: Sequence[int]) -> None:
+    """Put the sum of some windows in their place, in one transaction."""
+    with Session(engine) as session, session.begin():
+        model = session.get_one(models.Model, model_id)
+        whole = (models.Window.model_id == model_id) & (models.Window.replica == replica)
+        whole &= (models.Window.start == start) & (models.Window.seconds == HOUR_S)
+        found = session.scalars(select(models.Window).where(models.Window.id.in_(keys) | whole)).all()
+        total = Window(model.layers, model.experts)
+        for row in found:
+            total.merge(windows.load(row, model))
+            session.delete(row)
+        session.flush()
+        session.add(models.Window(model_id=model_id, **windows.row("", replica, start, HOUR_S, total).values))

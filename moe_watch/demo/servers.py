@@ -6,6 +6,7 @@ Every process is its own group, so that vLLM's engine process goes with it, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -23,8 +24,9 @@ VLLM_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every server on the machine binds to the same core
 }
+# vLLM would bind every server of the machine to the same core, and threads that are not bound fight for all of them.
+_cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
 
 
 class ServerError(RuntimeError):
@@ -108,7 +110,13 @@ def start_vllm(
         *("--max-model-len", "1024", "--enforce-eager", "--disable-uvicorn-access-log"),
         *args,
     ]
-    return start(name, command, url=f"http://127.0.0.1:{port}", work=work, env={**VLLM_ENVIRONMENT, **(env or {})})
+    return start(
+        name,
+        command,
+        url=f"http://127.0.0.1:{port}",
+        work=work,
+        env={**VLLM_ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": str(next(_cores)), **(env or {})},
+    )
 
 
 def start_sidecar(work: Path, *, env: Mapping[str, str], port: int | None = None, name: str = "sidecar") -> Server:

@@ -1,4 +1,4 @@
-"""What production has, on this machine: vLLM with the tap, the dense shadow, the sidecar, Prometheus and a pager."""
+"""What production has, on this machine: vLLM with the tap, the sidecar, Prometheus, Alertmanager and a pager."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.real import monitoring
 from tests.real.monitoring import Webhook
 
 MODELS = Path(servers.__file__).parent / "models"
-MOE, DENSE, REPLICA = "tiny-moe", "tiny-dense", "vllm-0"
-_START_S = 400  # a busy machine with two cores takes that long for two servers
+MOE, REPLICA = "tiny-moe", "vllm-0"
+_START_S = 400  # a busy machine takes that long
 # A few seconds instead of minutes; serving keeps its quarter of an hour, a CPU's speed is not what is tested.
 _SHORT: dict[str, str] = {"moe-watch-model": "3s", "moe-watch-traffic": "3s", "moe-watch-monitor": "5s"}
 
@@ -103,30 +103,23 @@ def deployment(work: Path) -> Iterator[Deployment]:
     """Run it all; Prometheus starts once the tap has spoken."""
     with ExitStack() as stack:
         port = servers.free_port()
-        # Without "nobind" every vLLM of the machine sits on its first core.
-        threads = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         env = {
-            **threads,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every vLLM of the machine sits on its first core
             "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
             "MOE_WATCH_STORE__URL": f"sqlite:///{work}/moe-watch.db",
             "MOE_WATCH_REPLICA": REPLICA,
-            "MOE_WATCH_SAMPLE_RATE": "1",
             "MOE_WATCH_VLLM_URL": f"http://127.0.0.1:{port}",
             "MOE_WATCH_WINDOW_S": "10",
-            "MOE_WATCH_SHADOW__BASE_RATE": "0.3",
-            "MOE_WATCH_SHADOW__REQUESTS_PER_S": "5",
             "MOE_WATCH_SERVING__TTFT_BUDGET_S": '{"4k": 30}',
         }
-        dense = servers.start_vllm("dense", MODELS / "dense", work=work, served_name=DENSE, env=threads)
-        stack.callback(dense.stop)
-        env["MOE_WATCH_SHADOW__URL"] = f"{dense.url}/v1"
         sidecar = servers.start_sidecar(work, env=env)
         stack.callback(sidecar.stop)
         env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
         args = ["--middleware", "moe_watch.tap.samples.Middleware"]
         moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name=MOE, args=args, env=env, port=port)
         stack.callback(moe.stop)
-        for server, path in ((sidecar, "/healthz"), (moe, "/health"), (dense, "/health")):
+        for server, path in ((sidecar, "/healthz"), (moe, "/health")):
             server.wait_ready(path, _START_S)
         hook = stack.enter_context(monitoring.webhook())
         running = Deployment(work, moe, sidecar, env, hook)

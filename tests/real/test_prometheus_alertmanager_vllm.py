@@ -31,8 +31,8 @@ BUILT_IN = {"__rate_interval": "15s", "__interval": "5s", "__range": "5m"}
 EVERYTHING: dict[str, list[str]] = {"model": [], "replica": [], "baseline": []}
 CHOSEN = {"model": [MOE], "replica": [REPLICA], "baseline": ["1"]}
 
-# Beginnings of metrics that this deployment cannot have, and why panels over them are empty here. That their queries are
-# right is shown on the full board (test_prometheus_board).
+# Beginnings of metrics that this deployment cannot have, and why panels over them are empty here. That their queries
+# are right is shown on the full board (test_prometheus_board).
 _SHADOW = "needs sampled text and a second, dense server"
 NOT_HERE = {
     "moe_watch_rank_": "one rank only: expert parallelism needs several devices",

@@ -25,6 +25,7 @@ from moe_watch.canary.reference import token_digest
 
 CANARY_HEADER = "X-Moe-Watch-Canary"
 REQUEST_PREFIX = "moe-watch-canary-"
+_PAUSE_S = 0.2
 
 
 class ServerRefused(RuntimeError):  # noqa: N818 - the message reads as a sentence
@@ -138,9 +139,11 @@ async def _fill(http: httpx.AsyncClient, server: Server, seed: int, run: str) ->
         body.pop("prompt_logprobs", None)
         number += 1
         try:
-            await http.post(_path(server), json=body, headers=_headers(f"{run}-filler-{seed}-{number}"))
+            reply = await http.post(_path(server), json=body, headers=_headers(f"{run}-filler-{seed}-{number}"))
+            refused = reply.is_error
         except httpx.HTTPError:
-            await asyncio.sleep(0.1)
+            refused = True
+        await asyncio.sleep(_PAUSE_S if refused else 0)  # a server that refuses must not be hammered
 
 
 async def _send_anyhow(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: str) -> Answer:

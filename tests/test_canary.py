@@ -1,0 +1,266 @@
+"""The canary set, its way to a server, and what is said of the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from canary_world import Fault, World
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy.orm import Session
+
+from moe_watch.canary import prompts, replay, words
+from moe_watch.canary.rounds import assemble
+from moe_watch.commands.canary import command
+from moe_watch.detect.canary import judge
+from moe_watch.detect.replay import Round, aligned
+from moe_watch.store import canaries, engine, migrate, served
+from moe_watch.store.canaries import Routed
+from moe_watch.store.models import CanaryRun, Model
+
+
+def test_the_set_that_ships_has_a_hundred_prompts_with_safety_among_them() -> None:
+    """About a hundred short prompts, some that a model should refuse and some that only look so."""
+    ids = [prompt.id for prompt in prompts.load().prompts]
+    assert len(ids) >= 100
+    assert sum(name.startswith("safety") for name in ids) >= 8
+    assert sum(name.startswith("lookalike") for name in ids) >= 8
+
+
+def test_the_version_follows_from_everything_that_is_asked() -> None:
+    """Another endpoint or number of tokens is another set."""
+    versions = {prompts.load(endpoint=e, max_tokens=n).version for e in ("chat", "completions") for n in (4, 8)}
+    assert len(versions) == 4
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (['{"prompt": "hello"}'], "1 prompts; 20 to 1000"),
+        (["not json"], "line 1"),
+        (['{"text": "hello"}'], 'needs "prompt"'),
+        (["[1]"], "not an object"),
+        (['{"prompt": "same"}'] * 20, "twice"),
+    ],
+)
+def test_a_bad_set_is_refused_with_the_reason(tmp_path: Path, lines: list[str], complaint: str) -> None:
+    """Each mistake in a set of the user's own is named."""
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(prompts.BadCanarySet, match=complaint):
+        prompts.load(path)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), layers=st.integers(1, 4), noisy=st.booleans())
+def test_a_round_survives_the_store(seed: int, layers: int, *, noisy: bool) -> None:
+    """A round read back from its bytes is the round, array by array."""
+    world = World(seed=seed, n=5, layers=layers, noise=0.1 * noisy)
+    round_ = world.round(loads=("1", "mixed"))
+    again = Round.from_bytes(round_.to_bytes())
+    for one, other in zip(round_.replays, again.replays, strict=True):
+        assert (one.load, one.top_k) == (other.load, other.top_k)
+        for name, values in one.arrays().items():
+            np.testing.assert_array_equal(values, other.arrays()[name])
+
+
+def test_tokens_of_different_lengths_are_aligned() -> None:
+    """Replays with longer and shorter prompts can be compared."""
+    world = World(n=5)
+    one = world.replay("1")
+    wide, narrow = aligned([one, world.replay("1")])
+    assert wide.prompt_logprob.shape == narrow.prompt_logprob.shape
+
+
+class Served:
+    """A stand-in for a server: it answers as vLLM does, and keeps what it was asked."""
+
+    def __init__(self, *, chat: bool = True, numbers: bool = True) -> None:
+        self.chat, self.numbers = chat, numbers
+        self.asked: list[tuple[httpx.Headers, dict[str, Any]]] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "tiny"}]})
+        body = json.loads(request.content)
+        self.asked.append((request.headers, body))
+        if "chat" in request.url.path and not self.chat:
+            return httpx.Response(400, json={"error": "no chat template"})
+        if "logprobs" in body and not self.numbers:
+            return httpx.Response(400, json={"error": "Out of range float values are not JSON compliant"})
+        return httpx.Response(200, json=self._body(request, body))
+
+    def _body(self, request: httpx.Request, body: dict[str, Any]) -> dict[str, Any]:
+        chat = "chat" in request.url.path
+        content = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
+        logprobs = {"content": content} if chat else {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1.5]}
+        scored = [None, {"7": {"logprob": -2.0}}] if "prompt_logprobs" in body else None
+        choice = {"token_ids": [4, 5], "logprobs": logprobs if "logprobs" in body else None}
+        if not chat:
+            choice |= {"prompt_token_ids": [1, 7], "prompt_logprobs": scored}
+        prefix = "chatcmpl" if chat else "cmpl"
+        found = {"prompt_token_ids": [1, 7], "prompt_logprobs": scored} if chat else {}
+        name = f"{prefix}-{request.headers['X-Request-Id']}"
+        return {"id": name, "choices": [choice], "usage": {"prompt_tokens": 2}, **found}
+
+    def play(self, load: str = "4") -> tuple[replay.Server, list[replay.Answer]]:
+        async def all_of_it() -> tuple[replay.Server, list[replay.Answer]]:
+            transport = httpx.MockTransport(self.answer)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+                server = await replay.probe(http, prompts.load())
+                return server, await replay.replay(http, server, replay.LOADS[load], seed=1)
+
+        return asyncio.run(all_of_it())
+
+
+def test_canaries_are_tagged_salted_and_greedy() -> None:
+    """Every request carries the header and the id prefix, a cache salt of its own, temperature 0 and one seed."""
+    served = Served()
+    _, answers = served.play("mixed")
+    assert len(answers) == len(prompts.load().prompts)
+    assert all(h[replay.CANARY_HEADER] == "1" for h, _ in served.asked)
+    assert all(h["X-Request-Id"].startswith(replay.REQUEST_PREFIX) for h, _ in served.asked)
+    assert len({body["cache_salt"] for _, body in served.asked}) == len(served.asked)
+    canaries = [body for headers, body in served.asked if "filler" not in headers["X-Request-Id"]]
+    assert {(body["temperature"], body["seed"]) for body in canaries} == {(0, 0)}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_answers_are_read_from_both_endpoints(*, chat: bool) -> None:
+    """A server without a chat template gets completions, and the same is read from its answers."""
+    server, answers = Served(chat=chat).play()
+    assert server.canaries.endpoint == ("chat" if chat else "completions")
+    first = answers[0]
+    assert (first.prompt_tokens, first.output, first.output_logprob) == (2, (4, 5), (-0.5, -1.5))
+    assert np.isnan(first.prompt_logprob[0])
+    assert first.prompt_logprob[1] == -2
+    assert first.prompt_digest > 0
+
+
+def test_a_server_that_has_only_nan_is_replayed_all_the_same() -> None:
+    """Log-probabilities that JSON cannot hold are asked for no more, and are not numbers."""
+    _, answers = Served(numbers=False).play()
+    assert not any(answer.error for answer in answers)
+    assert np.isnan(answers[0].output_logprob).all()
+
+
+def test_a_server_that_answers_nothing_is_refused() -> None:
+    """The error says what the server said."""
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(503, text="loading"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            await replay.probe(http, prompts.load(), "tiny")
+
+    with pytest.raises(replay.ServerRefused, match="HTTP 503: loading"):
+        asyncio.run(ask())
+
+
+def test_canaries_without_a_fingerprint_have_empty_counts() -> None:
+    """A missing fingerprint leaves zeros, so the prompt is not compared."""
+    one = np.ones((2, 3), np.uint32)
+    answers = [replay.Answer("a", 3, 1, (np.nan, -1.0), (1,), (-1.0,)), replay.Answer("b", error="HTTP 500")]
+    found = assemble("1", answers, {"a": Routed(1, "r", 1, one, one)})
+    assert found.prompt.sum((1, 2)).tolist() == [6, 0]
+    assert found.answered.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(), "healthy: 40 canaries are routed as in 8 reference rounds"),
+        (Fault(0.4, (2, 3), nats=0.05), "the fault is in its router or in layer 3 behind the router"),
+        (Fault(nats=0.3), "the fault is behind the last router"),
+        (Fault(0.4, (0, 1, 2, 3), nats=0.05, loads=("1",)), "only at load 1, not at 16"),
+    ],
+)
+def test_the_summary_says_where_the_fault_is(fault: Fault, said: str) -> None:
+    """One line for a pager, with the layers numbered as in the whole model."""
+    world = World()
+    judged = judge(world.reference(loads=("1", "16")), world.round(fault, ("1", "16")))
+    assert said in words.summary(judged, layer_ids=[1, 3, 5, 7])
+    json.dumps(words.evidence(judged))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Open a store at the newest schema with one model and a healthy reference of four rounds."""
+    url = f"sqlite:///{tmp_path}/moe-watch.db"
+    monkeypatch.setenv("MOE_WATCH_STORE__URL", url)
+    monkeypatch.chdir(tmp_path)
+    opened = engine.connect(url)
+    migrate.upgrade(opened)
+    row = Model(identity="i", name="tiny", layers=4, experts=8, top_k=2, first_seen=0.0, detail={"layer_ids": [1, 2]})
+    with Session(opened) as session, session.begin():
+        session.add(row)
+    model_id = served.by_name(opened, "tiny")[0].id
+    for at, round_ in enumerate(World().reference(4)):
+        canaries.save(opened, run(model_id, float(at), round_, reference=True))
+    return opened
+
+
+def run(model_id: int, at: float, round_: Round, *, verdict: str = "", reference: bool = False) -> CanaryRun:
+    columns = {"set_version": "v", "engine": "vllm", "load": "idle", "replica": "r", "first_layer": None}
+    return CanaryRun(
+        model_id=model_id,
+        at=at,
+        reference=reference,
+        verdict=verdict,
+        effect=0.0,
+        summary="found",
+        evidence={},
+        blob=round_.to_bytes(),
+        **columns,
+    )
+
+
+def test_references_are_kept_by_model_and_set(store: Any) -> None:
+    """Four rounds are found again, none of another set, and retired ones stay as history."""
+    assert len(canaries.references(store, "tiny", "v")) == 4
+    assert canaries.references(store, "tiny", "other") == []
+    assert canaries.reference_sets(store, "tiny") == [("v", 4)]
+    assert canaries.retire(store, "tiny", "v") == 4
+    assert canaries.references(store, "tiny", "v") == []
+    assert len(canaries.runs(store)) == 4
+
+
+def test_the_latest_check_is_no_reference(store: Any) -> None:
+    """Rounds of the reference are no checks."""
+    assert canaries.latest(store, "tiny") is None
+    canaries.save(store, run(1, 9.0, World().round(), verdict="routing"))
+    found = canaries.latest(store, "tiny", "r")
+    assert found is not None
+    assert found.verdict == "routing"
+    assert canaries.layer_ids(store, 1) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run"], "the address of vLLM is not set"),
+        (["run", "--url", "http://127.0.0.1:9"], "no OpenAI-compatible server answers"),
+        (["run", "--url", "http://127.0.0.1:9", "--loads", "7"], "no load is called 7"),
+        (["record", "--engine", "transformers"], "needs --checkpoint"),
+        (["record", "--url", "http://127.0.0.1:9", "--prompts", "missing.jsonl"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_answered_with_what_to_do(store: Any, arguments: list[str], complaint: str) -> None:
+    """Every mistake on the command line ends with a sentence and no traceback."""
+    del store
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 1
+    assert complaint in done.output
+
+
+def test_checks_are_listed(store: Any) -> None:
+    """The list shows checks, and the reference when asked for everything."""
+    canaries.save(store, run(1, 9.0, World().round(), verdict="routing"))
+    assert "routing" in CliRunner().invoke(command, ["list"]).output
+    assert CliRunner().invoke(command, ["list", "--all"]).output.count("reference") == 4

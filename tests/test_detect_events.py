@@ -1,0 +1,64 @@
+"""Changes are dated against what happened to the deployment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moe_watch.detect.canary import Verdict
+from moe_watch.detect.cause import Cause, name_drift
+from moe_watch.detect.events import Happening, date
+
+SECONDS = np.arange(1000.0)  # a request a second
+
+
+def test_change_is_dated_to_the_event_before_it() -> None:
+    """A change three requests after a rebalance says so."""
+    dated = date(503.5, [Happening(100.0, "engine_start"), Happening(500.5, "eplb_rebalance")], SECONDS)
+    assert dated is not None
+    assert dated.words == "began 3 requests after the rebalance"
+
+
+def test_quiet_hours_do_not_count() -> None:
+    """What counts are requests: an event hours ago with no traffic since is near."""
+    night = np.concatenate([np.arange(10.0), 40_000 + np.arange(10.0)])
+    dated = date(40_001.5, [Happening(20.0, "engine_start")], night)
+    assert dated is not None
+    assert dated.requests == 2
+
+
+def test_an_estimate_may_be_a_little_early() -> None:
+    """An event shortly after the estimated start still counts, one long after does not."""
+    after = [Happening(520.5, "eplb_rebalance")]
+    dated = date(500.5, after, SECONDS)
+    assert dated is not None
+    assert dated.words == "began 20 requests before the rebalance"
+    assert date(400.5, after, SECONDS) is None
+
+
+def test_far_events_explain_nothing() -> None:
+    """An event thousands of requests ago is no cause."""
+    assert date(900.0, [Happening(10.0, "engine_start")], SECONDS, most_requests=500) is None
+
+
+@pytest.mark.parametrize(
+    ("drifted", "canary", "current", "expected"),
+    [
+        (True, "healthy", True, "traffic"),
+        (True, "benign", True, "traffic"),
+        (True, "routing", True, "routing"),
+        (False, "routing", True, "routing"),
+        (False, "weights", True, "routing"),
+        (True, "deployment", True, "deployment"),
+        (True, "healthy", False, "unknown"),
+        (True, None, True, "unknown"),
+        (True, "blind", True, "unknown"),
+        (False, "blind", True, "blind"),
+        (False, None, True, "healthy"),
+    ],
+)
+def test_drift_is_named_by_traffic_and_canaries_together(
+    *, drifted: bool, canary: Verdict | None, current: bool, expected: Cause
+) -> None:
+    """Drift with healthy canaries is traffic; without current canaries nothing is claimed."""
+    assert name_drift(drifted=drifted, canary=canary, current=current) == expected

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -136,7 +135,8 @@ def main() -> None:
 @main.command()
 def learn() -> None:
     """Start anew: normal traffic, baseline, reference."""
-    shutil.rmtree(OUT, ignore_errors=True)
+    for old in ("runs.jsonl", *(path.name for path in OUT.glob("moe-watch.db*"))):
+        (OUT / old).unlink(missing_ok=True)
     with stack() as running:
         keep("learned", running.traffic(mixture(LEARNED, seed=1)))
         running.command("baseline", "fit", "--promote")

@@ -111,24 +111,27 @@ def delay(learned: Observed, seen: Observed, kind: Kind) -> int | None:
 
 def numbers(folder: Path) -> dict[str, Any]:
     """Return everything that the tables say."""
-    found, beside = load(folder)
-    learned, mixed = found["learned"], quality.review(found["mixed"])
+    found, beside = load(folder) if (folder / "runs.jsonl").exists() else ({}, {})
+    file = folder / "healthy.json"
+    said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
+    if "mixed" in found:
+        said["ood"] = _curve(found["mixed"])
     faults = {
-        name.removeprefix("fault:"): _fault(learned, seen, beside[name])
+        name.removeprefix("fault:"): _fault(found["learned"], seen, beside[name])
         for name, seen in found.items()
         if name.startswith("fault:")
     }
-    file = folder / "healthy.json"
+    return said | {"faults": faults, "healthy": json.loads(file.read_text()) if file.exists() else {}}
+
+
+def _curve(seen: Observed) -> dict[str, Any]:
+    mixed = quality.review(seen)
     return {
-        "average_run_length": RUN_LENGTH,
-        "reference_requests": REFERENCE,
         "deciles": [_triple(e) for e in mixed.curve.deciles],
         "monotone": mixed.curve.monotone,
         "trend": {"rise": mixed.trend.rise, "lower": mixed.trend.lower, "upper": mixed.trend.upper, "p": mixed.trend.p},
         "garbled_deciles": [_triple(e) for e in mixed.garbled_by_decile],
         "domains": {name: _triple(e) for name, e in mixed.by_group["domain"].items()},
-        "faults": faults,
-        "healthy": json.loads(file.read_text()) if file.exists() else {},
     }
 
 
@@ -160,24 +163,26 @@ def write(folder: Path, results: Path, document: Path) -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(said, indent=1) + "\n")
     text = document.read_text()
-    for mark, table in (("ood", _ood(said)), ("faults", _faults(said)), ("healthy", _healthy(said))):
+    for mark, make in (("ood", _ood), ("faults", _faults), ("healthy", _healthy)):
+        if not said.get(mark):
+            continue  # not measured: what the document says stays
         start, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"
         before, rest = text.split(start)
-        text = f"{before}{start}{table}{end}{rest.split(end, 1)[1]}"
+        text = f"{before}{start}{make(said[mark])}{end}{rest.split(end, 1)[1]}"
     document.write_text(text)
 
 
-def _ood(said: dict[str, Any]) -> str:
+def _ood(curve: dict[str, Any]) -> str:
     lines = ["| decile of the OOD score | requests | gap, nats per token | garbled |", "| --- | --- | --- | --- |"]
-    for k, (row, garbled) in enumerate(zip(said["deciles"], said["garbled_deciles"], strict=True), 1):
+    for k, (row, garbled) in enumerate(zip(curve["deciles"], curve["garbled_deciles"], strict=True), 1):
         lines.append(f"| {k} | {row[3]} | {_said(row)} | {_share(garbled)} |")
-    trend = said["trend"]
+    trend = curve["trend"]
     lines += ["", f"Rise from the most ordinary to the most unusual request: {trend['rise']:+.2f} nats per token "]
     lines[-1] += f"({trend['lower']:+.2f} to {trend['upper']:+.2f}, one-sided p = {trend['p']:.1g})."
     return "\n".join(lines) + "\n"
 
 
-def _faults(said: dict[str, Any]) -> str:
+def _faults(faults: dict[str, Any]) -> str:
     lines = [
         (
             "| fault | gap, nats per token | MoE's own change | blamed | QualityGap after | GarbledOutput after "
@@ -185,7 +190,7 @@ def _faults(said: dict[str, Any]) -> str:
         ),
         "| " + " | ".join(["---"] * 9) + " |",
     ]
-    for name, row in said["faults"].items():
+    for name, row in faults.items():
         after = [f"{row[key]} requests" if row[key] else "-" for key in ("alarm_quality", "alarm_garbled")]
         routing = "-" if row["ood_rate"] is None else f"{row['ood_rate']:.1%}"
         lines.append(
@@ -195,9 +200,9 @@ def _faults(said: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _healthy(said: dict[str, Any]) -> str:
+def _healthy(sources: dict[str, Any]) -> str:
     lines = ["| texts written by people | texts | called a defect |", "| --- | --- | --- |"]
-    for name, row in said["healthy"].items():
+    for name, row in sources.items():
         kinds = ", ".join(f"{kind} {count}" for kind, count in row["defects"].items()) or "none"
         lines.append(f"| {name} | {row['texts']} | {kinds} |")
     return "\n".join(lines) + "\n"

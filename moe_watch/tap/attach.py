@@ -45,18 +45,16 @@ def attach(worker: Any) -> None:
 
         if get_tp_group().rank_in_group != 0:
             return  # routing is the same on every rank of a tensor-parallel group: the first one reports
-        settings, status = TapSettings(), Status()
         rank = worker.vllm_config.parallel_config.data_parallel_index
-        sender = Sender(settings, "engine", f"engine-{rank}", status)
-    except Exception:
+        sender = Sender(TapSettings(), "engine", f"engine-{rank}", Status())
+    except Exception:  # noqa: BLE001 - whatever it is, serving goes on
         log.exception("moe-watch tap could not start; serving goes on")
         return
     try:
         tap(worker.model_runner, worker.vllm_config, sender)
     except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+        sender.give_up("attach", error)
         layers.release(worker.model_runner.get_model())
-        status.fail("attach", error)
-        sender.event("tap_off", status.reason)
 
 
 def tap(runner: Any, config: Any, sender: Sender) -> None:
@@ -82,7 +80,11 @@ def tap(runner: Any, config: Any, sender: Sender) -> None:
 
 
 def _start(runner: Any, config: Any, sender: Sender, found: list[Any], shape: Shape) -> None:
-    parallel, scheduler, device = config.parallel_config, config.scheduler_config, runner.device
+    parallel, scheduler, device = (
+        config.parallel_config,
+        config.scheduler_config,
+        runner.device,
+    )
     capturer = Capturer(
         [layer.layer_id for layer in found],
         scheduler.max_num_batched_tokens,

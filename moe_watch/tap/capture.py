@@ -36,7 +36,14 @@ if not hasattr(torch.ops.moe_watch, "store"):
 class StepBuffer:
     """``[layers, rows, width]``; the rows of a step are written layer by layer."""
 
-    def __init__(self, layers: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.all = torch.zeros((layers, rows, width), dtype=dtype, device=device)
         self.first = torch.full((), NOTHING, dtype=torch.int64)  # on the host: read by the traced operator
         self._views: Sequence[torch.Tensor] = ()
@@ -69,7 +76,13 @@ class Capturer:
     """
 
     def __init__(
-        self, layer_ids: Sequence[int], tokens: int, top_k: int, device: torch.device, *, single: bool
+        self,
+        layer_ids: Sequence[int],
+        tokens: int,
+        top_k: int,
+        device: torch.device,
+        *,
+        single: bool,
     ) -> None:
         self.single = single
         self.rows = tokens if single else tokens + _AHEAD

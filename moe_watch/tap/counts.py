@@ -35,7 +35,7 @@ class Shape:
 
 
 class Counts:
-    """``[slots + 1, 2, layers, experts + 2]`` int32 and ``[slots + 1, layers, 2]`` float32; the last slot is nobody's."""
+    """``[slots + 1, 2, layers, experts + 2]`` int32, ``[slots + 1, layers, 2]`` float32; the last slot has no owner."""
 
     def __init__(self, slots: int, shape: Shape, device: torch.device) -> None:
         self.shape = shape

@@ -47,8 +47,8 @@ def note(scheduler: Any, request: Any) -> None:
 
 
 def of(scheduler_output: Any) -> Mapping[str, Ending]:
-    """Return the endings noted on ``scheduler_output``, by engine request id; raise ``RuntimeError`` if noting failed."""
-    notes: Mapping[str, Ending] | str = getattr(scheduler_output, _NOTES, {})
-    if isinstance(notes, str):
-        raise RuntimeError(f"in the scheduler: {notes}")
-    return notes
+    """Return the endings noted on ``scheduler_output``, by engine id; raise ``RuntimeError`` if noting failed."""
+    notes: dict[str, Ending] | str = getattr(scheduler_output, _NOTES, {})
+    if isinstance(notes, dict):
+        return notes
+    raise RuntimeError(f"in the scheduler: {notes}")

@@ -1,4 +1,4 @@
-"""The one sender of an API server process, shared by the latency logger and the middleware."""
+"""The one sender of an API server's process, which the latency logger and the middleware share."""
 
 from __future__ import annotations
 
@@ -12,5 +12,7 @@ from moe_watch.tap.status import Status
 
 @functools.cache
 def sender() -> Sender:
-    """Return it, started at the first call."""
-    return Sender(TapSettings(), "api", f"api-{os.getpid()}", Status())
+    """Return it, started by the first call."""
+    started = Sender(TapSettings(), "api", f"api-{os.getpid()}", Status())
+    started.start()
+    return started

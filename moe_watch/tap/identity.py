@@ -42,13 +42,22 @@ def announce(config: Any, runner: str, shape: Shape | None, layers: Sequence[Any
         "moe_backend": _backend(layers[0]) if layers else "",
         "quantization": str(model.quantization or ""),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "parallel": {"tp": tp, "pp": parallel.pipeline_parallel_size, "dp": dp, "ep": ep},
+        "parallel": {
+            "tp": tp,
+            "pp": parallel.pipeline_parallel_size,
+            "dp": dp,
+            "ep": ep,
+        },
         "eplb": bool(parallel.enable_eplb),
         "max_model_len": int(model.max_model_len),
         "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
     }
     if shape is not None:
-        fields |= {"layers": shape.layers, "experts": shape.experts, "top_k": shape.top_k}
+        fields |= {
+            "layers": shape.layers,
+            "experts": shape.experts,
+            "top_k": shape.top_k,
+        }
 
     def build(header: Header) -> wire.Model:
         return wire.Model(**header, **fields)
@@ -93,6 +102,10 @@ def _add_file(digest: Any, path: Path) -> None:
 def _backend(layer: Any) -> str:
     """Return the classes that compute the experts, as ``method/kernel``."""
     method = getattr(layer, "_quant_method", None)
-    kernel = getattr(getattr(getattr(method, "moe_kernel", None), "impl", None), "fused_experts", None)
+    kernel = getattr(
+        getattr(getattr(method, "moe_kernel", None), "impl", None),
+        "fused_experts",
+        None,
+    )
     names = [type(part).__name__ for part in (method, kernel) if part is not None]
     return "/".join(names) or type(layer).__name__

@@ -9,6 +9,7 @@ _LONGEST = 255  # as wire.Name
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
 _CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
 _PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts
+_SUBREQUEST = re.compile(r"(resp_.+)_(\d+)\Z", re.DOTALL)  # /v1/responses: one of several turns
 _CHOICES = 128  # a prompt's outputs are numbered from here on; more are not asked for in practice
 
 
@@ -32,7 +33,7 @@ def from_frontend(external_id: str) -> tuple[str, int]:
     >>> from_frontend("cmpl-abc-3"), from_frontend("chatcmpl-abc-3")
     (('cmpl-abc', 3), ('chatcmpl-abc-3', 0))
     """
-    one = _PROMPT.match(external_id)
+    one = _PROMPT.match(external_id) or _SUBREQUEST.match(external_id)
     return (bounded(one[1]), int(one[2])) if one else (bounded(external_id), 0)
 
 

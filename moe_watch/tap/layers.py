@@ -16,7 +16,9 @@ _MOST_LOGITS: Final = 256 * 1024 * 1024  # bytes of device memory
 def find(model: torch.nn.Module) -> list[Any]:
     """Return the modules that route tokens to experts, in their order."""
     from vllm.model_executor.layers.fused_moe.layer import MoERunner
-    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource
+    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
+        RoutedExpertsCaptureSource,
+    )
 
     return [module for module in model.modules() if isinstance(module, (MoERunner, RoutedExpertsCaptureSource))]
 
@@ -38,7 +40,9 @@ def shape(layers: Sequence[Any], config: Any) -> Shape:
 
 def bind(model: torch.nn.Module, capturer: Capturer, config: Any) -> None:
     """Have every router of ``model`` tell ``capturer``; raise ``ValueError`` where one cannot."""
-    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import bind_routed_experts_capturer
+    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
+        bind_routed_experts_capturer,
+    )
 
     parallel = config.parallel_config
     one_rank = parallel.data_parallel_size == 1
@@ -97,6 +101,8 @@ class _OfRank:
 
     def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
         """Keep this rank's rows of ``topk_ids``."""
-        from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCapturer
+        from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
+            RoutedExpertsCapturer,
+        )
 
         RoutedExpertsCapturer.capture(self, self.row_of[layer_id], topk_ids)

@@ -6,7 +6,7 @@ request that computes positions again counts none of them until it is past its h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,11 @@ class Ledger:
         self.steps = 0
         self._slot_of: dict[str, int] = {}
         self._free = list(range(slots))
-        self._visits: tuple[list[int], list[int], list[int]] = ([], [], [])  # slot, first position, tokens
+        self._visits: tuple[list[int], list[int], list[int]] = (
+            [],
+            [],
+            [],
+        )  # slot, first position, tokens
         self._batches: list[int] = []
         self._numbers = np.zeros((11, slots + 1), np.int64)
         (
@@ -95,7 +99,12 @@ class Ledger:
         self._prompt[slot] = prompt_tokens
         return True
 
-    def visit(self, order: Sequence[str], starts: Mapping[str, int], lengths: Mapping[str, int]) -> None:
+    def visit(
+        self,
+        order: Sequence[str],
+        starts: Mapping[str, int],
+        lengths: Mapping[str, int],
+    ) -> None:
         """Note a step that computed ``lengths`` tokens of each request from position ``starts`` on, in this order."""
         slot, first, tokens = self._visits
         slot += [self._slot_of.get(request, self.slots) for request in order]
@@ -127,7 +136,11 @@ class Ledger:
         position = np.arange(length.sum()) - np.repeat(length.cumsum() - length - start, length)
         slot, prompt, first, end = (np.repeat(values, length) for values in (slot, prompt, first, end))
         counted = (position >= first) & (position < end) & (slot < self.slots)
-        return Tokens(np.where(counted, 2 * slot + (position >= prompt), self.nowhere), position, slot)
+        return Tokens(
+            np.where(counted, 2 * slot + (position >= prompt), self.nowhere),
+            position,
+            slot,
+        )
 
     def close(self, request: str) -> tuple[int, Account] | None:
         """Forget ``request``; return its slot, free again, and its account; None when it had no slot."""
@@ -151,9 +164,13 @@ class Ledger:
         slots = slot[by_slot]
         mark = np.maximum.accumulate(np.maximum(end[by_slot], self._high[slots]) + slots * _FAR) - slots * _FAR
         before = np.empty_like(mark)
-        before[by_slot] = np.where(np.diff(slots, prepend=-1) == 0, np.concatenate(([0], mark[:-1])), self._high[slots])
+        before[by_slot] = np.where(
+            np.diff(slots, prepend=-1) == 0,
+            np.concatenate(([0], mark[:-1])),
+            self._high[slots],
+        )
         np.maximum.at(self._high, slots, mark)
         return before
 
-    def _add(self, to: Ints, slot: Ints, values: Iterable[int]) -> None:
+    def _add(self, to: Ints, slot: Ints, values: Ints) -> None:
         to += np.bincount(slot, values, self.slots + 1).astype(np.int64)

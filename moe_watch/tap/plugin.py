@@ -10,7 +10,7 @@ _hooked = False
 
 
 def register() -> None:
-    """Hook the tap into this process, for when the worker and scheduler come; do nothing while the switch is off."""
+    """Prepare this process to be tapped once worker and scheduler come; do nothing while the switch is off."""
     global _hooked  # noqa: PLW0603 - vLLM may call a plugin more than once in one process
     if _hooked or not switch.is_on():
         return

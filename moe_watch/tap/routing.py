@@ -130,6 +130,11 @@ class RoutingTap:
         shape = self.counts.shape
         self.status.routed_tokens += account.prompt_routed + account.decode_routed
         self.sender.put(
-            frames.routing(self.sender, self.model, shape, frames.Finished(request, ending, account, fetch, at)),
+            frames.routing(
+                self.sender,
+                self.model,
+                shape,
+                frames.Finished(request, ending, account, fetch, at),
+            ),
             8 * shape.layers * shape.experts,
         )

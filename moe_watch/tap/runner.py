@@ -46,7 +46,8 @@ def watch(runner: Any, routing: RoutingTap) -> None:
 
     @functools.wraps(dummy)
     def dummy_run(*args: Any, **kwargs: Any) -> Any:
-        guarded(routing.settle)
+        if routing.capturer.single:  # it would overwrite what is not counted yet
+            guarded(routing.settle)
         return dummy(*args, **kwargs)
 
     runner.execute_model, runner._dummy_run = execute_model, dummy_run  # noqa: SLF001
@@ -54,9 +55,7 @@ def watch(runner: Any, routing: RoutingTap) -> None:
 
 def give_up(runner: Any, routing: RoutingTap, error: Exception) -> None:
     """Take the tap off ``runner`` and say why."""
-    if not routing.status.fail("routing", error):
-        return
+    routing.sender.give_up("routing", error)
     for name in ("execute_model", "_dummy_run"):
         runner.__dict__.pop(name, None)
     layers.release(runner.get_model())
-    routing.sender.event("tap_off", routing.status.reason)

@@ -78,16 +78,27 @@ class Sender:
         if not self._wake.is_set():
             self._wake.set()
 
+    def start(self) -> None:
+        """Connect and say that this process is there."""
+        self.put(self._health)
+
+    def give_up(self, where: str, error: Exception) -> None:
+        """Switch the tap of this process off because of ``error``, and say so once."""
+        if self.status.fail(where, error):
+            self.event("tap_off", self.status.reason)
+
     def announce(self, model: Build) -> None:
         """Send ``model`` on every connection and with every tenth health."""
         with self._lock:
             self.model = model
             if self.connected:
                 self._queue.append((model, 0))
-        self.put(self._health)
+        self.start()
 
     def event(
-        self, kind: Literal["engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"], detail: str
+        self,
+        kind: Literal["engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"],
+        detail: str,
     ) -> None:
         """Queue an ``Event`` that happened now, and a ``Health`` that shows it."""
         at = time.time()
@@ -129,7 +140,11 @@ class Sender:
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.PUSH)
-        for option, value in ((zmq.IMMEDIATE, 1), (zmq.LINGER, 0), (zmq.SNDHWM, _IN_FLIGHT)):
+        for option, value in (
+            (zmq.IMMEDIATE, 1),
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, _IN_FLIGHT),
+        ):
             socket.setsockopt(option, value)
         socket.setsockopt(zmq.RECONNECT_IVL, 200)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
@@ -168,7 +183,12 @@ class Sender:
                 self._bytes -= size
             try:
                 frame = build(
-                    {"replica": self.settings.replica, "source": self.source, "seq": self.sent, "sent_at": time.time()}
+                    {
+                        "replica": self.settings.replica,
+                        "source": self.source,
+                        "seq": self.sent,
+                        "sent_at": time.time(),
+                    }
                 )
                 if frame is None:
                     continue

@@ -40,7 +40,11 @@ class Status:
         self.errors += 1
         was_on = self.state in {"on", "blind"}
         if was_on:
-            log.error("moe-watch tap failed in %s and is off; serving goes on", where, exc_info=error)
+            log.error(
+                "moe-watch tap failed in %s and is off; serving goes on",
+                where,
+                exc_info=error,
+            )
             self.switch("off", f"{where}: {type(error).__name__}: {error}"[:500])
         return was_on
 

@@ -1,0 +1,76 @@
+"""Canaries against a real vLLM, through the real tap, sidecar, store and command line; the model is broken in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from moe_watch.commands.canary import command
+from moe_watch.demo import servers
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "moe_watch" / "demo" / "models" / "moe"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A sidecar beside a vLLM that can be broken."""
+
+    url: str
+    environment: dict[str, str]
+
+    def call(self, method: str, *arguments: str) -> None:
+        """Break or mend the live model."""
+        body = {"method": method, "args": list(arguments)}
+        httpx.post(f"{self.url}/collective_rpc", json=body, timeout=60).raise_for_status()
+
+    def canary(self, *arguments: str) -> Result:
+        """Run ``moe-watch canary``."""
+        return CliRunner().invoke(command, [*arguments, "--url", self.url, "--loads", "16"], env=self.environment)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Start the sidecar and vLLM with the worker extension that injects faults."""
+    work = tmp_path_factory.mktemp("canary")
+    environment = {
+        "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
+        "MOE_WATCH_STORE__URL": f"sqlite:///{work}/moe-watch.db",
+        "MOE_WATCH_REPLICA": "canary-test",
+        "MOE_WATCH_CONFIG": str(work / "none.toml"),
+        "OMP_NUM_THREADS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": str(ROOT / "bench"),
+    }
+    args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+    sidecar = servers.start_sidecar(work, env=environment)
+    vllm = servers.start_vllm("vllm", CHECKPOINT, work=work, served_name="tiny", args=args, env=environment)
+    try:
+        sidecar.wait_ready("/healthz", 60)
+        vllm.wait_ready("/health", 300)
+        yield Deployment(vllm.url, environment)
+    finally:
+        vllm.stop()
+        sidecar.stop()
+
+
+def test_a_broken_model_is_told_from_a_healthy_one(deployment: Deployment) -> None:
+    """Recorded, healthy, broken behind layer 2 and mended: each time the command says so, and where."""
+    recorded = deployment.canary("record", "--rounds", "4")
+    assert recorded.exit_code == 0, recorded.output
+    healthy = deployment.canary("run")
+    assert (healthy.exit_code, "healthy: 106 canaries" in healthy.output) == (0, True), healthy.output
+    deployment.call("inject_fault", "third_layer_rotated")
+    broken = deployment.canary("run")
+    assert broken.exit_code == 2, broken.output
+    assert "routing: layer 3 is the first that moved" in broken.output
+    deployment.call("mend")
+    mended = deployment.canary("run")
+    assert mended.exit_code == 0, mended.output

@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine
 
 from moe_watch.store import engine, migrate
 from tests import postgres
+
+
+# A deadline per example is a timed assert: on a busy machine it fails without a fault.
+settings.register_profile("moe-watch", deadline=None)
+settings.load_profile("moe-watch")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 from moe_watch.store import engine, migrate
 from tests import postgres
 
-
 # A deadline per example is a timed assert: on a busy machine it fails without a fault.
 settings.register_profile("moe-watch", deadline=None)
 settings.load_profile("moe-watch")

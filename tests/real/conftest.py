@@ -1,22 +1,33 @@
-"""Real vLLM servers, one per configuration and session."""
+"""Real vLLM servers, one per configuration and session, and the reference that they are compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from vllm_server import Tapped, tapped
 
 import moe_watch.demo
+from tests.real.vllm_server import Tapped, tapped
+
+if TYPE_CHECKING:
+    from tests.real.routing_reference import Reference
 
 MODELS = Path(next(iter(moe_watch.demo.__path__))) / "models"
+# Float32, so that routers see what they see in transformers; a step, a batch and a cache so small that prompts are
+# computed in parts, requests wait for each other and are preempted.
+STRICT = (
+    *("--dtype", "float32", "--max-num-seqs", "32", "--max-num-batched-tokens", "64"),
+    *("--block-size", "32", "--num-gpu-blocks-override", "160", "--max-model-len", "512"),
+)
 
 
 @pytest.fixture(scope="session")
 def vllm_moe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
-    """Serve the tiny MoE with the tap and the middleware on."""
-    with tapped(MODELS / "moe", tmp_path_factory.mktemp("moe")) as server:
+    """Serve the tiny MoE with the tap and the middleware on; every text is sampled."""
+    env = {"MOE_WATCH_SAMPLE_RATE": "1"}
+    with tapped(MODELS / "moe", tmp_path_factory.mktemp("moe"), env=env) as server:
         yield server
 
 
@@ -25,3 +36,18 @@ def vllm_dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
     """Serve the tiny dense model with the tap and the middleware on."""
     with tapped(MODELS / "dense", tmp_path_factory.mktemp("dense")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def vllm_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
+    """Serve the tiny MoE in float32, where memory and steps are scarce."""
+    with tapped(MODELS / "moe", tmp_path_factory.mktemp("strict"), *STRICT) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    """Return the tiny MoE in transformers."""
+    from tests.real.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
+
+    return Reference(MODELS / "moe")

@@ -17,7 +17,7 @@ from moe_watch import wire
 from moe_watch.demo import servers
 
 MIDDLEWARE = ("--middleware", "moe_watch.tap.samples.Middleware")
-READY_S = 300
+READY_S = 400
 AnyFrame = TypeVar("AnyFrame", bound=wire.Frame)
 
 
@@ -88,6 +88,10 @@ class Collector:
     def by_id(self, kind: type[AnyFrame], request_id: str) -> list[AnyFrame]:
         """Return the frames of one kind that belong to a request."""
         return [frame for frame in self.of(kind) if getattr(frame, "request_id", None) == request_id]
+
+    def engine_health(self) -> wire.Health:
+        """Return what the engine's process said last of itself."""
+        return [health for health in self.of(wire.Health) if health.role == "engine"][-1]
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         """Return once ``done()``; fail with ``what`` was awaited when it takes too long."""

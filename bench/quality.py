@@ -14,34 +14,31 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import httpx
-import numpy as np
 import quality_table
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.demo import servers
 from moe_watch.demo.traffic import Prompt, mixture, send
-from moe_watch.detect import gap
-from moe_watch.detect.quality import Observed
-from moe_watch.store import engine, shadows
-from moe_watch.store.models import Request, Shadow
+from moe_watch.store import engine
+from moe_watch.store.models import Sample, Shadow
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "quality"
 MODELS = HERE.parent / "moe_watch" / "demo" / "models"
 MOE, DENSE = "tiny-moe", "tiny-dense"
-LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 600, 200, 0.3, 32
+LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 500, 120, 0.3, 32
 FAULTS = (
     *("none", "experts_8_bits", "experts_4_bits", "experts_2_bits", "one_expert_zeroed", "upper_half_ignored"),
     *("first_layer_rotated", "third_layer_rotated", "last_layer_rotated", "two_experts_swapped", "not_renormalised"),
@@ -62,22 +59,23 @@ class Stack:
         body = {"method": "inject_fault", "args": [fault]}
         httpx.post(f"{self.moe.url}/collective_rpc", json=body, timeout=120).raise_for_status()
 
-    def traffic(self, prompts: Sequence[Prompt], timeout_s: float = 240) -> Observed:
-        """Send ``prompts`` and return what the shadow found of them, all of it."""
-        since = time.time()
+    def traffic(self, name: str, prompts: Sequence[Prompt]) -> None:
+        """Begin the stretch ``name`` once the shadow is done with the one before; return when it is done with this."""
+        self.settle()
+        with (OUT / "stretches.jsonl").open("a") as file:
+            file.write(json.dumps({"name": name, "since": time.time()}) + "\n")
         asyncio.run(send(self.moe.url, MOE, prompts, max_tokens=TOKENS))
-        deadline = time.monotonic() + timeout_s
-        with Session(self.store) as session:
-            while self._rows(session, since) < len(prompts) and time.monotonic() < deadline:
-                session.rollback()
-                time.sleep(0.5)
-            seen = shadows.observed(session, since, time.time())
-        if len(seen.at) < len(prompts):
-            click.echo(f"  {len(prompts) - len(seen.at)} requests did not come back from the shadow")
-        return seen
+        self.settle()
 
-    def _rows(self, session: Session, since: float) -> int:
-        return session.scalar(select(func.count()).select_from(Shadow).where(Shadow.at > since)) or 0
+    def settle(self) -> None:
+        """Return when every sampled request has its shadow row."""
+        time.sleep(3)  # the sidecar writes the last requests
+        query = select(func.count()).select_from(Sample).outerjoin(Shadow, Shadow.request_pk == Sample.request_pk)
+        while True:
+            with Session(self.store) as session:
+                if not session.scalar(query.where(Shadow.request_pk.is_(None))):
+                    return
+            time.sleep(0.5)
 
     def command(self, *args: str) -> None:
         """Run ``moe-watch`` with the settings of the stack."""
@@ -119,26 +117,19 @@ def stack() -> Iterator[Stack]:
             server.stop()
 
 
-def keep(name: str, seen: Observed, **more: Any) -> None:
-    """Keep one stretch of traffic with all of its columns."""
-    columns = {key: value for key, value in asdict(seen).items() if key != "groups"}
-    record = {"name": name, **columns, "domain": list(seen.groups["domain"]), **more}
-    with (OUT / "runs.jsonl").open("a") as file:
-        file.write(json.dumps(record, default=lambda array: array.tolist()) + "\n")
-
-
 @click.group()
 def main() -> None:
     """Measure what the dense shadow sees."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped whatever ends this
 
 
 @main.command()
 def learn() -> None:
     """Start anew: normal traffic, baseline, reference."""
-    for old in ("runs.jsonl", *(path.name for path in OUT.glob("moe-watch.db*"))):
+    for old in ("stretches.jsonl", *(path.name for path in OUT.glob("moe-watch.db*"))):
         (OUT / old).unlink(missing_ok=True)
     with stack() as running:
-        keep("learned", running.traffic(mixture(LEARNED, seed=1)))
+        running.traffic("learned", mixture(LEARNED, seed=1))
         running.command("baseline", "fit", "--promote")
 
 
@@ -147,7 +138,7 @@ def ood() -> None:
     """Send traffic with unseen kinds."""
     with stack() as running:
         time.sleep(5)  # the sidecar takes up the baseline
-        keep("mixed", running.traffic(mixture(MIXED, seed=2, unseen_share=UNSEEN_SHARE)))
+        running.traffic("mixed", mixture(MIXED, seed=2, unseen_share=UNSEEN_SHARE))
 
 
 @main.command()
@@ -157,17 +148,7 @@ def faults(only: str) -> None:
     with stack() as running:
         for fault in only.split(","):
             running.break_it(fault)
-            seen = running.traffic(mixture(BROKEN, seed=100 + FAULTS.index(fault)))
-            keep(f"fault:{fault}", seen, ood_rate=ood_rate(running.store, seen))
-            click.echo(f"{fault:22} gap {gap.mean(seen.gap, seen.weight).value:+.3f} {np.nanmean(seen.garbled):.3f}")
-
-
-def ood_rate(store: Engine, seen: Observed) -> float | None:
-    """Return the share of the requests of this stretch that their routing flagged."""
-    with Session(store) as session:
-        query = select(Request.ood_p).where(Request.finished_at > seen.at.min() - 60, Request.ood_p.is_not(None))
-        p = np.array(list(session.scalars(query.order_by(Request.finished_at.desc()).limit(len(seen.at)))))
-    return float((p <= 0.01).mean()) if len(p) else None
+            running.traffic(f"fault:{fault}", mixture(BROKEN, seed=100 + FAULTS.index(fault)))
 
 
 @main.command()

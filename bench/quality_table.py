@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from moe_watch.detect import gap, gap_alarm, quality
 from moe_watch.detect.gap import Estimate
 from moe_watch.detect.quality import Observed
 from moe_watch.shadow import signals
 from moe_watch.shadow.trial import CLIP, Kind
+from moe_watch.store import engine, shadows
+from moe_watch.store.models import Request
 
 RUN_LENGTH = 10_000
+ALPHA = 0.01
 REFERENCE = 500
 TOLERANCES: dict[Kind, float] = {"quality": 0.02, "garbled": 0.01}  # the settings' defaults
 SAID = {
@@ -42,20 +47,19 @@ SAID = {
 }
 
 
-def load(folder: Path) -> tuple[dict[str, Observed], dict[str, Any]]:
-    """Return the last stretch of each name, and what was kept beside it."""
-    found, beside = {}, {}
-    for line in (folder / "runs.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        name, domain = record.pop("name"), record.pop("domain")
-        beside[name] = record.pop("ood_rate", None)
-        for key, value in record.items():
-            if isinstance(value, dict):
-                record[key] = {kind: np.array(flags, float) for kind, flags in value.items()}
-            else:
-                record[key] = np.array(value, str if key == "outcome" else float)
-        found[name] = Observed(**record, groups={"domain": domain})
-    return found, beside
+def load(folder: Path) -> tuple[dict[str, Observed], dict[str, float | None]]:
+    """Return what the shadow found in the last stretch of each name, and the share that routing flagged in it."""
+    stretches = [json.loads(line) for line in (folder / "stretches.jsonl").read_text().splitlines()]
+    ends = [stretch["since"] for stretch in stretches[1:]] + [math.inf]
+    found, flagged = {}, {}
+    with Session(engine.connect(f"sqlite:///{folder}/moe-watch.db")) as session:
+        for stretch, end in zip(stretches, ends, strict=True):
+            since, until = stretch["since"], min(end, 1e12)
+            found[stretch["name"]] = shadows.observed(session, since, until)
+            query = select(Request.ood_p).where(Request.finished_at > since, Request.finished_at <= until)
+            p = np.array(list(session.scalars(query.where(Request.ood_p.is_not(None)))))
+            flagged[stretch["name"]] = float((p <= ALPHA).mean()) if len(p) else None
+    return found, flagged
 
 
 def healthy(data: Path) -> dict[str, dict[str, Any]]:
@@ -111,7 +115,7 @@ def delay(learned: Observed, seen: Observed, kind: Kind) -> int | None:
 
 def numbers(folder: Path) -> dict[str, Any]:
     """Return everything that the tables say."""
-    found, beside = load(folder) if (folder / "runs.jsonl").exists() else ({}, {})
+    found, beside = load(folder) if (folder / "stretches.jsonl").exists() else ({}, {})
     file = folder / "healthy.json"
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
     if "mixed" in found:

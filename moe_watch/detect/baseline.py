@@ -1,30 +1,37 @@
-"""A fitted picture of normal routing, and the streaming, mergeable fit of it.
+"""The streaming, mergeable fit of a baseline.
 
-Three disjoint random sets of requests: the subspace is fitted on the first, its standardisation by length on the
-second, the p-values are calibrated on the third. Fitting and calibrating on the same rows makes a detector that raises
-false alarms in 86 of 100 windows.
+Three disjoint sets of requests: the subspace is fitted on the first, what depends on length is learned on the second,
+and the third calibrates p-values and drift. Fitting and calibrating on the same rows makes a detector that raises false
+alarms in 86 of 100 windows. The sets are made of stretches of time, not of single requests: requests of one session are
+alike, and a session in two sets would be such a leak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import pack
+from moe_watch.detect import channels
 from moe_watch.detect.batch import Batch, routed_tokens
-from moe_watch.detect.conformal import Calibration, calibrate
+from moe_watch.detect.conformal import calibrate
+from moe_watch.detect.normal import FEWEST_TOKENS, PARTS, Baseline, Part, Views
+from moe_watch.detect.ood import assess
 from moe_watch.detect.reservoir import Reservoir
-from moe_watch.detect.subspace import Subspace, components, learn, residual, standardise
+from moe_watch.detect.shares import hellinger
+from moe_watch.detect.subspace import components, learn, novelty
 
-PARTS = ("total", "prompt", "decode")
-FEWEST_TOKENS = 8  # a part with fewer routed tokens is not scored
-_RESERVOIR_BYTES = 600 << 20
-_MOST_COMPONENTS = {"total": 64, "prompt": 32, "decode": 32}
-_PLAIN = ("layers", "experts", "top_k", "requests", "counts", "scores", "finished_at")
-_SHARES = (0.4, 0.15)  # of the requests: fit, standardise; the rest calibrates
+__all__ = ["FEWEST_TOKENS", "PARTS", "Baseline", "BaselineBuilder", "TooFewRequests"]
+_RESERVOIR_BYTES: Final = 600 << 20
+_MOST_COMPONENTS: Final = {"total": 64, "prompt": 32, "decode": 32}
+_REQUESTS_PER_COMPONENT: Final = 6
+_STRETCH: Final = 50  # requests in a row that belong to the same set
+_SETS: Final = (0.4, 0.15)  # of the requests: to fit, to learn the effect of length; the rest calibrates
+_MOST_FITTED: Final = 6000  # more rows would not make better components
+
+Sets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class TooFewRequests(ValueError):  # noqa: N818 - the message reads as a sentence
@@ -34,44 +41,6 @@ class TooFewRequests(ValueError):  # noqa: N818 - the message reads as a sentenc
         super().__init__(f"{given} requests are too few for a baseline: {needed} are needed, so {needed - given} more")
         self.given = given
         self.needed = needed
-
-
-@dataclass(frozen=True)
-class Part:
-    """Normal routing of one part of the requests, and the scores of the calibration requests."""
-
-    subspace: Subspace
-    calibration: Calibration
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What is normal: ``parts`` by name ("total", and "prompt" and "decode" where there were enough of them)."""
-
-    layers: int
-    experts: int
-    top_k: int
-    requests: int
-    counts: NDArray[np.uint64]  # [layers, experts] over all requests
-    parts: Mapping[str, Part]
-    scores: NDArray[np.float32]  # [calibration requests, channels], see drift.py
-    finished_at: NDArray[np.float64]  # [calibration requests]
-
-    def to_bytes(self) -> bytes:
-        """Return the baseline as an npz archive."""
-        parts = {
-            key: array for name, part in self.parts.items() for key, array in pack.flatten(part, f"{name}.").items()
-        }
-        own = {name: np.asarray(getattr(self, name)) for name in _PLAIN}
-        return pack.to_bytes(own | parts)
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Baseline:
-        """Return the baseline in ``raw``; raises ``ValueError`` or ``KeyError`` when it is none. Runs no pickles."""
-        arrays = pack.from_bytes(raw)
-        parts = {name: pack.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.mean" in arrays}
-        layers, experts, top_k, requests = (int(arrays[name]) for name in _PLAIN[:4])
-        return cls(layers, experts, top_k, requests, arrays["counts"], parts, arrays["scores"], arrays["finished_at"])
 
 
 class BaselineBuilder:
@@ -86,76 +55,128 @@ class BaselineBuilder:
         self._size = size
         self._reservoir: Reservoir | None = None
         self._counts: NDArray[np.uint64] | None = None
+        self._users: NDArray[np.uint64] | None = None
         self._top_k = 0
 
     @property
     def requests(self) -> int:
-        """Requests seen so far that had any routing."""
+        """Requests seen so far that had enough routed tokens."""
         return 0 if self._reservoir is None else self._reservoir.seen
 
     def add(self, batch: Batch) -> None:
         """Take in ``batch``, but for requests with too few routed tokens; raises ``ValueError`` on another shape."""
         batch = batch.select(batch.tokens >= FEWEST_TOKENS)
-        if self._reservoir is None:
-            size = self._size or max(1000, min(20_000, _RESERVOIR_BYTES // (8 * batch.layers * batch.experts)))
-            self._reservoir = Reservoir(size)
-            self._counts = np.zeros((batch.layers, batch.experts), np.uint64)
-            self._top_k = batch.top_k
-        if self._counts is None or self._counts.shape != batch.total.shape[1:] or self._top_k != batch.top_k:
-            raise ValueError(f"requests of {batch.total.shape[1:]} top-{batch.top_k} do not belong to this baseline")
-        self._counts = self._counts + batch.total.sum(0, dtype=np.uint64)
-        self._reservoir.add(batch)
+        size = self._size or max(1000, min(20_000, _RESERVOIR_BYTES // (8 * batch.layers * batch.experts)))
+        self._prepare(Reservoir(size), (batch.layers, batch.experts), batch.top_k)
+        self._sum(batch.total.sum(0, dtype=np.uint64), (batch.total > 0).sum(0, dtype=np.uint64))
+        if self._reservoir is not None:
+            self._reservoir.add(batch)
 
     def merge(self, other: BaselineBuilder) -> None:
         """Take in all that ``other`` saw; raises ``ValueError`` when it saw another shape."""
-        if other._reservoir is None or other._counts is None:
+        if other._reservoir is None or other._counts is None or other._users is None:
             return
-        if self._reservoir is None or self._counts is None:
-            self._reservoir = Reservoir(other._reservoir.size)
-            self._counts, self._top_k = np.zeros_like(other._counts), other._top_k
-        if self._counts.shape != other._counts.shape or self._top_k != other._top_k:
-            raise ValueError("the two builders saw models of different shapes")
-        self._counts = self._counts + other._counts
-        self._reservoir.merge(other._reservoir)
+        self._prepare(Reservoir(other._reservoir.size), other._counts.shape, other._top_k)
+        self._sum(other._counts, other._users)
+        if self._reservoir is not None:
+            self._reservoir.merge(other._reservoir)
+
+    def _prepare(self, reservoir: Reservoir, shape: tuple[int, ...], top_k: int) -> None:
+        """Take on the shape of the first requests, hold all others to it."""
+        if self._reservoir is None:
+            self._reservoir, self._top_k = reservoir, top_k
+            self._counts, self._users = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
+        elif self._counts is None or (self._counts.shape, self._top_k) != (shape, top_k):
+            raise ValueError(f"requests of {shape} top-{top_k} do not belong to this baseline")
+
+    def _sum(self, counts: NDArray[np.uint64], users: NDArray[np.uint64]) -> None:
+        if self._counts is not None and self._users is not None:
+            self._counts, self._users = self._counts + counts, self._users + users
 
     def build(self, seed: int = 0) -> Baseline:
         """Return the baseline; raises ``TooFewRequests`` below the minimum. ``seed`` draws the three sets."""
-        if self._reservoir is None or self._counts is None or self.requests < self.minimum:
+        if self._reservoir is None or self._counts is None or self._users is None or self.requests < self.minimum:
             raise TooFewRequests(self.requests, self.minimum)
-        sample = self._reservoir.sample(self._top_k)
-        order = np.random.default_rng(seed).permutation(len(sample))
-        first, second = (np.cumsum(_SHARES) * len(sample)).astype(int)
-        roles = (order[:first], order[first:second], np.sort(order[second:]))
-        parts = {name: part for name in PARTS if (part := _fit_part(sample, name, roles)) is not None}
-        layers, experts = self._counts.shape
+        sample = _in_order(self._reservoir.sample(self._top_k), seed)
+        sets = _split(len(sample), seed)
+        parts = {name: part for name in PARTS if (part := _fit_part(sample, name, sets)) is not None}
+        shares, deviation = _moments(sample)
         draft = Baseline(
-            layers, experts, self._top_k, self.requests, self._counts, parts, np.zeros((0, 0), np.float32), np.zeros(0)
+            layers=sample.layers,
+            experts=sample.experts,
+            top_k=self._top_k,
+            requests=self.requests,
+            counts=self._counts,
+            users=self._users,
+            shares=shares,
+            shares_sd=deviation,
+            parts=parts,
+            views=_fit_views(sample, parts["total"], sets),
+            scores=np.zeros((0, 0), np.float32),
+            kept=len(sample) / self.requests,
         )
-        return with_scores(draft, sample.select(roles[2]))
+        return _with_scores(draft, sample.select(sets[2]))
 
 
-Roles = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+def _in_order(sample: Batch, seed: int) -> Batch:
+    """Return the sample in the order of time, or in a random order where all requests finished at once."""
+    times = sample.finished_at
+    if times is None or np.ptp(times) == 0:
+        return sample.select(np.random.default_rng(seed).permutation(len(sample)))
+    return sample.select(np.argsort(times, kind="stable"))
 
 
-def _fit_part(sample: Batch, name: str, roles: Roles) -> Part | None:
+def _split(n: int, seed: int) -> Sets:
+    """Return three sets of rows, each in the order of time, made of whole stretches as far as their sizes allow."""
+    stretch = max(1, min(_STRETCH, n // 40))
+    label = np.random.default_rng(seed).permutation(-(-n // stretch)).repeat(stretch)[:n]
+    order = np.argsort(label, kind="stable")
+    first, second = (np.cumsum(_SETS) * n).astype(int)
+    return np.sort(order[:first]), np.sort(order[first:second]), np.sort(order[second:])
+
+
+def _fit_part(sample: Batch, name: str, sets: Sets) -> Part | None:
     """Fit one part, or return None when too few requests have enough of it."""
     counts = getattr(sample, name)
     tokens = routed_tokens(counts, sample.top_k)
-    enough = [rows[tokens[rows] >= FEWEST_TOKENS] for rows in roles]
-    if min(len(rows) for rows in enough) < 6:
+    fit, length, calibration = (rows[tokens[rows] >= FEWEST_TOKENS] for rows in sets)
+    if min(len(fit), len(length), len(calibration)) < 6:
         return None
-    axes = components(counts[enough[0]], max(2, min(_MOST_COMPONENTS[name], len(enough[0]) // 12)))
-    subspace = learn(*axes, counts[enough[1]], tokens[enough[1]])
-    spe, _ = residual(subspace.mean, subspace.axes, counts[enough[2]])
-    _, score = standardise(subspace, spe, tokens[enough[2]])
-    return Part(subspace, calibrate(score, tokens[enough[2]]))
+    fit = fit[:: -(-len(fit) // _MOST_FITTED)]
+    axes = components(counts[fit], _components(name, len(fit), counts[0].size))
+    subspace = learn(*axes, (counts[fit], tokens[fit]), (counts[length], tokens[length]))
+    scores = np.concatenate([novelty(subspace, counts[r], tokens[r]).score for r in _pieces(calibration)])
+    return Part(subspace, calibrate(scores, tokens[calibration]))
 
 
-def with_scores(draft: Baseline, calibration: Batch) -> Baseline:
-    """Return ``draft`` with the channel scores of its calibration requests, in the order of time."""
-    from moe_watch.detect.channels import channel_scores  # noqa: PLC0415 - channels read a baseline
+def _components(name: str, fitted: int, size: int) -> int:
+    """Return how many components to try: no more than the requests can tell, nor a quarter of all directions."""
+    return max(2, min(_MOST_COMPONENTS[name], fitted // _REQUESTS_PER_COMPONENT, size // 4))
 
-    times = np.zeros(len(calibration)) if calibration.finished_at is None else calibration.finished_at
-    order = np.argsort(times, kind="stable")
-    scores = channel_scores(draft, calibration.select(order)).values
-    return replace(draft, scores=scores, finished_at=times[order])
+
+def _fit_views(sample: Batch, part: Part, sets: Sets) -> Views:
+    fitted, learned = sample.select(sets[0][:_MOST_FITTED]), sample.select(sets[1])
+    inside = novelty(part.subspace, fitted.total, fitted.tokens).inside
+    return channels.learn(novelty(part.subspace, learned.total, learned.tokens), inside, learned)
+
+
+def _with_scores(draft: Baseline, calibration: Batch) -> Baseline:
+    """Return ``draft`` with the channel scores of its calibration requests."""
+    scores = [
+        channels.channel_scores(draft.views, *assess(draft, b), b)
+        for b in map(calibration.select, _pieces(np.arange(len(calibration))))
+    ]
+    return replace(draft, scores=np.concatenate(scores))
+
+
+def _moments(sample: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and standard deviation over requests of the square-root shares ``[layers, experts]``."""
+    roots = [hellinger(sample.total[rows]) for rows in _pieces(np.arange(len(sample)))]
+    mean = sum(r.sum(0, dtype=np.float64) for r in roots) / len(sample)
+    variance = sum(((r - mean) ** 2).sum(0) for r in roots) / max(len(sample) - 1, 1)
+    return np.asarray(mean, np.float32), np.asarray(np.sqrt(variance), np.float32)
+
+
+def _pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return ``rows`` in pieces small enough that their features fit the cache of memory that a fit may use."""
+    return np.array_split(rows, max(1, len(rows) // 1000))

@@ -1,57 +1,82 @@
-"""The channels in which a drift can show, one number a request and channel; large means unusual.
+"""The channels in which a drift can show: one number a request and channel, large means unusual.
 
-"ood": novelty over all layers; "layer": novelty of one layer; "mix": a leading direction of normal routing, upwards or
-downwards (a shift among known topics, which novelty does not see); "confidence": mean router entropy, both ways;
-"expert": the largest excess of one expert over its normal share.
+``ood``: novelty over all layers, of the whole request; ``part``: that of the prompt and of the generated part alone;
+``layer``: novelty of one layer; ``mix``: likeness to one group of normal requests (a shift among known topics leaves no
+novelty, but moves shares between groups) and distance from all of them; ``confidence``: router entropy and margin, up
+and down; ``expert``: the largest excess of a single expert.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 
-from moe_watch.detect.baseline import FEWEST_TOKENS, Baseline
+from moe_watch.detect import length
 from moe_watch.detect.batch import Batch
-from moe_watch.detect.subspace import residual, standardise
+from moe_watch.detect.normal import Views
+from moe_watch.detect.ood import OodScores
+from moe_watch.detect.subspace import Novelty
 
-_DIRECTIONS = 3  # leading directions watched
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Scores ``values [n, channels]``; ``names [channels]`` and the layer of each channel (None: all layers)."""
-
-    names: tuple[str, ...]
-    layers: tuple[int | None, ...]
-    values: NDArray[np.float32]
+FloatArray = NDArray[np.float32]
+_MOST_GROUPS = 10
+_REQUESTS_PER_GROUP = 20
 
 
-def channel_scores(baseline: Baseline, batch: Batch) -> Channels:
-    """Return the channels of ``batch``; a request with too few routed tokens has nan in all of them."""
-    part = baseline.parts["total"].subspace
-    values = np.full((len(batch), 1 + batch.layers + 2 * _DIRECTIONS + 2), np.nan, np.float32)
-    rows = np.flatnonzero(batch.tokens >= FEWEST_TOKENS)
-    names = ("ood", *("layer",) * batch.layers, *("mix",) * 2 * _DIRECTIONS, *("confidence",) * 2)
-    layers = (None, *range(batch.layers), *(None,) * (2 * _DIRECTIONS + 2))
-    if rows.size:
-        spe, inside = residual(part.mean, part.axes, batch.total[rows])
-        layer, total = standardise(part, spe, batch.tokens[rows])
-        mix = _mix(inside / np.maximum(part.spread, 1e-6))
-        values[rows] = np.concatenate([total[:, None], layer, mix, -mix, _confidence(batch, rows)], 1)
-    return Channels(names, layers, values)
+def learn(novelty: Novelty, inside: FloatArray, batch: Batch) -> Views:
+    """Return the views: groups from ``inside [m, q]`` of the fitted requests, the rest from ``batch``."""
+    k = max(1, min(_MOST_GROUPS, len(inside) // _REQUESTS_PER_GROUP))
+    groups = kmeans2(inside.astype(np.float64), k, minit="++", seed=np.random.default_rng(0))[0]
+    precision = 1 / np.maximum(novelty.outside.std(0), 1e-3)
+    extreme = length.learn(_extreme(precision, novelty)[:, None], batch.tokens)
+    known = np.isfinite(_confidence(batch)).all(1)
+    confidence = length.learn(_confidence(batch)[known], batch.tokens[known]) if known.sum() > 2 else None
+    centres = np.asarray(groups, np.float32)
+    stray = length.learn(_stray(centres, novelty.inside), batch.tokens)
+    return Views(centres, stray, precision, extreme, confidence or length.unknown(2))
 
 
-def _mix(inside: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the leading directions ``[n, 3]``; nan where the subspace has fewer."""
-    leading = inside[:, :_DIRECTIONS]
-    return np.pad(leading, ((0, 0), (0, _DIRECTIONS - leading.shape[1])), constant_values=np.nan)
+def names(layers: int, groups: int) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Return the kind of each channel and its layer, None where it is about all of them.
+
+    >>> names(2, 1)[0][:8]
+    ('ood', 'part', 'part', 'layer', 'layer', 'mix', 'mix', 'confidence')
+    """
+    kinds = ("ood", "part", "part", *["layer"] * layers, *["mix"] * (groups + 1), *["confidence"] * 4, "expert")
+    return kinds, (None,) * 3 + tuple(range(layers)) + (None,) * (groups + 6)
 
 
-def _confidence(batch: Batch, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-    """Return mean entropy, up and down ``[n, 2]``."""
-    if batch.entropy is None:
-        return np.full((len(rows), 2), np.nan, np.float32)
-    mean = batch.entropy[rows].mean(1)
-    return np.stack([mean, -mean], 1)
+def channel_scores(views: Views, ood: OodScores, novelty: Novelty, rows: NDArray[np.int64], batch: Batch) -> FloatArray:
+    """Return ``[n, channels]``, nan where a channel says nothing; ``novelty`` is that of the requests ``rows``."""
+    kinds, _ = names(batch.layers, len(views.groups))
+    values = np.full((len(batch), len(kinds)), np.nan, np.float32)
+    tokens = batch.tokens[rows]
+    mix = _likeness(views.groups, novelty.inside)
+    stray = length.standardise(views.stray, _stray(views.groups, novelty.inside), tokens)
+    sure = length.standardise(views.confidence, _confidence(batch)[rows], tokens)
+    extreme = length.standardise(views.extreme, _extreme(views.precision, novelty)[:, None], tokens)
+    parts = np.stack([ood.score, ood.score_prompt, ood.score_decode], 1)[rows]
+    values[rows] = np.concatenate([parts, novelty.layer, mix, stray, sure, -sure, extreme], 1)
+    return values
+
+
+def _likeness(groups: FloatArray, inside: FloatArray) -> FloatArray:
+    """Return a linear score for each group ``[n, k]``: the highest is that of the nearest centre."""
+    return np.asarray(inside @ groups.T - 0.5 * (groups**2).sum(1), np.float32)
+
+
+def _stray(groups: FloatArray, inside: FloatArray) -> FloatArray:
+    """Return the squared distance to the nearest centre ``[n, 1]``."""
+    nearest = _likeness(groups, inside).max(1)
+    return np.asarray((inside**2).sum(1) - 2 * nearest, np.float32)[:, None]
+
+
+def _extreme(precision: FloatArray, novelty: Novelty) -> FloatArray:
+    return np.asarray((novelty.outside * precision).reshape(len(novelty.outside), -1).max(1), np.float32)
+
+
+def _confidence(batch: Batch) -> FloatArray:
+    """Return mean entropy and mean margin over layers ``[n, 2]``, nan where unknown."""
+    unknown = np.full(len(batch), np.nan)
+    means = [unknown if v is None else v.mean(1) for v in (batch.entropy, batch.margin)]
+    return np.asarray(np.stack(means, 1), np.float32)

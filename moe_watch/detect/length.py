@@ -61,6 +61,12 @@ def learn(values: NDArray[np.floating], tokens: NDArray[np.floating]) -> Curve:
     return Curve(*(np.asarray(a, np.float32) for a in (knots, mean.T, deviation.T, 0.25 * rest.std(0))))
 
 
+def unknown(k: int) -> Curve:
+    """Return the curve of k quantities of which nothing is known: everything against it is nan."""
+    nothing = np.full((k, 3), np.nan, np.float32)
+    return Curve(np.zeros(0, np.float32), nothing, nothing, np.full(k, np.nan, np.float32))
+
+
 def standardise(curve: Curve, values: NDArray[np.floating], tokens: NDArray[np.floating]) -> FloatArray:
     """Return ``values [n, k]`` less their expected value, in standard deviations."""
     columns = basis(curve.knots, tokens).astype(np.float32)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import drift
+from moe_watch.detect import channels, drift, recovery
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
-from moe_watch.detect.channels import channel_scores
-from moe_watch.detect.ood import OodScores, score
+from moe_watch.detect.ood import OodScores, assess
+from moe_watch.detect.recovery import Recovery
 
-_BACK = 200  # requests that must look normal before a drift is over
+_STEP = 64  # requests accumulated at once
+NAMES = {"part": "ood"}  # kinds of channels that go by the name of another
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Alarm:
     """A drift that starts (``started``) or is over.
 
     ``at`` is the index in the batch; ``layer`` is set when the channel is one layer's; ``began`` is how many requests
-    before ``at`` the change is estimated to have begun; ``evidence`` is relative to the threshold (1 at the alarm).
+    before ``at`` the change is estimated to have begun (at the end: since when the stream is back); ``evidence`` is
+    relative to the threshold.
     """
 
     at: int
@@ -34,7 +36,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a batch showed; ``evidence`` is log evidence over log threshold, by channel in ``channels``."""
+    """What a batch showed; ``evidence`` is log evidence over log threshold (1: alarm), by channel in ``channels``."""
 
     ood: OodScores
     alarms: list[Alarm]
@@ -47,76 +49,77 @@ class LiveState:
     """Where the detectors stand after the requests seen so far."""
 
     threshold: float
-    tolerance: float
     bank: drift.Bank
-    mass: NDArray[np.float64]  # [channels, levels, bets] Shiryaev-Roberts sums
-    age: NDArray[np.int64]  # [channels, levels, bets] requests since each sum was last below 1
-    alarmed: bool
-    calm: int  # requests since the last sign of the drift, while alarmed
-    channel: str
-    layer: int | None
+    kinds: tuple[str, ...]
+    layers: tuple[int | None, ...]
+    sums: drift.Sums
+    recovery: Recovery | None = None  # set while a drift is on
 
 
 def start(baseline: Baseline, average_run_length: float, tolerance: float = 0.0) -> LiveState:
-    """Return the state before the first request; false alarms come ``average_run_length`` requests apart or more."""
-    layers = baseline.layers
-    channels = baseline.scores.shape[1]
-    weights = np.ones(channels)
-    weights[1 : 1 + layers] = 1 / layers
-    weights[1 + layers :] = 1 / (channels - 1 - layers)
-    bank = drift.bank(baseline.scores, weights)
-    zero = np.zeros((channels, drift.LEVELS.size, drift.BETS.size))
-    return LiveState(
-        average_run_length, tolerance, bank, zero, zero.astype(np.int64), alarmed=False, calm=0, channel="", layer=None
-    )
+    """Return the state before the first request; false alarms come ``average_run_length`` requests apart or more.
+
+    ``tolerance`` is the share of requests that may come from elsewhere without an alarm.
+    """
+    kinds, layers = channels.names(baseline.layers, len(baseline.views.groups))
+    bank = drift.bank(baseline.scores, kinds, average_run_length, baseline.kept, tolerance)
+    return LiveState(average_run_length, bank, kinds, layers, drift.Sums.zero(len(bank.weight)))
 
 
 def observe(baseline: Baseline, state: LiveState, batch: Batch) -> tuple[LiveState, Observation]:
     """Return the state after ``batch`` and what the batch showed; ``state`` itself is left as it was."""
-    ood = score(baseline, batch)
-    named = channel_scores(baseline, batch)
+    ood, whole, rows = assess(baseline, batch)
+    scores = channels.channel_scores(baseline.views, ood, whole, rows, batch)
     alarms: list[Alarm] = []
-    for at, factor in enumerate(drift.factors(state.bank, named.values)):
-        mass = (state.mass + 1) * factor
-        if state.alarmed:  # evidence beyond the threshold would only delay the end
-            mass = np.minimum(mass, state.threshold)
-        age = np.where(mass >= 1, state.age + 1, 0)
-        state = replace(state, mass=mass, age=age)
-        state, alarm = _decide(state, at, named.names, named.layers)
+    done = 0
+    while done < len(batch):
+        step = scores[done : done + _STEP]
+        state, used, alarm = (_watch if state.recovery is None else _await_end)(state, step)
         if alarm is not None:
-            alarms.append(alarm)
-    return state, Observation(ood, alarms, *_gauges(state, named.names))
+            alarms.append(replace(alarm, at=done + used - 1))
+        done += used
+    return state, Observation(ood, alarms, *_gauges(state))
 
 
-def _decide(
-    state: LiveState, at: int, names: tuple[str, ...], layers: tuple[int | None, ...]
-) -> tuple[LiveState, Alarm | None]:
-    """Start or end an alarm after one request."""
-    by_channel = state.mass.mean((1, 2)) * state.bank.weights
-    ratio = float(by_channel.sum() / state.threshold)
-    if not state.alarmed and ratio >= 1:
-        top = int(by_channel.argmax())
-        level = np.unravel_index(int(state.mass[top].argmax()), state.mass[top].shape)
-        alarm = Alarm(at, True, names[top], layers[top], int(state.age[top][level]), ratio)  # noqa: FBT003
-        return replace(_reset(state), alarmed=True, channel=alarm.channel, layer=alarm.layer), alarm
-    if not state.alarmed:
-        return state, None
-    calm = 0 if ratio >= 0.01 else state.calm + 1
-    if calm < _BACK:
-        return replace(state, calm=calm), None
-    alarm = Alarm(at, False, state.channel, state.layer, calm, ratio)  # noqa: FBT003
-    return replace(_reset(state), alarmed=False), alarm
+def _watch(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, int, Alarm | None]:
+    """Feed requests while all is well, up to the one that raises an alarm; return how many that were, too."""
+    bank = state.bank
+    worth = drift.factors(bank, scores)
+    mass = drift.accumulate(state.sums.mass, worth)
+    evidence = mass @ bank.weight / state.threshold
+    over = np.flatnonzero(evidence >= 1)
+    used = int(over[0]) + 1 if over.size else len(scores)
+    sums = state.sums.after(worth[:used], mass[used - 1])
+    if not over.size:
+        return replace(state, sums=sums), used, None
+    top = int((sums.mass * bank.weight).argmax())
+    kind, layer = state.kinds[bank.channel[top]], state.layers[bank.channel[top]]
+    alarm = Alarm(0, True, NAMES.get(kind, kind), layer, int(sums.age[top]), float(evidence[used - 1]))  # noqa: FBT003
+    return replace(state, sums=sums, recovery=recovery.begin(bank, sums, top)), used, alarm
 
 
-def _reset(state: LiveState) -> LiveState:
-    return replace(state, mass=np.zeros_like(state.mass), age=np.zeros_like(state.age), calm=0)
+def _await_end(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, int, Alarm | None]:
+    """Feed requests while a drift is on, up to the one that ends it."""
+    if state.recovery is None:
+        raise AssertionError("no drift is on")
+    now, used, over = recovery.observe(state.recovery, scores)
+    if not over:
+        return replace(state, recovery=now), used, None
+    top = now.bet
+    kind, layer = state.kinds[state.bank.channel[top]], state.layers[state.bank.channel[top]]
+    alarm = Alarm(0, False, NAMES.get(kind, kind), layer, int(now.sums.age.max()), 0.0)  # noqa: FBT003
+    return replace(state, sums=drift.Sums.zero(len(state.bank.weight)), recovery=None), used, alarm
 
 
-def _gauges(state: LiveState, names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """Return log evidence over log threshold, over all channels and by name of channel."""
-    by_channel = state.mass.mean((1, 2)) * state.bank.weights
+def _gauges(state: LiveState) -> tuple[float, dict[str, float]]:
+    """Return log evidence over log threshold, over all channels and by kind of channel.
+
+    While a drift is on it is 1 or less: what is still missing to its end.
+    """
     scale = np.log(state.threshold)
-    named = {
-        name: float(np.log1p(by_channel[[n == name for n in names]].sum()) / scale) for name in dict.fromkeys(names)
-    }
-    return float(np.log1p(by_channel.sum()) / scale), named
+    mass = state.sums.mass * state.bank.weight
+    kinds = np.array([NAMES.get(kind, kind) for kind in state.kinds])[state.bank.channel]
+    named = {kind: float(np.log1p(mass[kinds == kind].sum()) / scale) for kind in dict.fromkeys(kinds.tolist())}
+    if state.recovery is not None:
+        return 1 - recovery.progress(state.recovery), named
+    return float(np.log1p(mass.sum()) / scale), named

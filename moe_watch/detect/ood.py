@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.baseline import FEWEST_TOKENS, Baseline
 from moe_watch.detect.batch import Batch, routed_tokens
 from moe_watch.detect.conformal import p_values
-from moe_watch.detect.subspace import residual, standardise
+from moe_watch.detect.normal import FEWEST_TOKENS, Baseline
+from moe_watch.detect.subspace import Novelty, novelty
 
 
 @dataclass(frozen=True)
 class OodScores:
     """Scores of n requests; nan where a part has too few tokens or the baseline has none of it.
 
-    ``score`` is in standard deviations of normal requests of the same length, ``layer`` likewise for each layer;
-    ``p`` is for the whole request, ``p_prompt`` and ``p_decode`` for its parts.
+    Scores are in standard deviations of normal requests of the same length: ``score`` of the whole request, ``layer``
+    of each layer, and those of its parts; ``p``, ``p_prompt`` and ``p_decode`` are conformal p-values.
     """
 
     score: NDArray[np.float32]  # [n]
@@ -30,34 +30,38 @@ class OodScores:
     p_prompt: NDArray[np.float64]  # [n]
     p_decode: NDArray[np.float64]  # [n]
     layer: NDArray[np.float32]  # [n, layers]
+    score_prompt: NDArray[np.float32]  # [n]
+    score_decode: NDArray[np.float32]  # [n]
 
 
 def score(baseline: Baseline, batch: Batch) -> OodScores:
     """Score the requests of ``batch``; raises ``ValueError`` when it is of another shape than the baseline."""
-    check_shape(baseline, batch)
-    total, layer, p = _part(baseline, batch, "total")
-    return OodScores(total, p, _part(baseline, batch, "prompt")[2], _part(baseline, batch, "decode")[2], layer)
+    return assess(baseline, batch)[0]
 
 
-def check_shape(baseline: Baseline, batch: Batch) -> None:
-    """Raise ``ValueError`` when ``batch`` is not of the model of ``baseline``."""
+def assess(baseline: Baseline, batch: Batch) -> tuple[OodScores, Novelty, NDArray[np.int64]]:
+    """Return the scores and, of the requests with enough tokens (their indices come last), the novelty as a whole."""
     theirs, ours = (batch.layers, batch.experts, batch.top_k), (baseline.layers, baseline.experts, baseline.top_k)
     if theirs != ours:
         raise ValueError(f"requests of {theirs} (layers, experts, top-k) against a baseline of {ours}")
+    rows = np.flatnonzero(batch.tokens >= FEWEST_TOKENS)
+    whole = novelty(baseline.parts["total"].subspace, batch.total[rows], batch.tokens[rows])
+    total, layer = np.full(len(batch), np.nan, np.float32), np.full((len(batch), batch.layers), np.nan, np.float32)
+    total[rows], layer[rows] = whole.score, whole.layer
+    p = p_values(baseline.parts["total"].calibration, total, batch.tokens)
+    prompt, p_prompt = _part(baseline, batch, "prompt")
+    decode, p_decode = _part(baseline, batch, "decode")
+    return OodScores(total, p, p_prompt, p_decode, layer, prompt, decode), whole, rows
 
 
-def _part(
-    baseline: Baseline, batch: Batch, name: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Return score ``[n]``, score by layer ``[n, layers]`` and p ``[n]`` of one part."""
+def _part(baseline: Baseline, batch: Batch, name: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return score ``[n]`` and p ``[n]`` of one part."""
     counts = getattr(batch, name)
     tokens = routed_tokens(counts, batch.top_k)
-    total = np.full(len(batch), np.nan, np.float32)
-    layer = np.full((len(batch), batch.layers), np.nan, np.float32)
-    rows = np.flatnonzero(tokens >= FEWEST_TOKENS)
+    scores = np.full(len(batch), np.nan, np.float32)
     part = baseline.parts.get(name)
-    if part is None or rows.size == 0:
-        return total, layer, np.full(len(batch), np.nan)
-    spe, _ = residual(part.subspace.mean, part.subspace.axes, counts[rows])
-    layer[rows], total[rows] = standardise(part.subspace, spe, tokens[rows])
-    return total, layer, p_values(part.calibration, total, tokens)
+    if part is None:
+        return scores, np.full(len(batch), np.nan)
+    rows = np.flatnonzero(tokens >= FEWEST_TOKENS)
+    scores[rows] = novelty(part.subspace, counts[rows], tokens[rows]).score
+    return scores, p_values(part.calibration, scores, tokens)

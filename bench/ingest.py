@@ -83,8 +83,9 @@ class Replicas:
         name, now, (prompt, decode) = f"chatcmpl-{os.getpid()}-{index}", time.time(), self._tokens[index % POOL]
         self._send(
             replica, wire.Routing, request_id=name, model="bench-30x128", layers=LAYERS, experts=EXPERTS, top_k=TOP_K,
-            prompt=self._prompt[index % POOL], decode=self._decode[index % POOL], prompt_tokens=prompt, prompt_routed=prompt,
-            decode_routed=decode, entropy=[3.0] * LAYERS, margin=[0.1] * LAYERS, batch_mean=8.0, finished_at=now,
+            prompt=self._prompt[index % POOL], decode=self._decode[index % POOL],
+            prompt_tokens=prompt, prompt_routed=prompt, decode_routed=decode,
+            entropy=[3.0] * LAYERS, margin=[0.1] * LAYERS, batch_mean=8.0, finished_at=now,
         )  # fmt: skip
         self._send(
             replica, wire.Latency, request_id=name, finish_reason="stop", e2e_s=1.0, queue_s=0.0, prefill_s=0.2,

@@ -52,9 +52,7 @@ class World:
         near = likeness * parents + np.sqrt(1 - likeness**2) * rng.standard_normal((self.unseen, *shape))
         kinds = {"normal": known, "far": own, "near": near}
         object.__setattr__(self, "popular", rng.dirichlet(np.full(self.topics, 3.0)))
-        object.__setattr__(
-            self, "shares", {kind: _softmax(base + self.contrast * own) for kind, own in kinds.items()}
-        )
+        object.__setattr__(self, "shares", {kind: _softmax(base + self.contrast * own) for kind, own in kinds.items()})
 
     def draw(
         self,

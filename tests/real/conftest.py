@@ -48,6 +48,6 @@ def vllm_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     """Return the tiny MoE in transformers."""
-    from tests.real.routing_reference import Reference
+    from tests.real.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
 
     return Reference(MODELS / "moe")

@@ -118,6 +118,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     found, beside = load(folder) if (folder / "stretches.jsonl").exists() else ({}, {})
     file = folder / "healthy.json"
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
+    if "learned" in found:
+        said["normal"] = {name: _triple(e) for name, e in _by_domain(found["learned"]).items()}
     if "mixed" in found:
         said["ood"] = _curve(found["mixed"])
     faults = {
@@ -126,6 +128,10 @@ def numbers(folder: Path) -> dict[str, Any]:
         if name.startswith("fault:")
     }
     return said | {"faults": faults, "healthy": json.loads(file.read_text()) if file.exists() else {}}
+
+
+def _by_domain(seen: Observed) -> dict[str, Estimate]:
+    return {"all": gap.mean(seen.gap, seen.weight)} | quality.review(seen).by_group["domain"]
 
 
 def _curve(seen: Observed) -> dict[str, Any]:
@@ -167,13 +173,19 @@ def write(folder: Path, results: Path, document: Path) -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(said, indent=1) + "\n")
     text = document.read_text()
-    for mark, make in (("ood", _ood), ("faults", _faults), ("healthy", _healthy)):
+    for mark, make in (("normal", _normal), ("ood", _ood), ("faults", _faults), ("healthy", _healthy)):
         if not said.get(mark):
             continue  # not measured: what the document says stays
         start, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"
         before, rest = text.split(start)
         text = f"{before}{start}{make(said[mark])}{end}{rest.split(end, 1)[1]}"
     document.write_text(text)
+
+
+def _normal(domains: dict[str, Any]) -> str:
+    lines = ["| domain | requests | gap, nats per token |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {row[3]} | {_said(row)} |" for name, row in domains.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _ood(curve: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from sqlalchemy.orm import Session
-from vllm_server import Tapped, VllmServer
 
 from moe_watch.demo import corpus, shapes
 from moe_watch.serving import kv_cache
@@ -23,6 +22,7 @@ from moe_watch.shadow.likelihood import nll
 from moe_watch.store.models import Sample
 from tests import shadow_store
 from tests.fake_openai import FakeOpenAI
+from tests.real.vllm_server import Tapped, VllmServer
 
 pytestmark = pytest.mark.real
 

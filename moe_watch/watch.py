@@ -295,9 +295,12 @@ class Watch:
         return balance(over_ranks(counts, contiguous(self.layers, self.experts, self.model.ranks)), _RESAMPLES)
 
     def judge(self, now: float) -> tuple[str, str]:
-        """Return the verdict and the reason for it, and open or end the alarm of a blind tap."""
+        """Return the verdict and the reason for it, and open or end the alarm of a blind tap.
+
+        A silent tap is most often a vLLM that restarts: it is never healthy, but what pages is TapDown, once it lasts.
+        """
         verdict, reason = decide(self, now)
-        if verdict == "blind":
+        if verdict == "blind" and self.heard.tap(now)[1] != "silent":
             self.begin("blind", now, now, f"{self.model.model} at {self.model.replica}: {reason}", {"reason": reason})
         else:
             self.end("blind", now)

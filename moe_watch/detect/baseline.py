@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import channels
+from moe_watch.detect import views
 from moe_watch.detect.batch import Batch, routed_tokens
+from moe_watch.detect.channels import channel_scores
 from moe_watch.detect.conformal import calibrate
 from moe_watch.detect.normal import FEWEST_TOKENS, PARTS, Baseline, Part, Views
 from moe_watch.detect.ood import assess
@@ -143,8 +144,8 @@ def _fit_part(sample: Batch, name: str, sets: Sets) -> Part | None:
     if min(len(fit), len(length), len(calibration)) < 6:
         return None
     fit = fit[:: -(-len(fit) // _MOST_FITTED)]
-    axes = components(counts[fit], _components(name, len(fit), counts[0].size))
-    subspace = learn(*axes, (counts[fit], tokens[fit]), (counts[length], tokens[length]))
+    frame = components(counts[fit], _components(name, len(fit), counts[0].size))
+    subspace = learn(frame, (counts[fit], tokens[fit]), (counts[length], tokens[length]))
     scores = np.concatenate([novelty(subspace, counts[r], tokens[r]).score for r in _pieces(calibration)])
     return Part(subspace, calibrate(scores, tokens[calibration]))
 
@@ -156,16 +157,14 @@ def _components(name: str, fitted: int, size: int) -> int:
 
 def _fit_views(sample: Batch, part: Part, sets: Sets) -> Views:
     fitted, learned = sample.select(sets[0][:_MOST_FITTED]), sample.select(sets[1])
-    inside = novelty(part.subspace, fitted.total, fitted.tokens).inside
-    return channels.learn(novelty(part.subspace, learned.total, learned.tokens), inside, learned)
+    inside = novelty(part.subspace, fitted.total, fitted.tokens).place.inside
+    return views.learn(part.subspace, novelty(part.subspace, learned.total, learned.tokens), inside, learned)
 
 
 def _with_scores(draft: Baseline, calibration: Batch) -> Baseline:
     """Return ``draft`` with the channel scores of its calibration requests."""
-    scores = [
-        channels.channel_scores(draft.views, *assess(draft, b), b)
-        for b in map(calibration.select, _pieces(np.arange(len(calibration))))
-    ]
+    batches = [calibration.select(rows) for rows in _pieces(np.arange(len(calibration)))]
+    scores = [channel_scores(draft, assess(draft, batch), batch) for batch in batches]
     return replace(draft, scores=np.concatenate(scores))
 
 

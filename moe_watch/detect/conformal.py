@@ -12,19 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_APART = 1e6  # scores are standard deviations
 SMALLEST_BIN = 100  # calibration requests in a bin of length, so that p can fall to 1 %
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Sorted calibration scores by bin of length: bin b holds ``scores[start[b]:start[b + 1]]``.
+    """Calibration scores by bin of length: bin b holds ``keys[start[b]:start[b + 1]]``, sorted.
 
-    ``edges`` are the inner bounds of the bins, in tokens.
+    ``edges`` are the inner bounds of the bins, in tokens. A key is a score plus b times a constant larger than scores
+    are, so that one search serves all bins.
     """
 
     edges: NDArray[np.float64]
     start: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    keys: NDArray[np.float64]
 
 
 def calibrate(scores: NDArray[np.floating], tokens: NDArray[np.floating], most_bins: int = 8) -> Calibration:
@@ -37,9 +39,8 @@ def calibrate(scores: NDArray[np.floating], tokens: NDArray[np.floating], most_b
     ordered = np.sort(tokens)
     edges = np.unique(ordered[[len(scores) * b // bins for b in range(1, bins)]]).astype(np.float64)
     where = np.searchsorted(edges, tokens, side="right")
-    parts = [np.sort(scores[where == b]) for b in range(len(edges) + 1)]
-    start = np.cumsum([0, *(len(part) for part in parts)])
-    return Calibration(edges, start.astype(np.int64), np.concatenate(parts).astype(np.float32))
+    start = np.cumsum([0, *np.bincount(where, minlength=len(edges) + 1)])
+    return Calibration(edges, start.astype(np.int64), np.sort(_keys(scores, where)))
 
 
 def p_values(
@@ -50,11 +51,12 @@ def p_values(
     >>> p_values(calibrate(np.arange(99.0), np.ones(99)), np.array([98.0, 200.0, np.nan]), np.ones(3)).tolist()
     [0.02, 0.01, nan]
     """
-    p = np.full(len(scores), np.nan)
     where = np.searchsorted(calibration.edges, tokens, side="right")
-    for b in np.unique(where):
-        part = calibration.scores[calibration.start[b] : calibration.start[b + 1]]
-        rows = np.flatnonzero((where == b) & ~np.isnan(scores))
-        above = len(part) - np.searchsorted(part, scores[rows].astype(np.float32), side="left")
-        p[rows] = (1 + above) / (1 + len(part))
-    return p
+    end = calibration.start[where + 1]
+    above = end - np.searchsorted(calibration.keys, _keys(scores, where), side="left")
+    p = (1 + above) / (1 + end - calibration.start[where])
+    return np.where(np.isnan(scores), np.nan, p)
+
+
+def _keys(scores: NDArray[np.floating], where: NDArray[np.integer]) -> NDArray[np.float64]:
+    return np.clip(scores.astype(np.float64), -_APART / 3, _APART / 3) + _APART * where

@@ -68,8 +68,8 @@ def start(baseline: Baseline, average_run_length: float, tolerance: float = 0.0)
 
 def observe(baseline: Baseline, state: LiveState, batch: Batch) -> tuple[LiveState, Observation]:
     """Return the state after ``batch`` and what the batch showed; ``state`` itself is left as it was."""
-    ood, whole, rows = assess(baseline, batch)
-    scores = channels.channel_scores(baseline.views, ood, whole, rows, batch)
+    seen = assess(baseline, batch)
+    scores = channels.channel_scores(baseline, seen, batch)
     alarms: list[Alarm] = []
     done = 0
     while done < len(batch):
@@ -78,7 +78,7 @@ def observe(baseline: Baseline, state: LiveState, batch: Batch) -> tuple[LiveSta
         if alarm is not None:
             alarms.append(replace(alarm, at=done + used - 1))
         done += used
-    return state, Observation(ood, alarms, *_gauges(state))
+    return state, Observation(seen.scores, alarms, *_gauges(state))
 
 
 def _watch(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, int, Alarm | None]:

@@ -32,8 +32,9 @@ class Views:
     """What the drift channels need besides the subspace of whole requests; k groups of requests."""
 
     groups: NDArray[np.float32]  # [k, q] centres of the groups, inside the subspace
-    stray: Curve  # squared distance to the nearest centre, by length
     precision: NDArray[np.float32]  # [layers, experts] 1 / standard deviation of what lies outside the subspace
+    layer: Curve  # SPE of each layer, by length
+    stray: Curve  # squared distance to the nearest centre, by length
     extreme: Curve  # largest excess over experts, by length
     confidence: Curve  # mean entropy and mean margin over layers, by length; nan where never known
 
@@ -68,7 +69,7 @@ class Baseline:
         try:
             arrays = pack.from_bytes(raw)
             parts = {
-                name: pack.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.mean" in arrays
+                name: pack.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.weight" in arrays
             }
             plain = {name: int(arrays[name]) for name in _PLAIN[:4]} | {name: arrays[name] for name in _PLAIN[4:9]}
             views = pack.restore(Views, arrays, "views.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_watch.detect import views
 from moe_watch.detect.batch import Batch, routed_tokens
 from moe_watch.detect.conformal import p_values
 from moe_watch.detect.normal import FEWEST_TOKENS, Baseline
@@ -34,24 +35,36 @@ class OodScores:
     score_decode: NDArray[np.float32]  # [n]
 
 
+@dataclass(frozen=True)
+class Assessed:
+    """Scores of a batch, and what the drift channels need of the requests with enough tokens, ``rows [m]``."""
+
+    scores: OodScores
+    rows: NDArray[np.int64]
+    novelty: Novelty
+    extreme: NDArray[np.float32]  # [m, 1] largest excess of an expert
+
+
 def score(baseline: Baseline, batch: Batch) -> OodScores:
     """Score the requests of ``batch``; raises ``ValueError`` when it is of another shape than the baseline."""
-    return assess(baseline, batch)[0]
+    return assess(baseline, batch).scores
 
 
-def assess(baseline: Baseline, batch: Batch) -> tuple[OodScores, Novelty, NDArray[np.int64]]:
-    """Return the scores and, of the requests with enough tokens (their indices come last), the novelty as a whole."""
+def assess(baseline: Baseline, batch: Batch) -> Assessed:
+    """Score the requests of ``batch`` and keep what the drift channels need; raises ``ValueError`` as ``score``."""
     theirs, ours = (batch.layers, batch.experts, batch.top_k), (baseline.layers, baseline.experts, baseline.top_k)
     if theirs != ours:
         raise ValueError(f"requests of {theirs} (layers, experts, top-k) against a baseline of {ours}")
-    rows = np.flatnonzero(batch.tokens >= FEWEST_TOKENS)
-    whole = novelty(baseline.parts["total"].subspace, batch.total[rows], batch.tokens[rows])
+    part, tokens = baseline.parts["total"], batch.tokens
+    rows = np.flatnonzero(tokens >= FEWEST_TOKENS)
+    seen = novelty(part.subspace, batch.total if len(rows) == len(batch) else batch.total[rows], tokens[rows])
     total, layer = np.full(len(batch), np.nan, np.float32), np.full((len(batch), batch.layers), np.nan, np.float32)
-    total[rows], layer[rows] = whole.score, whole.layer
-    p = p_values(baseline.parts["total"].calibration, total, batch.tokens)
+    total[rows] = seen.score
+    layer[rows], extreme = views.layers(baseline.views, part.subspace, seen)
     prompt, p_prompt = _part(baseline, batch, "prompt")
     decode, p_decode = _part(baseline, batch, "decode")
-    return OodScores(total, p, p_prompt, p_decode, layer, prompt, decode), whole, rows
+    p = p_values(part.calibration, total, tokens)
+    return Assessed(OodScores(total, p, p_prompt, p_decode, layer, prompt, decode), rows, seen, extreme)
 
 
 def _part(baseline: Baseline, batch: Batch, name: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -63,5 +76,6 @@ def _part(baseline: Baseline, batch: Batch, name: str) -> tuple[NDArray[np.float
     if part is None:
         return scores, np.full(len(batch), np.nan)
     rows = np.flatnonzero(tokens >= FEWEST_TOKENS)
-    scores[rows] = novelty(part.subspace, counts[rows], tokens[rows]).score
+    enough = counts if len(rows) == len(batch) else counts[rows]
+    scores[rows] = novelty(part.subspace, enough, tokens[rows]).score
     return scores, p_values(part.calibration, scores, tokens)

@@ -25,7 +25,7 @@ from moe_watch.detect.shares import hellinger
 from moe_watch.detect.subspace import components, learn, novelty
 
 __all__ = ["FEWEST_TOKENS", "PARTS", "Baseline", "BaselineBuilder", "TooFewRequests"]
-_RESERVOIR_BYTES: Final = 600 << 20
+_RESERVOIR_BYTES: Final = 360 << 20
 _MOST_COMPONENTS: Final = {"total": 64, "prompt": 32, "decode": 32}
 _REQUESTS_PER_COMPONENT: Final = 6
 _STRETCH: Final = 50  # requests in a row that belong to the same set
@@ -47,7 +47,7 @@ class TooFewRequests(ValueError):  # noqa: N818 - the message reads as a sentenc
 class BaselineBuilder:
     """Collects requests in any order and in any number of pieces; what it builds depends only on which there were.
 
-    It keeps a uniform sample of at most ``size`` requests (by default what fits 600 MB), so memory is bounded; fitted
+    It keeps a uniform sample of at most ``size`` requests (by default what fits 360 MB), so memory is bounded; fitted
     on two halves and merged is the same as fitted on the whole, bit for bit.
     """
 

@@ -53,14 +53,14 @@ def test_p_values_of_normal_requests_are_at_most_uniform() -> None:
 
 
 def test_false_drift_alarms_keep_their_distance() -> None:
-    """24,000 normal requests raise no more than one alarm in each promised run length."""
-    assert false_alarms() <= 16 * 1500 / PROMISE
+    """Of 16 streams of one and a half promised run lengths, a quarter at most see an alarm."""
+    assert false_alarms() <= 4
 
 
 def test_a_bound_that_forgets_the_finite_baseline_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same streams, with half the observed rate for a bound instead of its upper limit: far too many alarms."""
+    """With half the observed rate for a bound instead of its upper limit, every stream is in alarm, most never out."""
     monkeypatch.setattr(drift, "_upper", lambda events, n, _run_length: max(0.5 * events / n, 1e-4))
-    assert false_alarms(streams=6) > 6 * 1500 / PROMISE
+    assert false_alarms(streams=6) >= 6
 
 
 def test_unseen_traffic_is_flagged_soon_and_its_end_is_noticed() -> None:
@@ -112,3 +112,18 @@ def test_too_few_requests_are_refused_with_what_is_missing() -> None:
     builder.add(traffic(120, 1))
     with pytest.raises(TooFewRequests, match="380 more"):
         builder.build()
+
+
+def test_requests_without_one_part_or_any_are_borne() -> None:
+    """No request, requests without generated text and too short ones have no p-value and harm nothing."""
+    both = traffic(1500, 1)
+    builder = BaselineBuilder()
+    builder.add(Batch(both.prompt, both.prompt, TOP_K, finished_at=both.finished_at))
+    baseline = builder.build()
+    nothing = traffic(4, 2)
+    prompts_only = live.observe(baseline, live.start(baseline, PROMISE), nothing)[1].ood
+    assert np.isnan(prompts_only.p_decode).all()
+    assert np.isfinite(prompts_only.p_prompt).all()
+    short = Batch(nothing.prompt * 0, nothing.decode, TOP_K, finished_at=nothing.finished_at)
+    for batch in (short, nothing.select(slice(0, 0))):
+        assert np.isnan(live.observe(baseline, live.start(baseline, PROMISE), batch)[1].ood.p).all()

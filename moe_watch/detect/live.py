@@ -102,12 +102,12 @@ def _await_end(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState
     """Feed requests while a drift is on, up to the one that ends it."""
     if state.recovery is None:
         raise AssertionError("no drift is on")
-    now, used, over = recovery.observe(state.recovery, scores)
+    now, used, over = recovery.observe(state.recovery, state.bank, state.threshold, scores)
     if not over:
         return replace(state, recovery=now), used, None
     top = now.bet
     kind, layer = state.kinds[state.bank.channel[top]], state.layers[state.bank.channel[top]]
-    alarm = Alarm(0, False, NAMES.get(kind, kind), layer, int(now.sums.age.max()), 0.0)  # noqa: FBT003
+    alarm = Alarm(0, False, NAMES.get(kind, kind), layer, now.calm, 0.0)  # noqa: FBT003
     return replace(state, sums=drift.Sums.zero(len(state.bank.weight)), recovery=None), used, alarm
 
 

@@ -1,9 +1,11 @@
-"""When is a drift over? A test in the other direction, of the event that raised the alarm.
+"""When is a drift over? When its event has become rare again and the evidence for any drift has gone.
 
-While the drift lasts, its event happens at a rate of at least ``rate``, a third of the way from normal to what was seen
-up to the alarm. A bet of lambda against the event is the e-value ``1 - lambda + lambda 1[no event] / (1 - rate)``, of
-expectation at most 1 as long as that is so; a drift that goes on is declared over no sooner than after ``PATIENCE``
-requests on average (e-detector, as in drift.py).
+While the drift lasts, the event that raised the alarm happens at a rate of at least ``rate``, a third of the way from
+normal to what was seen up to the alarm. A bet of lambda against the event is the e-value
+``1 - lambda + lambda 1[no event] / (1 - rate)``, of expectation at most 1 as long as that is so; a drift that goes on
+is declared over no sooner than after ``PATIENCE`` requests on average (e-detector, as in drift.py). The rate is an
+estimate made at an extreme moment, so the bank's own evidence, capped at the alarm's threshold, must have fallen to a
+tenth of it as well.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.drift import Bank, Sums, accumulate
+from moe_watch.detect.drift import Bank, Sums, factors
 
+Array = NDArray[np.float64]
 PATIENCE: Final = 1000.0
 _BETS: Final = np.array([0.1, 0.5, 0.99])
 
@@ -29,7 +32,9 @@ class Recovery:
     threshold: float
     rate: float
     memory: float
-    sums: Sums
+    against: Array  # [bets against the event] Shiryaev-Roberts sums, capped
+    calm: int  # requests since there was no evidence for an end
+    mass: Array  # [J] the bank's sums, capped together
 
 
 def begin(bank: Bank, sums: Sums, bet: int) -> Recovery:
@@ -37,23 +42,36 @@ def begin(bank: Bank, sums: Sums, bet: int) -> Recovery:
     up, down, bound = np.log(bank.up[bet]), np.log(bank.down[bet]), float(bank.bound[bet])
     requests = max(int(sums.age[bet]), 1)
     seen = (float(sums.climb[bet]) - requests * down) / (up - down) / requests
-    rate = bound + max(seen - bound, 0) / 3
-    zero = Sums.zero(len(_BETS))
-    return Recovery(bet, int(bank.channel[bet]), float(bank.threshold[bet]), rate, float(bank.memory[bet]), zero)
+    rate = min(bound + max(seen - bound, 0) / 3, 0.99)
+    channel, threshold, memory = int(bank.channel[bet]), float(bank.threshold[bet]), float(bank.memory[bet])
+    return Recovery(bet, channel, threshold, rate, memory, np.zeros(len(_BETS)), 0, sums.mass)
 
 
-def observe(recovery: Recovery, scores: NDArray[np.floating]) -> tuple[Recovery, int, bool]:
+def observe(
+    recovery: Recovery, bank: Bank, alarm_at: float, scores: NDArray[np.floating]
+) -> tuple[Recovery, int, bool]:
     """Feed channel scores ``[n, channels]``; return the state, how many requests it took, and whether it is over."""
-    mine = scores[:, recovery.channel]
-    quiet = np.where(mine > recovery.threshold, 0.0, 1 / (1 - min(recovery.rate, 0.99)))[:, None]
+    against, mass, calm = recovery.against, recovery.mass, recovery.calm
+    worth = factors(bank, scores)
+    for used, odds in enumerate(_odds(recovery, scores[:, recovery.channel]), 1):
+        against = np.minimum((against + 1) * odds, len(_BETS) * PATIENCE)
+        calm = calm + 1 if against.mean() >= 1 else 0
+        mass = (mass + 1) * worth[used - 1]
+        evidence = float(mass @ bank.weight)
+        if evidence > alarm_at:
+            mass *= alarm_at / evidence
+        elif evidence <= alarm_at / 10 and against.mean() >= PATIENCE:
+            return replace(recovery, against=against, calm=calm, mass=mass), used, True
+    return replace(recovery, against=against, calm=calm, mass=mass), len(scores), False
+
+
+def _odds(recovery: Recovery, mine: NDArray[np.floating]) -> Array:
+    """Return the e-values ``[n, bets]`` against the drift's event; a score that is nan bets nothing."""
+    quiet = np.where(mine > recovery.threshold, 0.0, 1 / (1 - recovery.rate))[:, None]
     odds = (1 - _BETS + _BETS * quiet) ** (1 / recovery.memory)
-    worth = np.where(np.isnan(mine)[:, None], 1.0, odds)
-    mass = accumulate(recovery.sums.mass, worth)
-    over = np.flatnonzero(mass.mean(1) >= PATIENCE)
-    used = int(over[0]) + 1 if over.size else len(scores)
-    return replace(recovery, sums=recovery.sums.after(worth[:used], mass[used - 1])), used, bool(over.size)
+    return np.asarray(np.where(np.isnan(mine)[:, None], 1.0, odds))
 
 
 def progress(recovery: Recovery) -> float:
     """Return how near the end of the drift is, from 0 to 1 (logarithm of the evidence for it)."""
-    return float(np.clip(np.log1p(recovery.sums.mass.mean()) / np.log(PATIENCE), 0, 1))
+    return float(np.clip(np.log1p(recovery.against.mean()) / np.log(PATIENCE), 0, 1))

@@ -78,7 +78,7 @@ class Place:
 
 def place(frame: Frame, counts: NDArray[np.integer]) -> Place:
     """Return the place of requests with counts ``[n, layers, experts]``."""
-    rows = hellinger(counts, frame.scale[:, 0]).reshape(len(counts), -1)
+    rows = hellinger(counts, frame.scale[:, 0]).reshape(len(counts), frame.mean.size)
     inside: FloatArray = rows @ frame.axes.T
     inside -= frame.origin
     squares = np.einsum("nj,nj->n", rows, rows) - 2 * (rows @ frame.centre) + frame.centre @ frame.centre

@@ -68,4 +68,4 @@ def _by_layer(left: FloatArray) -> FloatArray:
 
 def _extreme(precision: FloatArray, left: FloatArray) -> FloatArray:
     """Return the largest excess of an expert, in its standard deviations ``[n, 1]``."""
-    return np.asarray((left * precision).reshape(len(left), -1).max(1), np.float32)[:, None]
+    return np.asarray((left * precision).max((1, 2), initial=-np.inf), np.float32)[:, None]

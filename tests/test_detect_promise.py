@@ -58,7 +58,7 @@ def test_false_drift_alarms_keep_their_distance() -> None:
 
 
 def test_a_bound_that_forgets_the_finite_baseline_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With half the observed rate for a bound instead of its upper limit, every stream is in alarm, most never out."""
+    """With a quarter of the observed rate for a bound instead of its upper limit, every stream is in alarm."""
     monkeypatch.setattr(drift, "_upper", lambda events, n, _run_length: max(0.25 * events / n, 1e-4))
     assert false_alarms(streams=6) >= 6
 

@@ -228,7 +228,7 @@ def prediction_bound(rounds: int, features: int, error: float) -> float:
     """Return the t that any of ``features`` exceeds with probability ``error`` at most, given ``rounds`` (Bonferroni).
 
     >>> round(prediction_bound(8, 20, 0.001), 1)
-    8.0
+    7.9
     """
     return float(t.ppf(1 - error / features, rounds - 1))
 

@@ -66,7 +66,8 @@ def test_scoring_a_text_equals_having_generated_it(vllm_dense: Tapped, temperatu
     generated, scored, ranks, ids = use(vllm_dense, both)
     assert scored == pytest.approx(generated, abs=0.02)  # bfloat16, another batch shape
     assert len(scored) == len(ids)
-    assert temperature > 0 or set(ranks) == {1}
+    # At temperature 0 each token is the first choice, save where bfloat16 in another batch shape turns a tie over.
+    assert temperature > 0 or (max(ranks) <= 2 and ranks.count(1) >= 0.9 * len(ranks))
 
 
 def test_likelihood_is_that_of_the_model_itself(vllm_dense: Tapped) -> None:

@@ -34,11 +34,11 @@ class Served:
         return tuple(wire.unpack_counts(part, frame.layers, frame.experts) for part in (frame.prompt, frame.decode))
 
 
-def serve(tapped: Tapped, prompts: list[list[int]], concurrency: int, **body: Any) -> list[Served]:
+def serve(tapped: Tapped, prompts: list[list[int]], concurrency: int, *, tokens: int = 24, **body: Any) -> list[Served]:
     """Complete ``prompts`` and return them with their routing."""
 
     def one(prompt: list[int]) -> tuple[list[int], list[int], str]:
-        reply = tapped.server.complete(prompt, max_tokens=24, return_token_ids=True, **body)
+        reply = tapped.server.complete(prompt, max_tokens=tokens, return_token_ids=True, **body)
         return prompt, reply["choices"][0]["token_ids"], reply["id"]
 
     with ThreadPoolExecutor(concurrency) as pool:
@@ -91,7 +91,7 @@ def test_counts_are_those_of_transformers(
 
 def test_preempted_requests_count_each_position_once(vllm_strict: Tapped) -> None:
     """When memory runs out vLLM computes texts again; the second time is told apart and not counted."""
-    served = serve(vllm_strict, random_prompts(48, 7, longest=100), 32, ignore_eos=True, min_tokens=24)
+    served = serve(vllm_strict, random_prompts(32, 7, longest=20), 32, tokens=100, ignore_eos=True)
     for one in served:
         assert_adds_up(one)
     assert sum(one.frame.recomputed_tokens for one in served) > 0, "no request was preempted: the test proves nothing"

@@ -159,6 +159,7 @@ def learn(frame: Frame, fitted: Counted, learned: Counted) -> Subspace:
     at = place(frame, learned[0])
     directions = frame.mean.size - len(frame.mean)  # shares of a layer sum to 1
     real = (at.inside**2).mean(0) > _REAL * at.error.mean() / max(directions - len(frame.axes), 1)
+    real[0] = True  # one axis at least, also where all requests are alike
     frame = replace(frame, axes=frame.axes[real])
     rest = max(directions - len(frame.axes), 1)
     weight = float(np.sqrt(len(frame.axes) / rest))

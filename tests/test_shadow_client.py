@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import pytest
 from moe_watch.shadow import likelihood
 from moe_watch.shadow.client import DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
-from moe_watch.shadow.replay import Replay, replay, unsupported
+from moe_watch.shadow.replay import Replay, asked, garbled, replay, unsupported
 from moe_watch.store.shadows import Pending
 from tests.fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
 
@@ -179,3 +180,12 @@ def test_measures_of_nothing_are_unknown() -> None:
     """No tokens, no number."""
     assert likelihood.nll([]) is None
     assert likelihood.agreement([], [1]) is None
+
+
+def test_signals_look_at_what_was_written_not_at_its_json() -> None:
+    """An English answer to a Russian chat is a switch of script: the JSON's own words are no part of the prompt."""
+    chat = json.dumps([{"role": "user", "content": "Как отсортировать список? [image]"}], ensure_ascii=False)
+    request = replace(REQUEST, prompt=chat, output="I am sorry about the trouble with your order.")
+    assert garbled(request) == ["script"]
+    assert asked(replace(request, prompt="[{")) == "[{"
+    assert asked(replace(request, endpoint="/v1/completions", prompt="[]")) == "[]"

@@ -50,6 +50,16 @@ def test_quoted_or_cut_characters_are_not() -> None:
     assert signals.defects("half a character \ufffd", cut=True) == []
 
 
+def test_fenced_code_is_of_no_script() -> None:
+    """A Russian question may be answered by code, which is Latin everywhere; prose around it counts."""
+    code = "```python\nnumbers = sorted(values, key=lambda value: value.weight)\n```"
+    assert signals.defects(f"Вот пример:\n{code}", prompt="Как отсортировать список?") == []
+    assert (
+        signals.defects(f"{code}\nThis is how to sort it.", prompt="Как отсортировать?") == []
+    )  # fewer than 20 letters
+    assert signals.defects(f"{code}\nThis is how one sorts a list of values.", prompt="Как сортировать?") == ["script"]
+
+
 def test_switch_of_script_is_found_unless_asked_for() -> None:
     """Cyrillic for a Latin prompt is a defect; a translation is not, nor an answer in the prompt's script."""
     russian = "Сортировка списка выполняется на месте"

@@ -45,11 +45,22 @@ def cost(request: Pending) -> int:
     return 2 * (request.prompt_tokens + request.output_tokens)
 
 
+def asked(request: Pending) -> str:
+    """Return what was written to the model: the texts of a chat's messages without JSON's own words around them."""
+    if not request.endpoint.endswith("/chat/completions"):
+        return request.prompt
+    try:
+        told = [str(message["content"]) for message in json.loads(request.prompt)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return request.prompt
+    return "\n".join(told).replace("[image]", "")  # as the tap writes an image
+
+
 def garbled(request: Pending, length_factor: float = 1.0) -> list[str]:
     """Return the defects of the MoE's output."""
     return signals.defects(
         request.output,
-        prompt=request.prompt,
+        prompt=asked(request),
         wants_json=_wants_json(request),
         cut=request.finish_reason == "length" or request.output_truncated,
         corrupted=request.corrupted,
@@ -114,7 +125,7 @@ def _compare_texts(request: Pending, own: Generated, row: Shadow) -> None:
     both_ended = not cut and request.finish_reason == "stop"
     moe_tokens = row.moe_tokens or request.output_tokens
     factor = max(moe_tokens, 1) / max(own.tokens, 1) if both_ended and max(moe_tokens, own.tokens) >= 32 else 1.0
-    dense = signals.defects(own.text, prompt=request.prompt, wants_json=_wants_json(request), cut=cut)
+    dense = signals.defects(own.text, prompt=asked(request), wants_json=_wants_json(request), cut=cut)
     row.defects = {"moe": garbled(request, factor), "dense": dense}
 
 

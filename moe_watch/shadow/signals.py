@@ -6,7 +6,8 @@ repetition     share of the text in its longest periodic run (a unit of at most 
                on (Welleck et al., 2020, arXiv 1908.04319), whichever is larger; a defect from 0.5
 encoding       replacement, control, private-use, unassigned and lone surrogate characters that the
                prompt does not have, the last character of a cut output aside; a defect from 1
-script         share of letters in scripts that the prompt has none of, unless it names a language; a defect from 0.3
+script         share of letters outside fenced code in scripts that the prompt has none of, unless it names a
+               language; a defect from 0.3
 json           1 where JSON was asked for and the output is not JSON (cut or broken)
 refusal        1 where the output begins as refusals do
 length         factor between the tokens of both models' outputs where both ended by themselves; a defect from 4
@@ -40,6 +41,7 @@ _LANGUAGES = re.compile(
     r"|katakana|korean|mandarin|persian|romaji|russian|thai|ukrainian|urdu|vietnamese",
     re.IGNORECASE,
 )
+_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)(?:\n```\s*)?$", re.DOTALL | re.IGNORECASE)
 
 
@@ -114,7 +116,7 @@ def script(text: str, prompt: str, fewest: int = 20) -> float:
 
     0 with fewer than ``fewest`` letters, where the prompt has none, and where it speaks of a language or translation.
     """
-    ours, theirs = _scripts(text), _scripts(prompt)
+    ours, theirs = _scripts(_CODE.sub("", text)), _scripts(prompt)
     letters = sum(ours.values())
     if letters < fewest or not theirs or _LANGUAGES.search(prompt):
         return 0.0

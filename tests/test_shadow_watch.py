@@ -14,6 +14,7 @@ from moe_watch.export.snapshot import Board
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow.watch import QualityWatch
 from moe_watch.store import shadows
+from moe_watch.store.models import ServerBench
 from tests import shadow_store
 
 START, HOUR = 1_000_000.0, 3600.0
@@ -116,3 +117,35 @@ def test_nothing_yet_is_no_news(tmp_path: Path) -> None:
     assert watch.update(*LABELS, START) == []
     assert value(board, metrics.QUALITY_DEGRADED, *LABELS) == 0
     assert metrics.QUALITY_GAP not in {family.metric for family in board.read()}
+
+
+def test_what_can_no_longer_be_estimated_is_not_shown(tmp_path: Path) -> None:
+    """Hours after the last replay gap and advantage are gone: a gauge that stands still would look measured."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store, fault=0.0)
+    watch = QualityWatch(store, settings(), board)
+    watch.update(*LABELS, end)
+    assert shown(board, metrics.QUALITY_GAP, metrics.GARBLED_RATIO_LOWER, metrics.MOE_ADVANTAGE_UPPER) == 3
+    watch.update(*LABELS, end + 7 * HOUR)
+    assert shown(board, metrics.QUALITY_GAP, metrics.GARBLED_RATIO_LOWER, metrics.MOE_ADVANTAGE_UPPER) == 0
+
+
+def test_a_load_of_both_servers_tells_the_advantage_where_replays_cannot(tmp_path: Path) -> None:
+    """At 16 requests under way no replay compares: the bench's figure nearest to that is shown, also below 1."""
+    store, board = shadow_store.make(tmp_path), Board()
+    with Session(store) as session, session.begin():
+        for pk in range(1, 30):
+            shadow_store.add_shadow(session, pk, at=START + pk, gap=0.1, batch_mean=13.0, dense_concurrency=2.0)
+        for at, concurrency, ratio in ((50, 16, 2.0), (90, 1, 1.3), (90, 16, 0.8), (90, 64, 0.7)):
+            bounds = {"ratio_lower": ratio - 0.1, "ratio_upper": ratio + 0.1, "moe_ttft_s": 0.1, "dense_ttft_s": 0.1}
+            speed = {"moe_tokens_per_s": 100 * ratio, "dense_tokens_per_s": 100.0, "rounds": 4, "requests": 100}
+            names = {"moe_model": "moe", "dense_model": "dense"}
+            session.add(ServerBench(at=START + at, concurrency=concurrency, ratio=ratio, **bounds, **speed, **names))
+    QualityWatch(store, settings(), board).update(*LABELS, START + 100)
+    assert value(board, metrics.MOE_ADVANTAGE, *LABELS) == 0.8
+    assert value(board, metrics.MOE_ADVANTAGE_UPPER, *LABELS) == pytest.approx(0.9)
+
+
+def shown(board: Board, *wanted: metrics.Metric) -> int:
+    """Return how many of these metrics have a series."""
+    return sum(family.metric in wanted for family in board.read())

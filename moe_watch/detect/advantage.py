@@ -45,6 +45,15 @@ def begins(concurrency: Sequence[int], ratios: Sequence[float]) -> int | None:
     return found
 
 
+def nearest(levels: Sequence[int], concurrency: float) -> int:
+    """Return the place of the measured concurrency nearest to ``concurrency``, by ratio.
+
+    >>> nearest([1, 4, 16, 64], 9.0)
+    2
+    """
+    return min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / max(concurrency, 1.0))))
+
+
 def live(
     moe_tpot: Floats, moe_concurrency: Floats, dense_tpot: Floats, dense_concurrency: Floats, weights: Floats
 ) -> Advantage:
@@ -54,7 +63,7 @@ def live(
     are compared within a bucket. Buckets with fewer than 10 requests on a side say nothing: dense replays are few
     at a time, so high concurrency needs ``moe-watch bench-servers``.
     """
-    moe, dense = _buckets(moe_concurrency, moe_tpot), _buckets(dense_concurrency, dense_tpot)
+    moe, dense = buckets(moe_concurrency, moe_tpot), buckets(dense_concurrency, dense_tpot)
     found, mass = {}, {}
     for k, name in enumerate(BUCKETS):
         ours, theirs = moe == k, dense == k
@@ -67,7 +76,7 @@ def live(
     return Advantage({name: _exponent(e) for name, e in found.items()}, _exponent(overall))
 
 
-def _buckets(concurrency: Floats, tpot: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def buckets(concurrency: Floats, tpot: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return the bucket of each request, -1 where concurrency or time is unknown."""
     known = (concurrency > 0) & (tpot > 0)
     return np.where(known, np.searchsorted(list(BUCKETS.values()), concurrency), -1)

@@ -31,6 +31,7 @@ _REVIEW_S = 60.0
 _LAG_S = 5.0  # rows are stamped before they are committed
 _CATCH_UP_S = 24 * 3600.0
 _COVERAGE_S = 600.0
+_BENCH_S = 30 * 24 * 3600.0  # a load of both servers says nothing of the servers of long ago
 
 
 @dataclass(frozen=True)
@@ -153,25 +154,39 @@ class QualityWatch:
         """Set the gauges over the last hours; what cannot be estimated is left out."""
         seen = self._observed(session, labels, now - WINDOW_S, now)
         found = quality.review(seen)
-        if found.gap:
-            self.board.set(metrics.QUALITY_GAP, found.gap.value, *labels)
-            self.board.set(metrics.QUALITY_GAP_LOWER, found.gap.lower, *labels)
-            self.board.set(metrics.QUALITY_GAP_UPPER, found.gap.upper, *labels)
-        if found.garbled:
-            self.board.set(metrics.GARBLED_RATIO, found.garbled.value, *labels)
-            self.board.set(metrics.GARBLED_RATIO_LOWER, found.garbled.lower, *labels)
+        self._show(metrics.QUALITY_GAP, found.gap.value, labels)
+        self._show(metrics.QUALITY_GAP_LOWER, found.gap.lower, labels)
+        self._show(metrics.QUALITY_GAP_UPPER, found.gap.upper, labels)
+        self._show(metrics.GARBLED_RATIO, found.garbled.value, labels)
+        self._show(metrics.GARBLED_RATIO_LOWER, found.garbled.lower, labels)
         deciles: dict[tuple[str, ...], float] = {(str(k),): e.value for k, e in enumerate(found.curve.deciles, 1) if e}
         self.board.replace(metrics.QUALITY_GAP_BY_OOD, labels, deciles)
         covered = shadows.coverage(session, *labels, now - _COVERAGE_S, now)
-        if covered is not None:
-            self.board.set(metrics.SHADOW_COVERAGE, covered, *labels)
-        self._review_speed(session, labels, now)
+        self._show(metrics.SHADOW_COVERAGE, math.nan if covered is None else covered, labels)
+        value, upper = self._advantage(session, labels, now)
+        self._show(metrics.MOE_ADVANTAGE, value, labels)
+        self._show(metrics.MOE_ADVANTAGE_UPPER, upper, labels)
 
-    def _review_speed(self, session: Session, labels: tuple[str, str], now: float) -> None:
+    def _show(self, metric: metrics.Metric, value: float, labels: tuple[str, str]) -> None:
+        """Set a gauge, or take it away where there is nothing to estimate it from any more."""
+        self.board.replace(metric, labels, {} if math.isnan(value) else {(): value})
+
+    def _advantage(self, session: Session, labels: tuple[str, str], now: float) -> tuple[float, float]:
+        """Return MoE over dense tokens per second and its upper bound; nan when it is not known.
+
+        The shadow's own replays tell it where both models have as many requests under way; else the last
+        ``moe-watch bench-servers`` does, at the concurrency nearest to the MoE's.
+        """
         speeds = shadows.speeds(session, now - WINDOW_S, now, model=labels[0], replica=labels[1])
         paid = advantage.live(
             speeds.moe_tpot_s, speeds.moe_concurrency, speeds.dense_tpot_s, speeds.dense_concurrency, speeds.weight
         ).overall
         if paid:
-            self.board.set(metrics.MOE_ADVANTAGE, paid.value, *labels)
-            self.board.set(metrics.MOE_ADVANTAGE_UPPER, paid.upper, *labels)
+            return paid.value, paid.upper
+        running = shadows.concurrency(session, *labels, now - _COVERAGE_S, now)
+        steps = shadows.benches(session, now - _BENCH_S, now, model=labels[0])
+        if running is None or not steps:
+            return math.nan, math.nan
+        latest = [step for step in steps if step.at == steps[0].at]
+        near = advantage.nearest([step.concurrency for step in latest], running)
+        return latest[near].ratio, latest[near].ratio_upper

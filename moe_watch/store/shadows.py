@@ -246,6 +246,18 @@ def _reference_key(*parts: str) -> str:
     return _REFERENCE + blake2b("\0".join(parts).encode(), digest_size=20).hexdigest()
 
 
+def concurrency(session: Session, model: str, replica: str, since: float, until: float) -> float | None:
+    """Return how many requests the MoE had under way on average over the requests of a period; None without any."""
+    query = (
+        select(func.avg(Request.batch_mean))
+        .join(Model, Model.id == Request.model_id)
+        .where(Model.name == model, Request.replica == replica, Request.canary.is_(False))
+        .where(Request.finished_at > since, Request.finished_at <= until)
+    )
+    found = session.scalar(query)
+    return None if found is None else float(found)
+
+
 def coverage(session: Session, model: str, replica: str, since: float, until: float) -> float | None:
     """Return the share of finished requests of a period that the shadow scored; None without requests."""
     query = (

@@ -97,11 +97,22 @@ class Window:
                 self._vector(name, np.where(known, values, 0).sum(0, dtype=np.float64))
                 self._vector(f"{name}_n", known.sum(0, dtype=np.float64))
 
-    def add_scores(self, p: NDArray[np.floating], flagged: NDArray[np.bool_]) -> None:
-        """Add conformal p-values ``[n]`` (nan: too short to score) and which of them are out of distribution."""
+    def add_scores(self, p: NDArray[np.floating], flagged: NDArray[np.bool_], requests: Sequence[Joined] = ()) -> None:
+        """Add conformal p-values ``[n]`` (nan: too short to score) and which of them are out of distribution.
+
+        With the ``requests`` [n] that they belong to, both are counted by domain tag and modality as well.
+        """
         self.sum("scored", float(np.isfinite(p).sum()))
         self.sum("ood", float(flagged.sum()))
         self.histogram("ood_p", p)
+        known = [(r.request, out) for r, out, at in zip(requests, flagged, p, strict=False) if np.isfinite(at)]
+        tagged = [(asked, out) for asked, out in known if asked is not None]
+        for name, labels in (
+            ("domains", [asked.domain for asked, _ in tagged]),
+            ("modalities", ["image" if asked.images else "text" for asked, _ in tagged]),
+        ):
+            counted = self._tally(f"scored_{name}", labels)
+            self._tally(f"ood_{name}", [label for label, (_, out) in zip(counted, tagged, strict=True) if out])
 
     def histogram(self, name: str, values: ArrayLike) -> None:
         """Count ``values`` into the histogram ``name`` of ``EDGES``; nan is left out."""
@@ -145,11 +156,14 @@ class Window:
         before = self.vectors.get(name)
         self.vectors[name] = values.copy() if before is None else before + values
 
-    def _tally(self, name: str, values: Sequence[str]) -> None:
-        tally = self.tallies.setdefault(name, {})
+    def _tally(self, name: str, values: Sequence[str]) -> list[str]:
+        """Count ``values`` and return the names under which they were counted."""
+        tally, names = self.tallies.setdefault(name, {}), []
         for value in values:
             known = value if value in tally or len(tally) < MOST_DOMAINS else "other"
             tally[known] = tally.get(known, 0) + 1
+            names.append(known)
+        return names
 
 
 def outcome(request: Joined) -> str:

@@ -186,7 +186,7 @@ class Watch:
             return None
         ood = self.observation.ood
         finished = np.zeros(len(batch)) if batch.finished_at is None else batch.finished_at
-        self.window.add_scores(ood.p, ood.p <= self._detect.ood_alpha)
+        self.window.add_scores(ood.p, ood.p <= self._detect.ood_alpha, requests)
         self.recent.add_scores([r.request_id for r in requests], ood.p, finished, self._detect.ood_alpha)
         for alarm in self.observation.alarms:
             if alarm.started:

@@ -241,7 +241,7 @@ class World:
             if fitted is not None and len(batch):
                 scores = ood.score(fitted, batch)
                 flagged: NDArray[np.bool_] = scores.p <= 0.01
-                window.add_scores(scores.p, flagged)
+                window.add_scores(scores.p, flagged, [mine[i] for i in routed])
             found.windows.append(windows.row(identity, replica, at, self.story.window_s, window))
             found.requests += rows.new_requests(
                 identity, mine, routed, scores, baseline_id=key, fingerprint_rate=1.0, keep_samples_days=30.0

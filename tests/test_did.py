@@ -60,3 +60,34 @@ def test_no_shadow_no_cause() -> None:
     rng = np.random.default_rng(9)
     blind = did.Pairs(rng.random(50), np.full(50, np.nan), np.ones(50))
     assert did.difference(blind, blind).cause == "unknown"
+
+
+def test_a_change_of_mix_is_no_change_among_requests_alike() -> None:
+    """More of a harder kind moves the mean, not the kinds; a fault on top is left over, at its size."""
+    rng = np.random.default_rng(10)
+
+    def mix(share: float, fault: float = 0.0) -> tuple[did.Pairs, np.ndarray]:
+        kind = (rng.random(400) < share).astype(np.int64)
+        found = pairs(rng, n=400, fault=fault)
+        return did.Pairs(found.moe + 0.5 * kind, found.dense, found.weights), kind
+
+    covered, blamed = [], []
+    for _ in range(200):
+        old, new, broken = mix(0.1), mix(0.6), mix(0.6, fault=0.2)
+        assert did.difference(old[0], new[0]).effect.lower > 0.05
+        blamed.append(did.difference(*did.alike(*old, *new)).cause == "moe")
+        effect = did.difference(*did.alike(*old, *broken)).effect
+        covered.append(effect.lower <= 0.2 <= effect.upper)
+    assert np.mean(blamed) <= 0.05
+    assert np.mean(covered) >= 0.93
+
+
+def test_kinds_that_one_period_hardly_has_are_left_out() -> None:
+    """A kind with fewer than five requests on a side says nothing about a change, nor does an unknown one."""
+    rng = np.random.default_rng(11)
+    old, new = pairs(rng, n=50), pairs(rng, n=50)
+    kinds = np.repeat([0, 1, -1], [30, 16, 4])
+    rare = np.repeat([0, 1, 2, -1], [30, 3, 13, 4])
+    before, after = did.alike(old, kinds, new, rare)
+    assert (len(before.moe), len(after.moe)) == (30, 30)
+    assert after.weights.sum() == pytest.approx(before.weights.sum())

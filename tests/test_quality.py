@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,15 @@ def test_judge_is_held_to_the_likelihood(tmp_path: Path) -> None:
     assert found.requests == 30
     assert found.value == pytest.approx(27 / 30)
     assert found.lower > 0.5
+
+
+def test_the_usual_requests_are_compared_apart(seen: Observed) -> None:
+    """Among requests as unusual as before nothing changed when usual ones stayed away; a fault shows."""
+    rows = np.arange(len(seen.at))
+    unusual = seen.ood > np.nanquantile(seen.ood, 0.7)
+    before, after = seen.rows(rows % 4 < 2), seen.rows((rows % 4 >= 2) & (unusual | (rows % 3 == 0)))
+    assert quality.compare(before, after).effect.value > 0.02
+    alike = quality.compare_alike(before, after).effect
+    assert alike.lower < 0 < alike.upper
+    broken = replace(after, nll_moe=after.nll_moe + 0.3)
+    assert quality.compare_alike(before, broken).effect.value == pytest.approx(alike.value + 0.3)

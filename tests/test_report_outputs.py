@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from moe_watch.report import as_html, as_json, as_markdown, words
 from moe_watch.report.gather import gather
 from moe_watch.report.review import Report
-from moe_watch.report.sections import Mark
+from moe_watch.report.sections import Mark, Ood, Quality
 from moe_watch.report.terms import Period
 from moe_watch.settings import Settings
 from tests import store_factory
@@ -47,8 +47,14 @@ def hostile() -> Report:
     drift = replace(review.timeline.drifts[0], summary=HOSTILE, replica=HOSTILE)
     marks = (Mark(UNTIL - DAY, "engine_start", HOSTILE, HOSTILE),)
     timeline = replace(review.timeline, drifts=(drift,), marks=marks)
+    assert isinstance(review.ood, Ood)
+    assert isinstance(review.quality, Quality)
+    domains = tuple(replace(part, name=HOSTILE) for part in review.ood.domains)
+    groups = {by: tuple(replace(g, name=HOSTILE) for g in part) for by, part in review.quality.groups.items()}
     made = replace(
         review,
+        ood=replace(review.ood, domains=domains),
+        quality=replace(review.quality, groups=groups, dense_model=HOSTILE),
         served=served,
         replicas=(HOSTILE,),
         suspects=replace(review.suspects, requests=suspects),

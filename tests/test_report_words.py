@@ -11,7 +11,18 @@ from moe_watch.report import words
 from moe_watch.report.gather import gather
 from moe_watch.report.leads import leads, unknowns
 from moe_watch.report.review import Review
-from moe_watch.report.sections import Canaries, Context, Drift, Latency, LayerLoad, Load, Quality, Replay, Shift
+from moe_watch.report.sections import (
+    Canaries,
+    Context,
+    Drift,
+    Latency,
+    LayerLoad,
+    Load,
+    Quality,
+    Replay,
+    Shift,
+    Slowdown,
+)
 from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.settings import Settings
 from tests import store_factory
@@ -26,7 +37,7 @@ def drifted() -> Review:
     """Return a week in which traffic drifted and quality held."""
     review = gather(store_factory.shared(), Settings(), WEEK, now=UNTIL).reviews[0]
     assert isinstance(review.quality, Quality)
-    held = Shift(Interval(0.0, -0.01, 0.01, 300), "none")
+    held = Shift(Interval(0.0, -0.01, 0.01, 300), "none", None)
     return replace(review, quality=replace(review.quality, shift=held))
 
 
@@ -41,11 +52,12 @@ def with_drift(kind: str, ended_at: float | None = None) -> Review:
     return replace(drifted(), timeline=replace(drifted().timeline, drifts=(drift,)))
 
 
-def with_shift(low: float, high: float, cause: str) -> Review:
-    """Return a quiet week in which the quality gap changed by an interval."""
+def with_shift(low: float, high: float, cause: str, alike: tuple[float, float] | None = None) -> Review:
+    """Return a quiet week in which the quality gap changed by an interval, among requests like before by ``alike``."""
     quality = drifted().quality
     assert isinstance(quality, Quality)
-    shift = Shift(Interval((low + high) / 2, low, high, 300), cause)  # type: ignore[arg-type]
+    among = None if alike is None else Interval(sum(alike) / 2, *alike, 200)
+    shift = Shift(Interval((low + high) / 2, low, high, 300), cause, among)  # type: ignore[arg-type]
     return replace(quiet(), quality=replace(quality, shift=shift))
 
 
@@ -139,6 +151,31 @@ def test_quality_is_told_with_its_uncertainty(low: float, high: float, cause: st
     verdict = words.verdict(with_shift(low, high, cause))
     assert verdict.answers[0].short == short
     assert headline in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("alike", "short", "headline"),
+    [
+        ((-0.02, 0.03), "Not on unusual requests", "worse on the unusual requests"),
+        ((-0.02, 0.3), "No", "and output got worse"),  # too few to tell
+        ((0.1, 0.18), "No", "and output got worse"),  # less, but worse all the same
+    ],
+)
+def test_unusual_requests_are_told_from_a_worse_model(alike: tuple[float, float], short: str, headline: str) -> None:
+    """A gap that grew only because requests became more unusual is not blamed on the usual ones."""
+    verdict = words.verdict(with_shift(0.15, 0.25, "moe", alike))
+    assert verdict.answers[0].short == short
+    assert headline in verdict.headline
+
+
+def test_a_slower_moe_is_told_when_the_dense_model_is_not_slower() -> None:
+    """Latency has its control group too: what both models share is not told."""
+    rise = Interval(0.21, 0.18, 0.24, 300)
+    own = Slowdown("time per output token", rise, Interval(0.0, -0.01, 0.01, 300), rise, "moe")
+    said = words.verdict(replace(quiet(), slowdowns=(own,))).answers[2].sentences[-1]
+    assert said.startswith("The MoE's time per output token changed by +21")
+    both = replace(own, cause="traffic")
+    assert "MoE's time" not in everything_said(replace(quiet(), slowdowns=(both,)))
 
 
 def test_without_a_shadow_quality_is_not_known() -> None:

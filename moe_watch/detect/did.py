@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_watch.detect.gap import Estimate, Floats, mean
 
 Cause = Literal["none", "moe", "traffic", "both", "unknown"]
+FEWEST_ALIKE = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,31 @@ def ratio(before: Pairs, after: Pairs, *, tolerance: float = 0.0, confidence: fl
     logs = [Pairs(np.log(pairs.moe), np.log(pairs.dense), pairs.weights) for pairs in (before, after)]
     found = difference(logs[0], logs[1], tolerance=math.log1p(tolerance), confidence=confidence)
     return Difference(_factor(found.moe), _factor(found.dense), _factor(found.effect), found.cause)
+
+
+def alike(
+    before: Pairs, strata_before: NDArray[np.int64], after: Pairs, strata_after: NDArray[np.int64]
+) -> tuple[Pairs, Pairs]:
+    """Return both periods with the mix of strata that ``before`` has, so that what changed *within* strata is left.
+
+    Strata are numbers [n] of requests alike; those with fewer than 5 requests on a side, and negative ones, are left
+    out. The weights of ``after`` are scaled (direct standardisation); intervals come out a little too wide.
+    """
+    old, new = (~np.isnan(pairs.moe - pairs.dense) for pairs in (before, after))
+    common = [
+        k
+        for k in np.intersect1d(strata_before[old], strata_after[new])
+        if k >= 0 and min((strata_before[old] == k).sum(), (strata_after[new] == k).sum()) >= FEWEST_ALIKE
+    ]
+    old, new = old & np.isin(strata_before, common), new & np.isin(strata_after, common)
+    weights = after.weights[new].astype(np.float64)
+    for k in common:
+        inside = strata_after[new] == k
+        weights[inside] *= before.weights[old & (strata_before == k)].sum() / weights[inside].sum()
+    return (
+        Pairs(before.moe[old], before.dense[old], before.weights[old]),
+        Pairs(after.moe[new], after.dense[new], weights),
+    )
 
 
 def _change(

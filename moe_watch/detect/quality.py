@@ -129,6 +129,26 @@ def compare(before: Observed, after: Observed, *, tolerance: float = 0.0) -> did
     )
 
 
+def compare_alike(before: Observed, after: Observed, *, tolerance: float = 0.0) -> did.Difference:
+    """Return ``compare`` among requests with OOD scores that both periods have, at the mix of scores of ``before``.
+
+    It tells requests that became more unusual from an MoE that answers the usual ones worse.
+    """
+    _, edges = ood_curve.deciles(before.ood, before.sample_weight)
+    known = ~np.isnan(before.ood)
+    # The last tenth has no end: what is beyond the most unusual hundredth was hardly there before.
+    edges = np.append(edges, np.quantile(before.ood[known], 0.99) if known.any() else np.nan)
+    old, new = (
+        (did.Pairs(seen.nll_moe, seen.nll_dense, seen.weight), _strata(seen.ood, edges)) for seen in (before, after)
+    )
+    return did.difference(*did.alike(*old, *new), tolerance=tolerance)
+
+
+def _strata(ood: Floats, edges: Floats) -> NDArray[np.int64]:
+    """Return the place of each score between ``edges``; -1 where it is not known."""
+    return np.where(np.isnan(ood), -1, np.searchsorted(edges, ood, side="left"))
+
+
 def _judge_agreement(seen: Observed) -> Estimate:
     """Compare where both say something: a gap above 0 speaks for the dense model, a judge of -1 does too."""
     known = ~np.isnan(seen.gap) & ~np.isnan(seen.judge) & (seen.judge != 0) & (seen.gap != 0)

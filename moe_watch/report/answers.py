@@ -7,12 +7,12 @@ from typing import Final, Literal
 
 from moe_watch.report import figures, phrases
 from moe_watch.report.review import Review, Totals
-from moe_watch.report.sections import Ood, Quality
+from moe_watch.report.sections import Ood, Quality, Shift, Slowdown
 from moe_watch.report.terms import Interval, Missing
 
 Tone = Literal["bad", "warn", "calm", "unknown"]
 State = Literal["empty", "blind", "learning", "quality", "routing", "deployment", "traffic", "steady"]
-Trend = Literal["held", "no sign", "perhaps", "worse", "worse and harder", "harder", "unknown"]
+Trend = Literal["held", "no sign", "perhaps", "unusual", "worse", "worse and harder", "harder", "unknown"]
 _OF_CAUSE: Final[dict[str, Trend]] = {"moe": "worse", "both": "worse and harder", "traffic": "harder"}
 TONE: Final[dict[State, Tone]] = {
     "empty": "unknown", "blind": "bad", "learning": "unknown", "quality": "bad",
@@ -84,7 +84,7 @@ def changed(review: Review) -> Answer:
     quiet = "No restart, no new baseline and no new configuration was recorded."
     short = figures.plural(len(marks), "event") if marks else "Nothing that was recorded"
     compared = _against_previous(review.totals, review.previous)
-    return Answer("What changed?", short, (*(sentences or [quiet]), compared), "unknown")
+    return Answer("What changed?", short, (*(sentences or [quiet]), compared, *_slower(review.slowdowns)), "unknown")
 
 
 def trend(found: Quality, tolerance: float) -> Trend:
@@ -92,11 +92,17 @@ def trend(found: Quality, tolerance: float) -> Trend:
     if found.shift is None or found.shift.cause == "unknown":
         return "unknown"
     if found.shift.cause != "none":
-        return _OF_CAUSE[found.shift.cause]
+        return "unusual" if _came_with_unusual_requests(found.shift, tolerance) else _OF_CAUSE[found.shift.cause]
     low, high = found.shift.effect.low, found.shift.effect.high
     if high is not None and high <= tolerance:
         return "held"
     return "perhaps" if low is not None and low > 0 else "no sign"
+
+
+def _came_with_unusual_requests(shift: Shift, tolerance: float) -> bool:
+    """Tell whether the gap grew while it did not among requests as unusual as those of the period before."""
+    low, high = (None, None) if shift.alike is None else (shift.alike.low, shift.alike.high)
+    return low is not None and high is not None and low <= tolerance and high < shift.effect.value
 
 
 def _gap(gap: Interval) -> str:
@@ -119,11 +125,21 @@ def _shifted(found: Quality, tolerance: float) -> tuple[str, str, Tone]:
             "calm",
         ),
         "perhaps": ("Perhaps not", f"The gap grew by {change}, perhaps more than the tolerated {tolerance:g}.", "warn"),
+        "unusual": (
+            "Not on unusual requests",
+            f"The gap grew by {change}. {_alike(found.shift)}: it came with the unusual requests.",
+            "warn",
+        ),
         "worse": ("No", f"The gap grew by {change}; the dense model did not share it.", "bad"),
         "worse and harder": ("No", f"Requests got harder for both models, and the gap still grew by {change}.", "bad"),
         "harder": ("Yes", f"Requests got harder for both models; the gap between them changed by {change}.", "calm"),
     }
     return told[trend(found, tolerance)]
+
+
+def _alike(shift: Shift) -> str:
+    known = "not known" if shift.alike is None else phrases.estimate(shift.alike)
+    return f"Among requests like those of the period before its change is {known}"
 
 
 def _by_decile(found: Quality) -> tuple[str, ...]:
@@ -175,6 +191,15 @@ def _against_previous(now: Totals, before: Totals | None) -> str:
     if not moved:
         return "Volume, lengths and latency are within a fifth of the period before."
     return f"Against the period before: {figures.joined(moved)}."
+
+
+def _slower(found: tuple[Slowdown, ...]) -> tuple[str, ...]:
+    """Name the latencies of the MoE that grew while the dense model's did not."""
+    return tuple(
+        f"The MoE's {slow.name} changed by {phrases.change_estimate(slow.effect)} more than the dense model's."
+        for slow in found
+        if slow.cause in {"moe", "both"}
+    )
 
 
 def _mean(total: int, of: Totals) -> float:

@@ -8,12 +8,14 @@ from typing import Final
 import numpy as np
 from sqlalchemy.orm import Session
 
-from moe_watch.detect import gap, quality
-from moe_watch.report.sections import Advantage, Defect, Group, Quality, Shift, Speed
+from moe_watch.detect import did, gap, quality
+from moe_watch.detect.advantage import BUCKETS, buckets
+from moe_watch.report import figures
+from moe_watch.report.sections import Advantage, Defect, Group, Quality, Shift, Slowdown, Speed
 from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.store import review as store
 from moe_watch.store import shadows
-from moe_watch.store.models import ServerBench
+from moe_watch.store.models import Model, ServerBench
 
 _NO_SHADOW: Final = Missing(
     "No output was compared with the dense model: quality is not known.",
@@ -28,6 +30,7 @@ _LIVE_STEPS: Final = (1.5, 4.5, 16.5, 64.5)  # upper bounds of the groups by con
 _LIVE_NAMES: Final = ("1", "2-4", "5-16", "17-64", "65+")
 _EQUAL: Final = 2.0  # concurrencies up to this factor apart count as equal
 _FEWEST: Final = 20
+_SLOWER: Final = 0.05  # relative change of a latency that matters
 
 
 def section(
@@ -35,14 +38,17 @@ def section(
 ) -> Quality | Missing:
     """Return the quality of the sampled requests of ``period``, compared with ``previous``.
 
-    A change of the gap of up to ``tolerance`` nats per token counts as none.
+    It is that of this configuration; the period before may have had another one under the same name. A change of the
+    gap of up to ``tolerance`` nats per token counts as none.
     """
-    seen = shadows.observed(session, period.since, period.until, model=row.name)
+    whole = shadows.observed(session, period.since, period.until, model=row.name)
+    seen = whole.rows(np.asarray(whole.groups["version"], dtype=str) == str(row.id))
     if not len(seen.at):
         return _NO_SHADOW
     found = quality.review(seen)
     dense = store.dense_models(session.connection(), row.id, period.since, period.until)
-    groups = {by: _groups(names) for by, names in found.by_group.items() if by != "version"}
+    groups = {by: _groups(found.by_group[by], found.garbled_by_group[by]) for by in found.by_group if by != "version"}
+    groups["version"] = _versions(session, quality.review(whole), row.id)
     return Quality(
         dense_model=", ".join(dense) or "the dense model",
         sampled=len(seen.at),
@@ -52,9 +58,39 @@ def section(
         rise=_rise(found),
         groups={by: names for by, names in groups.items() if len(names) > 1},
         agreement=_interval(found.agreement),
+        top1=_interval(found.top1),
+        judge=_interval(found.judge),
+        judge_agreement=_interval(found.judge_agreement),
         garbled=_interval(found.garbled),
         defects=_defects(found),
     )
+
+
+def slowdowns(session: Session, name: str, period: Period, previous: Period) -> tuple[Slowdown, ...]:
+    """Return how both models' latencies changed since ``previous``; nothing where either period has too little."""
+    old, new = (shadows.speeds(session, part.since, part.until, model=name) for part in (previous, period))
+    known = (
+        _slowdown("time per output token", *(_timed(s, s.moe_tpot_s, s.dense_tpot_s) for s in (old, new))),
+        _slowdown("time to first token", *(_timed(s, s.moe_ttft_s, s.dense_ttft_s) for s in (old, new))),
+    )
+    return tuple(found for found in known if found is not None)
+
+
+_Timed = tuple[did.Pairs, "np.ndarray[tuple[int], np.dtype[np.int64]]"]
+
+
+def _timed(seen: shadows.Speeds, moe: gap.Floats, dense: gap.Floats) -> _Timed:
+    """Return a latency of both models, and in which buckets of concurrency they were: -1 where one is not known."""
+    ours, theirs = buckets(seen.moe_concurrency, moe), buckets(seen.dense_concurrency, dense)
+    return did.Pairs(moe, dense, seen.weight), np.where((ours < 0) | (theirs < 0), -1, ours * len(BUCKETS) + theirs)
+
+
+def _slowdown(name: str, old: _Timed, new: _Timed) -> Slowdown | None:
+    before, after = did.alike(*old, *new)
+    if min(len(before.moe), len(after.moe)) < _FEWEST:
+        return None
+    found = did.ratio(before, after, tolerance=_SLOWER)
+    return Slowdown(name, _known(found.moe), _known(found.dense), _known(found.effect), found.cause)
 
 
 def advantage(session: Session, name: str, period: Period) -> Advantage | Missing:
@@ -104,10 +140,29 @@ def _known(found: gap.Estimate) -> Interval:
     return _interval(found) or Interval(math.nan, None, None, 0)
 
 
-def _groups(found: dict[str, gap.Estimate]) -> tuple[Group, ...]:
-    """Return the groups with an estimate, the worst first."""
-    known = [Group(name or "untagged", _known(estimate)) for name, estimate in found.items() if estimate]
-    return tuple(sorted(known, key=lambda group: -group.gap.value))
+def _groups(gaps: dict[str, gap.Estimate], garbled: dict[str, gap.Estimate]) -> tuple[Group, ...]:
+    """Return the parts of the traffic, those with the largest gap first."""
+    nothing = gap.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
+    found = [
+        Group(name or "untagged", _interval(gaps.get(name, nothing)), _interval(garbled.get(name, nothing)))
+        for name in {**gaps, **garbled}
+    ]
+    return tuple(sorted(found, key=lambda group: math.inf if group.gap is None else -group.gap.value))
+
+
+def _versions(session: Session, found: quality.Quality, this: int) -> tuple[Group, ...]:
+    """Return the quality of each configuration that was served under the name, called by when it came."""
+
+    def called(pk: str) -> str:
+        model = session.get(Model, int(pk))
+        since = "unknown" if model is None else figures.moment(model.first_seen)
+        return f"since {since}{', this one' if pk == str(this) else ''}"
+
+    by, garbled = (
+        {called(pk): estimate for pk, estimate in part["version"].items() if pk.isdigit()}
+        for part in (found.by_group, found.garbled_by_group)
+    )
+    return _groups(by, garbled)
 
 
 def _deciles(found: quality.Quality) -> tuple[Interval, ...]:
@@ -126,7 +181,10 @@ def _shift(before: quality.Observed, after: quality.Observed, tolerance: float) 
         return None
     found = quality.compare(before, after, tolerance=tolerance)
     effect = _interval(found.effect)
-    return None if effect is None else Shift(effect, found.cause)
+    if effect is None:
+        return None
+    among = quality.compare_alike(before, after, tolerance=tolerance).effect
+    return Shift(effect, found.cause, _interval(among) if among.requests >= _FEWEST else None)
 
 
 def _defects(found: quality.Quality) -> tuple[Defect, ...]:

@@ -121,7 +121,8 @@ def ood(found: Measured, alpha: float) -> Ood | Missing:
         rate=interval(round(found.whole.sums.get("ood", 0)), scored),
         expected=alpha,
         histogram=_even_bins(found.whole.vectors.get("ood_p")),
-        domains=_domains(found.whole.tallies),
+        domains=_slices(found.whole.tallies, "domains"),
+        modalities=_slices(found.whole.tallies, "modalities"),
         over_steps=None if spread is None else (float(spread[0]), float(spread[1])),
     )
 
@@ -219,10 +220,12 @@ def _even_bins(counts: NDArray[np.float64] | None) -> tuple[int, ...]:
     return tuple(bins)
 
 
-def _domains(tallies: dict[str, dict[str, int]]) -> tuple[Slice, ...]:
-    """Return the out-of-distribution share by domain tag, the highest first, where windows tell it."""
-    scored, flagged = tallies.get("scored_domains", {}), tallies.get("ood_domains", {})
-    found = [Slice(name, n, interval(flagged.get(name, 0), n)) for name, n in scored.items() if n]
+def _slices(tallies: dict[str, dict[str, int]], by: str) -> tuple[Slice, ...]:
+    """Return the out-of-distribution share by domain tag or modality, the highest first; nothing of one part alone."""
+    scored, flagged = tallies.get(f"scored_{by}", {}), tallies.get(f"ood_{by}", {})
+    found = [Slice(name or "untagged", n, interval(flagged.get(name, 0), n)) for name, n in scored.items() if n]
+    if len(found) < 2:
+        return ()
     return tuple(sorted(found, key=lambda part: -(part.rate.low or 0)))
 
 

@@ -89,6 +89,7 @@ def _review(job: _Job) -> Review:
         quality=quality,
         advantage=from_shadow.advantage(job.session, served.name, job.period),
         latency=from_windows.latency(found, serving.ttft_budget_s, serving.interactive_tokens),
+        slowdowns=from_shadow.slowdowns(job.session, served.name, job.period, before),
         suspects=_suspects(job, served, fitted, ood),
         load=load,
         canaries=from_history.canaries(job.connection, job.row.id, _of_canaries(job.period, drifts)),

@@ -10,7 +10,18 @@ from moe_watch.report import figures, tables, words
 from moe_watch.report.leads import leads, unknowns
 from moe_watch.report.review import Report, Review
 
-_FILTERS: Final = ("share", "seconds", "duration", "count", "plural", "moment", "stamp", "significant", "size")
+_FILTERS: Final = (
+    "share",
+    "seconds",
+    "duration",
+    "count",
+    "plural",
+    "moment",
+    "stamp",
+    "significant",
+    "size",
+    "change",
+)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def share_estimate(value: Interval) -> str:
     )
 
 
+def change_estimate(value: Interval) -> str:
+    """Return a relative change with its interval: "+21 % (95 % interval +18 % to +24 %)"."""
+    bounds = f"{figures.change(value.low)} to {figures.change(value.high)}"
+    return f"{figures.change(value.value)} (95\u202f% interval {bounds})"
+
+
 def mover(moved: Mover) -> str:
     """Return "layer 12: share of expert 87 from 0.8 % to 2.4 % (large, d = 1.1)"."""
     return (

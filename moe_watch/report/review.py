@@ -13,6 +13,7 @@ from moe_watch.report.sections import (
     Load,
     Ood,
     Quality,
+    Slowdown,
     Suspects,
     Timeline,
 )
@@ -87,6 +88,7 @@ class Review:
     quality: Quality | Missing
     advantage: Advantage | Missing
     latency: Latency | Missing
+    slowdowns: tuple[Slowdown, ...]  # latencies that both models have in this period and the one before
     suspects: Suspects | Missing
     load: Load | Missing
     canaries: Canaries | Missing

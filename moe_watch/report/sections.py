@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_watch.detect.did import Cause
 from moe_watch.report.terms import Interval, Period
 
 
@@ -70,6 +71,7 @@ class Ood:
     expected: float
     histogram: tuple[int, ...]  # requests by p-value in equal bins; flat on the baseline's own traffic
     domains: tuple[Slice, ...]
+    modalities: tuple[Slice, ...]  # text, image; empty where all is of one
     over_steps: tuple[float, float] | None  # 5 % and 95 % quantile of the rate over the timeline's steps
 
 
@@ -101,10 +103,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Group:
-    """The quality gap of one part of the traffic."""
+    """The quality of one part of the traffic."""
 
     name: str
-    gap: Interval
+    gap: Interval | None  # None: none of it could be replayed, such as requests with images
+    garbled: Interval | None  # share of outputs
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,19 @@ class Shift:
     """Change of the gap since the previous period, the part that the dense model did not share; above 0 is worse."""
 
     effect: Interval
-    cause: Literal["none", "moe", "traffic", "both", "unknown"]
+    cause: Cause
+    alike: Interval | None  # the same among requests as unusual as before, at the mix of before; None: too few
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """Relative change of a latency since the previous period, where both models had as many requests under way."""
+
+    name: str
+    moe: Interval
+    dense: Interval
+    effect: Interval  # the part of the MoE's change that the dense model did not share
+    cause: Cause
 
 
 @dataclass(frozen=True)
@@ -134,8 +149,11 @@ class Quality:
     shift: Shift | None
     deciles: tuple[Interval, ...]  # the gap by tenth of the traffic, the most ordinary first; empty without scores
     rise: Interval | None  # from the most ordinary to the most unusual request
-    groups: dict[str, tuple[Group, ...]]  # by domain, modality, context
+    groups: dict[str, tuple[Group, ...]]  # by domain, modality, context, version
     agreement: Interval | None
+    top1: Interval | None  # share of the MoE's tokens that the dense model ranks first
+    judge: Interval | None  # -1..1: above 0 a judge prefers the MoE's outputs
+    judge_agreement: Interval | None  # share of the judge's preferences that the gap shares; 0.5 is chance
     garbled: Interval | None  # share of outputs that loop, break their encoding, ...
     defects: tuple[Defect, ...]
 

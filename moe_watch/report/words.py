@@ -102,6 +102,7 @@ def _quality_clause(review: Review) -> str:
         "no sign": "; no sign of worse output",
         "perhaps": "; output may be getting worse",
         "harder": "; requests got harder, the MoE did not get worse",
+        "unusual": "; output is worse on the unusual requests",
         "worse": "; and output got worse",
         "worse and harder": "; and output got worse, more than harder requests explain",
         "unknown": "; whether quality held cannot be said yet",

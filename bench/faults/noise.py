@@ -45,3 +45,8 @@ def plain_weight(layer: torch.nn.Module) -> torch.Tensor:
 def switch(*, on: bool) -> None:
     """Switch the noise of all linear layers."""
     _state["on"] = on
+
+
+def is_on() -> bool:
+    """Say whether matrix products sum in a random order."""
+    return _state["on"]

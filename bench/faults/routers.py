@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from faults.catalogue import Place, index
+
 if TYPE_CHECKING:
     from faults.worker import Layer, Undo
 
 Route = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # logits to weights and ids, both [tokens, k]
 Break = Callable[[Route, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
 SMALL_BATCH = 8  # tokens in a step
-LARGE_BATCH = 256
 
 
 def _reroute(broken: Break, only: Callable[[int, int], bool], layers: list[Layer], undo: Undo) -> None:
-    """Put ``broken`` in place of the routing of the layers that ``only(index, layers)`` chooses."""
-    for index, layer in enumerate(layers):
-        if not only(index, len(layers)):
+    """Put ``broken`` in place of the routing of the layers that ``only(number, layers)`` chooses."""
+    for number, layer in enumerate(layers):
+        if not only(number, len(layers)):
             continue
         healthy = layer.router._compute_routing  # noqa: SLF001 - what every router of vLLM overrides
 
@@ -41,12 +42,12 @@ def _reroute(broken: Break, only: Callable[[int, int], bool], layers: list[Layer
         undo.attribute(layer.router, "_compute_routing", route)
 
 
-def _all(_index: int, _layers: int) -> bool:
+def _all(_number: int, _layers: int) -> bool:
     return True
 
 
-def _middle(index: int, layers: int) -> bool:
-    return index == layers // 2
+def _at(place: Place, number: int, layers: int) -> bool:
+    return number == index(place, layers)
 
 
 def _negative_logits(route: Route, logits: torch.Tensor, _: Any) -> Any:
@@ -88,30 +89,28 @@ def _without(experts: Callable[[int], list[int]], route: Route, logits: torch.Te
     return route(masked)
 
 
-def _approximate(route: Route, logits: torch.Tensor, _: Any) -> Any:
-    """Miss the best expert of one token in twenty, as an approximate top-k may."""
-    missed = torch.rand(len(logits), 1) < 0.05
-    best = logits.argmax(-1, keepdim=True)
-    return route(torch.where(missed, logits.scatter(1, best, -1e9), logits))
+def _approximate(share: float, rank: int, route: Route, logits: torch.Tensor, _: Any) -> Any:
+    """Miss the expert of ``rank`` (0 is the best) of a ``share`` of the tokens, as an approximate top-k may."""
+    missed = torch.rand(len(logits), 1) < share
+    expert = logits.topk(rank + 1).indices[:, rank:]
+    return route(torch.where(missed, logits.scatter(1, expert, -1e9), logits))
 
 
-def _past_the_bound(route: Route, logits: torch.Tensor, _: Any) -> Any:
+def _past_the_bound(bound: int, route: Route, logits: torch.Tensor, _: Any) -> Any:
     """Give rows beyond the size that the kernel was built for the ids of stale memory."""
     weights, ids = route(logits)
-    if len(ids) > LARGE_BATCH:
-        ids[LARGE_BATCH:] = torch.arange(ids.shape[1], dtype=ids.dtype)
+    if len(ids) > bound:
+        ids[bound:] = torch.arange(ids.shape[1], dtype=ids.dtype)
     return weights, ids
 
 
-def _coarse_gate(bits: int, most_tokens: int | None, layers: list[Layer], undo: Undo) -> None:
-    """Compute the router's product from inputs with ``bits`` of mantissa, in steps of at most ``most_tokens``."""
+def _coarse_gate(bits: int, steps: Callable[[int], bool], layers: list[Layer], undo: Undo) -> None:
+    """Compute the router's product from inputs with ``bits`` of mantissa, in steps of the sizes that ``steps`` says."""
     for layer in layers:
         healthy = layer.gate.forward
 
         def forward(x: torch.Tensor, healthy: Any = healthy) -> Any:
-            if most_tokens is not None and len(x) > most_tokens:
-                return healthy(x)
-            return healthy(_rounded(x, bits))
+            return healthy(_rounded(x, bits) if steps(len(x)) else x)
 
         undo.attribute(layer.gate, "forward", forward)
 
@@ -147,19 +146,38 @@ def _none(_layers: list[Layer], _undo: Undo) -> None:
     """Change nothing."""
 
 
+def _every(_tokens: int) -> bool:
+    return True
+
+
+def _small(tokens: int) -> bool:
+    return tokens <= SMALL_BATCH
+
+
+def _not_small(tokens: int) -> bool:
+    return tokens > 2 * SMALL_BATCH
+
+
 FAULTS: dict[str, Callable[[list[Layer], Undo], None]] = {
     "none": _none,
     "negative_logits": partial(_reroute, _negative_logits, _all),
     "read_as_fp32": partial(_reroute, _read_as_fp32, _all),
     "not_renormalised": partial(_reroute, _not_renormalised, _all),
     "equal_weights": partial(_reroute, _equal_weights, _all),
-    "reversed_weights_one_layer": partial(_reroute, _reversed_weights, _middle),
+    "reversed_weights": partial(_reroute, _reversed_weights, partial(_at, "middle")),
     "upper_half_ignored": partial(_reroute, partial(_without, _half), _all),
-    "one_expert_a_layer_disabled": partial(_reroute, partial(_without, _some), _all),
-    "approximate_top_k": partial(_reroute, _approximate, _all),
-    "past_the_bound": partial(_reroute, _past_the_bound, _all),
-    "coarse_router": partial(_coarse_gate, 3, None),
-    "coarse_router_small_batch": partial(_coarse_gate, 3, SMALL_BATCH),
+    "one_expert_disabled": partial(_reroute, partial(_without, _some), _all),
+    "approximate_top_k": partial(_reroute, partial(_approximate, 0.05, 0), _all),
+    "past_the_bound": partial(_reroute, partial(_past_the_bound, 256), _all),
+    "coarse_router": partial(_coarse_gate, 3, _every),
+    "coarse_router_small_batch": partial(_coarse_gate, 3, _small),
     "zero_record": _zero_record,
     "physical_record": _physical_record,
+    "held_reversed": partial(_reroute, _reversed_weights, partial(_at, "second")),
+    "held_coarse_router": partial(_coarse_gate, 4, _every),
+    "held_coarse_large": partial(_coarse_gate, 3, _not_small),
+    "held_approximate": partial(_reroute, partial(_approximate, 0.02, 0), _all),
+    "held_second_best": partial(_reroute, partial(_approximate, 0.10, 1), partial(_at, "middle")),
+    "held_disabled": partial(_reroute, partial(_without, _some), partial(_at, "middle")),
+    "held_past_the_bound": partial(_reroute, partial(_past_the_bound, 384), _all),
 }

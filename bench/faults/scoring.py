@@ -1,76 +1,101 @@
-"""From what the stages found to the scorecard: right or wrong, and how many canaries it takes."""
+"""From the stored rounds to the scorecard: right or wrong, how many canaries it takes, how often healthy is flagged."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faults.catalogue import HARMLESS, INJECTED, RESTARTS, Restart, Row
-from moe_watch.detect.canary import FAULTS, judge
+from faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
+from faults.running import ERROR, OUT, SETTINGS, work
+from moe_watch.canary import words
+from moe_watch.detect.canary import FAULTS, Judgement, judge
 from moe_watch.detect.replay import Replay, Round
 from moe_watch.store import canaries, engine
 
-KINDS = ("quiet", "noisy")
 SIZES = (10, 20, 40, 70, 106)
-START, END = "<!-- scorecard: python bench/incidents.py table -->", "<!-- end of scorecard -->"
 Found = dict[str, Any]
 
 
-def write(out: Path, results: Path, document: Path) -> None:
-    """Score what is under ``out``; write the JSON and replace the table in the document."""
-    scored: dict[str, Any] = {"faults": {}, "restarts": _restarts(out), "healthy": _healthy(out)}
-    for kind in KINDS:
-        found = _latest(out / f"faults_{kind}.jsonl")
-        rows = [row for row in INJECTED if row.fault in found]
-        scored["faults"][kind] = {row.fault: _score(row, found[row.fault], out / kind) for row in rows}
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps(scored, indent=1) + "\n")
-    text = document.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    document.write_text(f"{before}{START}\n{_tables(scored)}\n{END}{after}", encoding="utf-8")
-    print(_tables(scored))
-
-
-def _latest(path: Path) -> dict[str, Found]:
-    """Return the last result of each name."""
+def kept(path: Path) -> dict[str, int]:
+    """Return the rows of the store that the stage's rounds became, by name; the last of each name."""
     if not path.exists():
         return {}
-    return {found["name"]: found for found in map(json.loads, path.read_text().splitlines())}
+    return {found["name"]: found["run"] for found in map(json.loads, path.read_text().splitlines())}
 
 
-def _score(row: Row | Restart, found: Found, work: Path | None) -> Found:
-    right = found["verdict"] in row.accept
-    layer_right = found["first_layer"] == row.first_layer if set(row.accept) & {"routing"} else None
-    needed = _needed(work, found["run"], row.accept) if work is not None and right else None
+def score(resamples: int) -> Found:
+    """Judge all that is stored and return it by setting."""
+    return {s: _setting(s, resamples) for s in SETTINGS if (work(s) / "moe-watch.db").exists()}
+
+
+def _setting(setting: str, resamples: int) -> Found:
+    store = _Stored(setting)
+    faults, restarts = kept(OUT / f"faults_{setting}.jsonl"), kept(OUT / f"restarts_{setting}.jsonl")
+    healthy = kept(OUT / f"healthy_{setting}.jsonl")
+    again = [restarts[row.name] for row in RESTARTS if row.name in restarts and row.name.startswith("restart_")]
     return {
-        **found,
-        "incident": row.incident,
-        "how": row.how,
-        "accept": list(row.accept),
-        "flagged": found["verdict"] in FAULTS | {"blind"},
-        "right": right,
-        "expected_layer": row.first_layer,
-        "layer_right": layer_right,
-        "prompts_needed": needed,
+        "shape": store.reference[0].shape[1:],
+        "rounds": len(store.reference),
+        "faults": {row.fault: _score(store, row, faults[row.fault]) for row in INJECTED if row.fault in faults},
+        "held_out": {row.fault: _score(store, row, faults[row.fault]) for row in HELD_OUT if row.fault in faults},
+        "restarts": {row.name: _score(store, row, restarts[row.name]) for row in RESTARTS if row.name in restarts},
+        "healthy": _count(store.judged(run) for run in healthy.values()),
+        "resampled": _resampled(store, [*healthy.values(), *again], resamples),
     }
 
 
-def _needed(work: Path, run: int, accept: Sequence[str]) -> int | None:
-    """Return the fewest prompts, of those tried, from which on every larger set gives the right verdict."""
-    store = engine.connect(f"sqlite:///{work}/moe-watch.db")
-    known = {row.id: row for row in canaries.runs(store, limit=1000)}
-    reference = [canaries.round_of(store, i) for i, row in sorted(known.items()) if row.reference]
-    new = canaries.round_of(store, run)
+class _Stored:
+    """The rounds of one setting."""
+
+    def __init__(self, setting: str) -> None:
+        self._store = engine.connect(f"sqlite:///{work(setting)}/moe-watch.db")
+        known = canaries.runs(self._store, limit=10_000)
+        self.reference = [self.round(row.id) for row in sorted(known, key=lambda row: row.id) if row.reference]
+
+    def round(self, run: int) -> Round:
+        return canaries.round_of(self._store, run)
+
+    def judged(self, run: int) -> Judgement:
+        return judge(self.reference, self.round(run), error=ERROR)
+
+
+def _score(store: _Stored, row: Row | Restart, run: int) -> Found:
+    new = store.round(run)
+    judged = judge(store.reference, new, error=ERROR)
+    right = judged.verdict in row.accept
+    expected = row.first_layer(new.shape[1])
+    return {
+        "verdict": judged.verdict,
+        "reason": judged.reason,
+        "flagged": judged.verdict in FAULTS | {"blind"},
+        "right": right,
+        "first_layer": judged.first_layer,
+        "expected_layer": expected,
+        "layer_right": None if expected is None else judged.first_layer == expected,
+        "canaries": _needed(store.reference, new, row.accept) if right and row.accept != HARMLESS else None,
+        "loads": list(judged.loads),
+        "effect": judged.effect,
+        "largest": max((e.value - e.floor for e in judged.effects if e.feature.layer is not None), default=0.0),
+        "loss": None if judged.loss is None else asdict(judged.loss),
+        "summary": words.summary(judged),
+        "accept": list(row.accept),
+        "incident": row.incident,
+        "how": row.how,
+    }
+
+
+def _needed(reference: Sequence[Round], new: Round, accept: Sequence[str]) -> int | None:
+    """Return the fewest canaries, of those tried, from which on every larger set gives the right verdict."""
     order = np.random.default_rng(0).permutation(new.shape[0])
     fewest = None
     for size in reversed(SIZES):
         chosen = np.sort(order[:size])
-        if judge([_part(r, chosen) for r in reference], _part(new, chosen)).verdict not in accept:
+        if judge([_part(r, chosen) for r in reference], _part(new, chosen), error=ERROR).verdict not in accept:
             break
         fewest = size
     return fewest
@@ -85,89 +110,29 @@ def _part(round_: Round, chosen: np.ndarray) -> Round:
     )
 
 
-def _restarts(out: Path) -> dict[str, Found]:
-    found = _latest(out / "restarts.jsonl")
-    return {row.name: _score(row, found[row.name], None) for row in RESTARTS if row.name in found}
+def _count(judged: Iterator[Judgement]) -> Found:
+    """Return how many healthy rounds there were, how many moved, and how many were flagged."""
+    found = list(judged)
+    return {
+        "rounds": len(found),
+        "moved": sum(one.effect > 1 for one in found),
+        "flagged": sum(one.verdict not in HARMLESS for one in found),
+    }
 
 
-def _healthy(out: Path) -> dict[str, Found]:
-    """Return how many healthy rounds there were and which verdicts they got."""
-    counted = {}
-    for kind in KINDS:
-        path = out / f"healthy_{kind}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        moved = sum(row["effect"] > 1 for row in rows)
-        flagged = sum(row["verdict"] not in HARMLESS for row in rows)
-        counted[kind] = {"rounds": len(rows), "moved": moved, "flagged": flagged}
-        if rows:
-            counted[kind]["resampled"] = _resampled(out / kind)
-    return counted
+def _resampled(store: _Stored, healthy: Sequence[int], times: int) -> Found:
+    """Judge as often as ``times`` a healthy round made of parts against eight others.
+
+    The replays of a round, one for each load, were made one after the other and are independent: a resampled round
+    takes each from another round. No part of the round that is judged is in its reference.
+    """
+    pool = [*store.reference, *(store.round(run) for run in healthy)]
+    rounds, random = len(store.reference), np.random.default_rng(0)
+    return {"pool": len(pool)} | _count(_resample(pool, rounds, random, seed) for seed in range(times))
 
 
-def _resampled(work: Path, times: int = 500) -> Found:
-    """Judge each round drawn at random against eight others, as often as ``times``."""
-    store = engine.connect(f"sqlite:///{work}/moe-watch.db")
-    rows = [row for row in canaries.runs(store, limit=2000) if row.verdict in ("", "healthy") and row.engine == "vllm"]
-    rounds = [canaries.round_of(store, row.id) for row in rows]
-    random = np.random.default_rng(0)
-    moved = flagged = 0
-    for seed in range(times):
-        drawn = random.permutation(len(rounds))[:9]
-        judged = judge([rounds[i] for i in drawn[:8]], rounds[drawn[8]], seed=seed)
-        moved += judged.effect > 1
-        flagged += judged.verdict not in HARMLESS
-    return {"pool": len(rounds), "times": times, "moved": int(moved), "flagged": int(flagged)}
-
-
-def _tables(scored: dict[str, Any]) -> str:
-    lines = [
-        "| incident | the fault here | expected | quiet: verdict, layer, prompts | noisy: verdict, layer, prompts |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in INJECTED:
-        cells = [_cell(scored["faults"][kind].get(row.fault)) for kind in KINDS]
-        expected = " or ".join(row.accept) + ("" if row.first_layer is None else f", layer {row.first_layer}")
-        lines.append(f"| {row.incident} | {row.how} | {expected} | {' | '.join(cells)} |")
-    lines += ["", "| restart | what changed | expected | verdict |", "| --- | --- | --- | --- |"]
-    for row in RESTARTS:
-        if found := scored["restarts"].get(row.name):
-            lines.append(f"| {row.name} | {row.how} | {' or '.join(row.accept)} | {_cell(found)} |")
-    lines += ["", *_totals(scored)]
-    return "\n".join(lines)
-
-
-def _cell(found: Found | None) -> str:
-    if found is None:
-        return "not run"
-    mark = "" if found["right"] else "**wrong** "
-    layer = "" if found["first_layer"] is None else f", layer {found['first_layer']}"
-    if found["layer_right"] is False and found["right"]:
-        layer += " (**wrong layer**)"
-    loads = "" if len(found["loads"]) in {0, 4} else f", at load {', '.join(found['loads'])}"
-    needed = f", {found['prompts_needed']}" if found["prompts_needed"] else ""
-    return f"{mark}{found['verdict']}{layer}{loads}{needed}"
-
-
-def _totals(scored: dict[str, Any]) -> list[str]:
-    lines = []
-    for kind in KINDS:
-        rows = scored["faults"][kind].values()
-        right = sum(row["right"] for row in rows)
-        named = [row["layer_right"] for row in rows if row["layer_right"] is not None and row["right"]]
-        lines.append(
-            f"- {kind}: {right} of {len(rows)} verdicts right, {sum(named)} of {len(named)} first layers right."
-        )
-        healthy = scored["healthy"][kind]
-        again = healthy.get("resampled")
-        lines.append(
-            f"- {kind}, healthy rounds: {healthy['rounds']} replayed, {healthy['moved']} moved, "
-            f"{healthy['flagged']} flagged"
-            + (
-                "."
-                if again is None
-                else f"; {again['times']} resamples of {again['pool']}: {again['flagged']} flagged."
-            )
-        )
-    restarts = scored["restarts"].values()
-    lines.append(f"- restarts: {sum(row['right'] for row in restarts)} of {len(restarts)} verdicts right.")
-    return lines
+def _resample(pool: Sequence[Round], rounds: int, random: np.random.Generator, seed: int) -> Judgement:
+    loads = [replay.load for replay in pool[0].replays]
+    drawn = {load: random.permutation(len(pool))[: rounds + 1] for load in loads}
+    mixed = [Round(tuple(pool[drawn[load][i]].at(load) for load in loads)) for i in range(rounds + 1)]
+    return judge(mixed[:-1], mixed[-1], error=ERROR, seed=seed)

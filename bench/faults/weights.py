@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+
+from faults import noise
+from faults.catalogue import Place, index
 
 if TYPE_CHECKING:
     from faults.worker import Layer, Undo
@@ -15,18 +18,18 @@ NAMES = ("w13_weight", "w2_weight")
 GROUP = 32
 
 
-def _rotated(which: Callable[[int], int], layers: list[Layer], undo: Undo) -> None:
+def _rotated(place: Place | Literal["last"], layers: list[Layer], undo: Undo) -> None:
     """Rotate the experts of one layer by one place: a rebalance that forgot the map."""
-    layer = layers[which(len(layers))]
+    layer = layers[-1] if place == "last" else layers[index(place, len(layers))]
     for name in NAMES:
         undo.experts(layer, name, layer.plain[name].roll(1, 0))
 
 
-def _two_swapped(layers: list[Layer], undo: Undo) -> None:
-    layer = layers[_third(len(layers))]
+def _two_swapped(place: Place, pair: tuple[int, int], layers: list[Layer], undo: Undo) -> None:
+    layer = layers[index(place, len(layers))]
     for name in NAMES:
         swapped = layer.plain[name].clone()
-        swapped[[0, 1]] = swapped[[1, 0]]
+        swapped[list(pair)] = swapped[list(reversed(pair))]
         undo.experts(layer, name, swapped)
 
 
@@ -39,18 +42,18 @@ def _rebalanced_with_map(layers: list[Layer], undo: Undo) -> None:
         undo.attribute(layer.router, "_apply_eplb_mapping", lambda ids, e=experts: (ids + 1) % e)
 
 
-def _zeroed(layers: list[Layer], undo: Undo) -> None:
-    layer = layers[1]
+def _zeroed(place: Place, layers: list[Layer], undo: Undo) -> None:
+    layer = layers[index(place, len(layers))]
     values = layer.plain["w2_weight"].clone()
     values[values.shape[0] // 3] = 0
     undo.experts(layer, "w2_weight", values)
 
 
-def _scale_lost(layers: list[Layer], undo: Undo) -> None:
-    """Leave the scale of the upper half of one layer's experts at 1.0: their output is four times too large."""
-    layer = layers[_third(len(layers))]
+def _scale_lost(place: Place, times: float, layers: list[Layer], undo: Undo) -> None:
+    """Leave the scale of the upper half of one layer's experts at 1.0: their output is too large."""
+    layer = layers[index(place, len(layers))]
     values = layer.plain["w2_weight"].clone()
-    values[values.shape[0] // 2 :] *= 4
+    values[values.shape[0] // 2 :] *= times
     undo.experts(layer, "w2_weight", values)
 
 
@@ -61,9 +64,9 @@ def _low_bits(bits: int, layers: list[Layer], undo: Undo) -> None:
             undo.experts(layer, name, _quantised(layer.plain[name], bits))
 
 
-def _low_bit_router(layers: list[Layer], undo: Undo) -> None:
+def _low_bit_router(bits: int, layers: list[Layer], undo: Undo) -> None:
     for layer in layers:
-        _gate(layer, _quantised(layer.gate_weight, 4), undo)
+        _gate(layer, _quantised(layer.gate_weight, bits), undo)
 
 
 def _gate(layer: Layer, weight: torch.Tensor, undo: Undo) -> None:
@@ -81,42 +84,48 @@ def _quantised(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return ((groups / scale).round() * scale).reshape(weight.shape).to(weight.dtype)
 
 
-def _nan_router(layers: list[Layer], undo: Undo) -> None:
-    layer = layers[_third(len(layers))]
+def _nan_router(place: Place, layers: list[Layer], undo: Undo) -> None:
+    layer = layers[index(place, len(layers))]
     _gate(layer, torch.full_like(layer.gate_weight, float("nan")), undo)
 
 
-def _shared_wrong(layers: list[Layer], undo: Undo) -> None:
+def _beside_lost(place: Place, layers: list[Layer], undo: Undo) -> None:
     """Lose the network beside the experts of one layer."""
-    mlp = layers[_third(len(layers))].mlp
+    mlp = layers[index(place, len(layers))].mlp
     healthy = mlp.forward
     undo.attribute(mlp, "forward", lambda x: torch.zeros_like(healthy(x)))
 
 
-def _first(_layers: int) -> int:
-    return 0
-
-
-def _third(layers: int) -> int:
-    return layers // 3
-
-
-def _last(layers: int) -> int:
-    return layers - 1
+def _kernels(_layers: list[Layer], undo: Undo) -> None:
+    """Let all matrix products sum in another order, as other kernels do."""
+    before = noise.is_on()
+    noise.switch(on=True)
+    undo.steps.append(lambda: noise.switch(on=before))
 
 
 FAULTS: dict[str, Callable[[list[Layer], Undo], None]] = {
-    "first_layer_rotated": partial(_rotated, _first),
-    "third_layer_rotated": partial(_rotated, _third),
-    "last_layer_rotated": partial(_rotated, _last),
-    "two_experts_swapped": _two_swapped,
+    "first_layer_rotated": partial(_rotated, "first"),
+    "third_layer_rotated": partial(_rotated, "third"),
+    "last_layer_rotated": partial(_rotated, "last"),
+    "two_experts_swapped": partial(_two_swapped, "third", (0, 1)),
     "rebalanced_with_map": _rebalanced_with_map,
-    "one_expert_zeroed": _zeroed,
-    "scale_lost": _scale_lost,
+    "one_expert_zeroed": partial(_zeroed, "second"),
+    "scale_lost": partial(_scale_lost, "third", 4.0),
     "experts_8_bits": partial(_low_bits, 8),
     "experts_4_bits": partial(_low_bits, 4),
     "experts_2_bits": partial(_low_bits, 2),
-    "router_4_bits": _low_bit_router,
-    "nan_router": _nan_router,
-    "shared_expert_lost": _shared_wrong,
+    "router_4_bits": partial(_low_bit_router, 4),
+    "nan_router": partial(_nan_router, "third"),
+    "shared_expert_lost": partial(_beside_lost, "third"),
+    "held_rotated": partial(_rotated, "last but one"),
+    "held_swapped_first": partial(_two_swapped, "first", (5, 11)),
+    "held_swapped_late": partial(_two_swapped, "last but one", (2, 9)),
+    "held_zeroed": partial(_zeroed, "middle"),
+    "held_scale": partial(_scale_lost, "middle", 2.0),
+    "held_router_5_bits": partial(_low_bit_router, 5),
+    "held_nan": partial(_nan_router, "last but one"),
+    "held_3_bits": partial(_low_bits, 3),
+    "held_6_bits": partial(_low_bits, 6),
+    "held_5_bits": partial(_low_bits, 5),
+    "held_kernels": _kernels,
 }

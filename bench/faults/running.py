@@ -1,0 +1,119 @@
+"""What the scorecard runs on: a sidecar, and beside it a vLLM whose model can be broken in place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from sqlalchemy import Engine
+
+from faults import catalogue
+from faults.catalogue import Restart
+from moe_watch.canary import prompts, replay
+from moe_watch.canary.check import Checked, check, record
+from moe_watch.demo import servers
+from moe_watch.store import engine
+
+BENCH = Path(__file__).parents[1]
+OUT = BENCH.parent / "out" / "incidents"
+LOADS = tuple(replay.LOADS.values())
+ERROR = 0.001
+SETTINGS = ("quiet", "noisy", "second-quiet", "second-noisy")
+"""Which model, and whether its matrix products sum in a random order."""
+
+
+def work(setting: str) -> Path:
+    """Return where the store of a setting lies."""
+    return OUT / setting
+
+
+def checkpoint(setting: str) -> Path:
+    """Return the model of a setting: the demo's, or the one that ``faults.second`` trains."""
+    second = setting.startswith("second")
+    return OUT / "second" / "checkpoint" if second else BENCH.parent / "moe_watch" / "demo" / "models" / "moe"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running parts."""
+
+    vllm: servers.Server
+    store: Engine
+
+    def call(self, method: str, *args: str) -> None:
+        """Call a method of the worker extension."""
+        body = {"method": method, "args": list(args)}
+        httpx.post(f"{self.vllm.url}/collective_rpc", json=body, timeout=120).raise_for_status()
+
+    def check(self) -> Checked:
+        """Replay one round and judge it, as ``moe-watch canary run`` does."""
+        return asyncio.run(self._check())
+
+    async def _check(self) -> Checked:
+        async with replay.client(self.vllm.url) as http:
+            server = await replay.probe(http, prompts.load())
+            return await check(http, server, self.store, loads=LOADS, error=ERROR)
+
+    def record(self, rounds: int) -> int:
+        """Make ``rounds`` healthy rounds the reference."""
+        return asyncio.run(self._record(rounds))
+
+    async def _record(self, rounds: int) -> int:
+        async with replay.client(self.vllm.url) as http:
+            server = await replay.probe(http, prompts.load())
+            return await record(http, server, LOADS, self.store, rounds=rounds)
+
+
+@contextmanager
+def stack(setting: str, restart: Restart | None = None) -> Iterator[Stack]:
+    """Run a sidecar on the store of ``setting``, and vLLM beside it."""
+    folder = work(setting)
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {
+        "MOE_WATCH_ENDPOINT": f"ipc://{folder}/tap.sock",
+        "MOE_WATCH_STORE__URL": f"sqlite:///{folder}/moe-watch.db",
+        "MOE_WATCH_REPLICA": "bench",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": str(BENCH),
+        **dict(restart.env if restart is not None else ()),
+    }
+    args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+    model = checkpoint(setting)
+    if restart is not None:
+        model, args = _changed(model, folder / "checkpoint", restart.change), [*args, *restart.args]
+    sidecar = servers.start_sidecar(folder, env=env)
+    vllm = servers.start_vllm("vllm", model, work=folder, served_name="tiny-moe", args=args, env=env)
+    try:
+        sidecar.wait_ready("/healthz", 60)
+        vllm.wait_ready("/health", 300)
+        running = Stack(vllm, engine.connect(env["MOE_WATCH_STORE__URL"]))
+        running.call("set_noise", "1" if setting.endswith("noisy") else "0")
+        yield running
+    finally:
+        vllm.stop()
+        sidecar.stop()
+
+
+def _changed(source: Path, target: Path, change: str) -> Path:
+    """Return a copy of the checkpoint with one thing changed in its configuration, or ``source`` itself."""
+    if not change:
+        return source
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    if change == "top_k":
+        config = json.loads((target / "config.json").read_text())
+        name = next(key for key in ("top_k_experts", "num_experts_per_tok") if key in config)
+        (target / "config.json").write_text(json.dumps(config | {name: config[name] - 1}))
+        return target
+    template = catalogue.NO_BOS if change == "missing_bos" else catalogue.OTHER_TEMPLATE
+    tokenizer = json.loads((target / "tokenizer_config.json").read_text())
+    (target / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": template}))
+    (target / "chat_template.jinja").unlink(missing_ok=True)
+    return target

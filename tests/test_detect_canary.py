@@ -193,3 +193,11 @@ def test_the_order_of_the_reference_does_not_matter() -> None:
     one, other = judge(reference, new), judge(reference[::-1], new)
     assert (one.verdict, one.first_layer) == (other.verdict, other.first_layer)
     assert one.effect == pytest.approx(other.effect, rel=1e-4)
+
+
+def test_a_change_that_only_all_layers_together_make_certain_has_its_size() -> None:
+    """Noise hides which layer moved for certain; that all of them moved by more than numerics do is a fault."""
+    world = World(seed=2, noise=0.1, spread=0.2, n=60)
+    found = judge(world.reference(8), world.round(Fault(0.12, ALL)))
+    assert [(e.feature.kind, e.feature.layer) for e in found.effects] == [("prompt", None)]
+    assert (found.verdict, found.reason) == ("routing", "size")

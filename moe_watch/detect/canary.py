@@ -158,9 +158,9 @@ def _compare(reference: Sequence[Round], new: Round, loads: Sequence[str], chang
     verdict: Verdict = "healthy"
     reason, first = "", None
     if effects:
-        shifts = _Shifts(measured.features, tested.value - tested.floor, moved)
-        named = (tested.p <= NAMING_ERROR) & (tested.t > tested.naming_bound)
-        first = _first_layer(measured.features, named | moved)
+        named = moved | ((tested.p <= NAMING_ERROR) & (tested.t > tested.naming_bound))
+        shifts = _Shifts(measured.features, tested.value - tested.floor, moved, named)
+        first = _first_layer(measured.features, named)
         healthy = _Healthy(reference[0].at(loads[0]).top_k, numerics(reference, loads))
         verdict, reason = _weigh(shifts, first, healthy, loss, rule.tolerance)
         if new.at(loads[0]).top_k != healthy.top_k:
@@ -193,11 +193,16 @@ class _Healthy:
 
 @dataclass(frozen=True)
 class _Shifts:
-    """By how much each feature exceeds its floor, and whether chance cannot explain it."""
+    """By how much each feature exceeds its floor, and whether chance cannot explain it.
+
+    ``named`` is what moved by the milder bound that holds once something did: a change that is certain for all layers
+    together is as large as the layers make it, though noise hides which single one is certain by itself.
+    """
 
     features: Sequence[Feature]
     excess: NDArray[np.float64]
     moved: NDArray[np.bool_]
+    named: NDArray[np.bool_]
 
     def of(self, *kinds: Kind) -> NDArray[np.bool_]:
         return np.array([feature.kind in kinds for feature in self.features])
@@ -232,7 +237,7 @@ def _weigh(
     behind = harmless and first == 1
     limit = np.array([_limit(f, healthy, tolerance, behind=behind) for f in shifts.features])
     sized = shifts.of("likelihood") if verdict == "weights" else routed
-    if (sized & shifts.moved & (shifts.excess > limit)).any():
+    if (sized & shifts.named & (shifts.excess > limit)).any():
         return verdict, "size"
     if first is not None and first >= 2 and _clean_before(shifts, first):
         return verdict, "one_place"
@@ -241,9 +246,10 @@ def _weigh(
 
 def _limit(feature: Feature, healthy: _Healthy, tolerance: Tolerance, *, behind: bool) -> float:
     """Return how far ``feature`` may move without being a fault; no limit for what has none."""
-    if feature.layer is not None:
+    if feature.kind in {"prompt", "decode"}:
         tokens = tolerance.tokens_behind if behind else tolerance.tokens
-        return max(tokens / healthy.top_k, tolerance.times * float(healthy.numerics.choices[feature.layer]))
+        limits = np.maximum(tokens / healthy.top_k, tolerance.times * healthy.numerics.choices)
+        return float(limits.mean() if feature.layer is None else limits[feature.layer])
     if feature.kind == "likelihood":
         return max(tolerance.change, tolerance.times * healthy.numerics.change)
     return float("inf")

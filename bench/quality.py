@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,19 +27,17 @@ from pathlib import Path
 import click
 import httpx
 import quality_table
-from sqlalchemy import Engine, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 from moe_watch.demo import servers
 from moe_watch.demo.traffic import Prompt, mixture, send
-from moe_watch.store import engine
-from moe_watch.store.models import Sample, Shadow
+from moe_watch.store import engine, shadows
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "quality"
 MODELS = HERE.parent / "moe_watch" / "demo" / "models"
 MOE, DENSE = "tiny-moe", "tiny-dense"
-LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 500, 120, 0.3, 32
+LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 500, 240, 0.3, 32
 FAULTS = (
     *("none", "experts_8_bits", "experts_4_bits", "experts_2_bits", "one_expert_zeroed", "upper_half_ignored"),
     *("first_layer_rotated", "third_layer_rotated", "last_layer_rotated", "two_experts_swapped", "not_renormalised"),
@@ -70,11 +69,7 @@ class Stack:
     def settle(self) -> None:
         """Return when every sampled request has its shadow row."""
         time.sleep(3)  # the sidecar writes the last requests
-        query = select(func.count()).select_from(Sample).outerjoin(Shadow, Shadow.request_pk == Sample.request_pk)
-        while True:
-            with Session(self.store) as session:
-                if not session.scalar(query.where(Shadow.request_pk.is_(None))):
-                    return
+        while shadows.waiting(self.store):
             time.sleep(0.5)
 
     def command(self, *args: str) -> None:
@@ -126,8 +121,8 @@ def main() -> None:
 @main.command()
 def learn() -> None:
     """Start anew: normal traffic, baseline, reference."""
-    for old in ("stretches.jsonl", *(path.name for path in OUT.glob("moe-watch.db*"))):
-        (OUT / old).unlink(missing_ok=True)
+    for old in (OUT / "stretches.jsonl", *OUT.glob("moe-watch.db*")):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     with stack() as running:
         running.traffic("learned", mixture(LEARNED, seed=1))
         running.command("baseline", "fit", "--promote")

@@ -1,12 +1,13 @@
-"""Does the shadow slow the MoE down? ``python bench/shadow_isolation.py`` (about five minutes, both cores).
+"""Does the shadow slow the MoE down? ``python bench/shadow_isolation.py`` (some ten minutes, both cores).
 
 The shadow never calls the MoE's server (``tests/test_shadow_worker.py`` holds it to that), so what is left is hardware
 that both share. Two set-ups on one machine, the MoE at a steady load, the shadow on and off in turns:
 
 - ``apart``: the MoE on one core; dense model, sidecar and client on the other: stands for two machines;
-- ``shared``: all of them on both cores: the worst case, a dense model that competes with the MoE for its hardware.
+- ``shared``: MoE and dense model on one core, the rest on the other: a dense model that takes the MoE's hardware.
 
-Latencies are vLLM's own, from the store. The result is written to ``bench/results/shadow_isolation.json``.
+Latencies are vLLM's own, from the store. ``--only`` measures one of them and keeps the other's result; both go to
+``bench/results/shadow_isolation.json`` and into the table of ``docs/quality.md``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -36,8 +38,16 @@ from moe_watch.store.models import Request
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "shadow_isolation"
 MODELS = HERE.parent / "moe_watch" / "demo" / "models"
-CORES = {"apart": ({0}, {1}), "shared": ({0, 1}, {0, 1})}
+CORES = {"apart": (0, 1), "shared": (0, 0)}  # of the MoE, of the dense model
+REST = {1}  # sidecar, shadow and client
 CONCURRENCY, TOKENS = 4, 24
+SAID = {"apart": "on cores of their own", "shared": "on one core"}
+LATENCIES = {
+    "ttft_p50": "time to first token, median",
+    "ttft_p95": "time to first token, 95th percentile",
+    "tpot_p50": "time per output token, median",
+    "tpot_p95": "time per output token, 95th percentile",
+}
 
 
 @dataclass(frozen=True)
@@ -63,33 +73,34 @@ def on(cores: set[int]) -> Iterator[None]:
 
 
 @contextmanager
-def stack(work: Path, cores: tuple[set[int], set[int]]) -> Iterator[tuple[servers.Server, servers.Server]]:
+def stack(work: Path, cores: tuple[int, int]) -> Iterator[tuple[servers.Server, servers.Server]]:
     """Run both models on their cores; yields the MoE's server and the dense one's."""
-    env = {"OMP_NUM_THREADS": "1", "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_SAMPLE_RATE": "1"}
-    with on(cores[0]):
-        middleware = ("--middleware", "moe_watch.tap.samples.Middleware")
-        moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name="moe", args=middleware, env=env)
-    with on(cores[1]):
-        dense = servers.start_vllm(
-            "dense", MODELS / "dense", work=work, served_name="dense", env={"OMP_NUM_THREADS": "1"}
-        )
+    tap = {"MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_SAMPLE_RATE": "1"}
+    started = []
+    for name, core, args, env in (
+        ("moe", cores[0], ("--middleware", "moe_watch.tap.samples.Middleware"), tap),
+        ("dense", cores[1], (), {}),
+    ):
+        bound = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core), **env}
+        with on({core}):
+            started.append(servers.start_vllm(name, MODELS / name, work=work, served_name=name, args=args, env=bound))
     try:
-        moe.wait_ready("/health", 300)
-        dense.wait_ready("/health", 300)
-        yield moe, dense
+        for server in started:
+            server.wait_ready("/health", 300)
+        yield started[0], started[1]
     finally:
-        moe.stop()
-        dense.stop()
+        for server in started:
+            server.stop()
 
 
 @contextmanager
-def sidecar(work: Path, cores: set[int], dense: servers.Server | None) -> Iterator[servers.Server]:
+def sidecar(work: Path, dense: servers.Server | None) -> Iterator[servers.Server]:
     """Run the sidecar, with the shadow at full share when ``dense`` is given."""
     env = {"MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_STORE__URL": f"sqlite:///{work}/store.db"}
     if dense is not None:
         shadow = {"URL": dense.url, "BASE_RATE": "1", "REQUESTS_PER_S": "100", "TOKENS_PER_S": "100000"}
         env |= {f"MOE_WATCH_SHADOW__{name}": value for name, value in shadow.items()}
-    with on(cores):
+    with on(REST):
         started = servers.start_sidecar(work, env=env)
     try:
         started.wait_ready("/healthz", 60)
@@ -102,7 +113,7 @@ def load(work: Path, moe: servers.Server, seconds: float, seed: int) -> Turn:
     """Keep ``CONCURRENCY`` requests under way for ``seconds``; return what vLLM says of each."""
     since, end = time.time(), time.monotonic() + seconds
     prompts = mixture(3000, seed)
-    with on({1}):
+    with on(REST):
         asyncio.run(
             send(
                 moe.url,
@@ -133,29 +144,27 @@ def main(turns: int, seconds: float, only: tuple[str, ...]) -> None:
         shutil.rmtree(work, ignore_errors=True)
         with stack(work, CORES[name]) as (moe, dense):
             asyncio.run(send(moe.url, "moe", mixture(60, 0), concurrency=CONCURRENCY, max_tokens=TOKENS))  # warm up
-            pairs = [measure(work, name, (moe, dense), seconds, turn) for turn in range(turns)]
+            pairs = [measure(work, (moe, dense), seconds, turn) for turn in range(turns)]
         said[name] = summary(pairs)
-        print(name, json.dumps(said[name]))
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps(said, indent=1) + "\n")
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(json.dumps(said, indent=1) + "\n")
+    print(write_table(said, HERE.parent / "docs" / "quality.md"))
 
 
-def measure(work: Path, name: str, running: tuple[servers.Server, servers.Server], seconds: float, turn: int) -> Pair:
+def measure(work: Path, running: tuple[servers.Server, servers.Server], seconds: float, turn: int) -> Pair:
     """Return one turn without and one with the shadow, the order changing from pair to pair."""
     moe, dense = running
     found = {}
     for shadowed in (False, True) if turn % 2 else (True, False):
-        with sidecar(work, CORES[name][1], dense if shadowed else None):
+        with sidecar(work, dense if shadowed else None):
             found[shadowed] = load(work, moe, seconds, 10 + turn)
     return found
 
 
-def summary(pairs: list[Pair]) -> dict[str, object]:
+def summary(pairs: list[Pair]) -> dict[str, Any]:
     """Return medians without the shadow and the ratio with it, by latency and quantile, with 95 % intervals."""
-    said: dict[str, object] = {
-        "pairs": len(pairs),
-        "requests": sum(len(turn.ttft) for p in pairs for turn in p.values()),
-    }
+    requests = {name: sum(len(pair[on].ttft) for pair in pairs) for name, on in (("off", False), ("on", True))}
+    said: dict[str, Any] = {"pairs": len(pairs), "requests": requests}
     for name in ("ttft", "tpot"):
         for quantile in (50, 95):
             off, with_shadow = (
@@ -167,6 +176,26 @@ def summary(pairs: list[Pair]) -> dict[str, object]:
                 "ratio": [round(x, 3) for x in (ratio.value, ratio.lower, ratio.upper)],
             }
     return said
+
+
+def write_table(said: dict[str, Any], document: Path) -> str:
+    """Write the table between its marks in ``document`` and return it."""
+    lines = ["| MoE and dense model | latency | without the shadow | with it, times |", "| --- | --- | --- | --- |"]
+    for name, row in said.items():
+        for key, words in LATENCIES.items():
+            ratio = "{:.3f} ({:.3f} to {:.3f})".format(*row[key]["ratio"])
+            lines.append(f"| {SAID[name]} | {words} | {row[key]['off_ms']:.1f} ms | {ratio} |")
+    counted = [
+        f"{SAID[name]}: {row['pairs']} pairs of turns, {row['requests']['off']} requests without the shadow and "
+        f"{row['requests']['on']} with it"
+        for name, row in said.items()
+    ]
+    table = "\n".join([*lines, "", "; ".join(counted).capitalize() + "."]) + "\n"
+    before, rest = document.read_text().split("<!-- isolation -->\n")
+    document.write_text(
+        f"{before}<!-- isolation -->\n{table}<!-- end isolation -->{rest.split('<!-- end isolation -->')[1]}"
+    )
+    return table
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import Engine, Row, case, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.detect.gap import Floats
@@ -75,6 +75,13 @@ _OF_REQUEST = (
     *("finish_reason", "corrupted", "images"),
 )
 _OF_SAMPLE = ("endpoint", "prompt", "output", "params", "prompt_truncated", "output_truncated", "sample_rate")
+
+
+def waiting(engine: Engine) -> int:
+    """Return how many sampled requests have no shadow row yet."""
+    query = select(func.count()).select_from(Sample).outerjoin(Shadow, Shadow.request_pk == Sample.request_pk)
+    with Session(engine) as session:
+        return session.scalar(query.where(Shadow.request_pk.is_(None))) or 0
 
 
 def save(session: Session, rows: Sequence[Shadow]) -> int:

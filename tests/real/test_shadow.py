@@ -11,14 +11,18 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
+from moe_watch.commands import bench_servers
+from moe_watch.commands import kv_cache as kv_cache_command
 from moe_watch.demo import corpus, shapes
 from moe_watch.serving import kv_cache
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
 from moe_watch.shadow.client import DenseClient, RefusedError
 from moe_watch.shadow.likelihood import nll
+from moe_watch.store import shadows
 from moe_watch.store.models import Sample
 from tests import shadow_store
 from tests.fake_openai import FakeOpenAI
@@ -274,3 +278,29 @@ def test_kv_cache_is_predicted_for_mixed_layers(tmp_path: Path) -> None:
         assert_predicted(server, tmp_path / "mixed", in_flight=256)
     finally:
         server.stop()
+
+
+def test_what_fits_is_told_from_the_servers_own_free_blocks(vllm_moe: Tapped) -> None:
+    """The command asks a real vLLM; what it says fits is what vLLM's own maximum concurrency allows, at most."""
+    said = CliRunner().invoke(kv_cache_command.command, [str(MODELS / "moe"), "--url", vllm_moe.server.url])
+    assert said.exit_code == 0, said.output
+    blocks, fits = (
+        int(n.replace(",", "")) for n in re.findall(r"Free: ([\d,]+) blocks.* fits: ([\d,]+)", said.output)[0]
+    )
+    assert 0 < blocks <= int(cache_info(vllm_moe.server)["num_gpu_blocks"])
+    assert fits >= 1024  # what vLLM itself admits
+
+
+def test_both_servers_are_loaded_side_by_side(vllm_moe: Tapped, vllm_dense: Tapped, tmp_path: Path) -> None:
+    """The command loads both real servers, says where the MoE begins to pay, and keeps it for the report."""
+    store = shadow_store.make(tmp_path)
+    asked = ["--moe", vllm_moe.server.url, "--dense", vllm_dense.server.url, "--concurrency", "1,4", "--rounds", "2"]
+    short = ["--prompt-words", "8", "--max-tokens", "8", "--json"]
+    env = {"MOE_WATCH_STORE__URL": store.url.render_as_string()}
+    said = CliRunner().invoke(bench_servers.command, [*asked, *short], env=env)
+    assert said.exit_code == 0, said.output
+    levels = json.loads(said.stdout)["levels"]
+    assert [level["concurrency"] for level in levels] == [1, 4]
+    assert all(0 < level["ratio_lower"] < level["ratio"] < level["ratio_upper"] for level in levels)
+    with Session(store) as session:
+        assert len(shadows.benches(session, 0, 1e12, model="tiny")) == 2

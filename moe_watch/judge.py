@@ -97,7 +97,7 @@ class Judge:
         replica = min(self._assessed, key=self._assessed.__getitem__, default=None)
         if replica is not None and not 0 <= now - self._assessed[replica] < _ASSESS_S:
             self._assessed[replica] = now
-            if self.watches[replica].assess():
+            if self.watches[replica].assess(now):
                 publish.layers(self._board, self.watches[replica])
         for watch in self.watches.values():
             publish.state(self._board, watch, self._settings, now)

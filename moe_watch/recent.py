@@ -68,12 +68,14 @@ class Recent:
         self.ood = Ring(LATEST, (), np.bool_)  # of the scored ones: flagged
         self.finished_at = Ring(_TIMES, (), np.float64)  # of the routed ones
         self.counts = Ring(FINGERPRINTS if layers else 1, (layers, experts), np.uint16)
+        self.idle = np.zeros((layers, experts), np.int64)  # requests since the expert was chosen, at least
         self.suspects: deque[Suspicion] = deque(maxlen=_SUSPECTS)
 
     def add_routing(self, batch: Batch) -> None:
         """Remember the fingerprints of ``batch``; a count above 65,535 is kept as that."""
         latest = batch.total[-FINGERPRINTS:]
         self.counts.push(np.minimum(latest, np.iinfo(np.uint16).max))
+        self.idle = np.where(batch.total.any(0), 0, self.idle + len(batch))
         if batch.finished_at is not None:
             self.finished_at.push(batch.finished_at)
 

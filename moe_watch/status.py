@@ -22,6 +22,25 @@ class Share(msgspec.Struct, frozen=True):
     n: int
 
 
+class Moved(msgspec.Struct, frozen=True):
+    """An expert that a drift moved: its share of its layer's choices, and the effect size over requests."""
+
+    layer: int
+    expert: int
+    before: float
+    now: float
+    effect: float
+
+
+class Where(msgspec.Struct, frozen=True):
+    """What the ``requests`` after an alarm say of its place; ``experts`` is None where they are too few to name any."""
+
+    requests: int
+    layers: list[int]  # from the most moved
+    named: int | None  # experts in all; ``experts`` are the surest of them
+    experts: list[Moved] | None
+
+
 class Episode(msgspec.Struct, frozen=True):
     """An alarm that is open now."""
 
@@ -29,6 +48,7 @@ class Episode(msgspec.Struct, frozen=True):
     began_at: float
     flagged_at: float
     summary: str
+    where: Where | None = None
 
 
 class Tap(msgspec.Struct, frozen=True):

@@ -12,7 +12,9 @@ _OF_EPISODE: Final = {
     "routing": "routing",
     "quality": "quality",
     "garbled": "quality",
+    "replica": "deployment",
     "traffic": "traffic",
+    "dead_experts": "deployment",  # after traffic: when a whole domain leaves, its experts fall silent as well
 }  # worst first
 
 _OF_THE_DEPLOYMENT: Final = frozenset({"weights", "deployment"})  # what canaries find besides routing

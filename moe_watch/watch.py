@@ -5,7 +5,6 @@ Used from one thread. Times are seconds since the epoch by the sidecar's clock.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from moe_watch import aggregate, rows, wire
-from moe_watch.detect import live
-from moe_watch.detect.balance import Balance, balance, contiguous, over_ranks
+from moe_watch import aggregate, alarms, assess, rows, whereabouts, wire
+from moe_watch.assess import Assessment
+from moe_watch.detect import dead, live, moments
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
-from moe_watch.detect.blind import Sight, sight
-from moe_watch.detect.dead import DeadExperts, dead_experts
 from moe_watch.detect.ood import OodScores
 from moe_watch.heard import Heard
 from moe_watch.join import Joined
@@ -30,10 +27,9 @@ from moe_watch.settings import DetectSettings, StoreSettings
 from moe_watch.store import baselines, served, windows
 from moe_watch.store.write import NewEpisode, NewRequest, Writes
 from moe_watch.verdict import decide
+from moe_watch.whereabouts import Whereabouts
 
 _PARTIAL_S: Final = 5.0  # how much of a window a kill may lose
-_RESAMPLES: Final = 200
-_SIGHT_REQUESTS: Final = 100  # the latest, by which the tap is found to be blind
 
 _log = structlog.get_logger()
 
@@ -44,16 +40,6 @@ class Normal:
 
     active: baselines.Active
     fitted: Baseline
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """What the latest fingerprints say of load and sight."""
-
-    balance: Balance
-    ranks: Balance | None  # over expert-parallel ranks; None where their placement is unknown or there is one
-    dead: DeadExperts
-    sight: Sight
 
 
 @dataclass(frozen=True)
@@ -82,6 +68,7 @@ class Watch:
         self.normal: Normal | None = None
         self.observation: live.Observation | None = None
         self.assessment: Assessment | None = None
+        self.whereabouts: Whereabouts | None = None  # of the open traffic drift
         self.heard = Heard()
         self.open: dict[str, NewEpisode] = {}
         self._begun: Counter[str] = Counter()
@@ -91,6 +78,7 @@ class Watch:
         self.verdict, self.since = "idle", now
         self._detect, self._store = detect, store
         self._state: live.LiveState | None = None
+        self._used: NDArray[np.float64] | None = None
         self._pending = Writes()
         self._written_at = now
         self._dirty = False
@@ -113,12 +101,13 @@ class Watch:
         self.end("traffic", now)
         self.recent.forget_scores()
         self.observation = None
-        self._state, self.normal = None, None
+        self._state, self.normal, self._used = None, None, None
         if normal is None:
             return
         try:
             self._state = live.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
             self.normal = normal
+            self._used = dead.use(normal.fitted.users, normal.fitted.requests)
         except Exception:  # noqa: BLE001 - a baseline that cannot be used must not end the sidecar
             self._errors += 1
             _log.exception("the baseline cannot be used: fit a new one", version=normal.active.version)
@@ -188,6 +177,8 @@ class Watch:
         finished = np.zeros(len(batch)) if batch.finished_at is None else batch.finished_at
         self.window.add_scores(ood.p, ood.p <= self._detect.ood_alpha, requests)
         self.recent.add_scores([r.request_id for r in requests], ood.p, finished, self._detect.ood_alpha)
+        if self.whereabouts is not None and self.whereabouts.add(batch):
+            self._say_where(self.whereabouts)
         for alarm in self.observation.alarms:
             if alarm.started:
                 self._begin_drift(alarm, len(batch), now)
@@ -196,28 +187,22 @@ class Watch:
         return ood
 
     def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
-        layer = None if alarm.layer is None else self.layer_id(alarm.layer)
-        where = "" if layer is None else f" in layer {layer}"
         began = self.recent.began_at(alarm.began + batched - 1 - alarm.at) or now
-        version = self.normal.active.version if self.normal is not None else 0
-        flags = self.recent.ood.rows()
-        share = float(flags.mean()) if len(flags) else math.nan
-        summary = (
-            f"{self.model.model} at {self.model.replica}: expert routing left baseline {version}{where} "
-            f"({alarm.channel}); {share:.1%} of the latest requests are out of distribution, "
-            f"{self._detect.ood_alpha:.1%} expected"
-        )
-        evidence = {
-            "channel": alarm.channel,
-            "layer": layer,
-            "requests_since": alarm.began,
-            "evidence": alarm.evidence,
-            "average_run_length": self._detect.average_run_length,
-            "ood_ratio": share if math.isfinite(share) else None,
-            "channels": dict(self.observation.channels) if self.observation is not None else {},
-            "requests": [s.request_id for s in list(self.recent.suspects)[-10:]],
-        }
-        self.begin("traffic", began, now, summary, evidence)
+        told = alarms.of_drift(self, alarm, self._detect.ood_alpha, self._detect.average_run_length)
+        self.begin("traffic", began, now, *told)
+        if self.normal is not None:
+            self.whereabouts = Whereabouts(moments.of_baseline(self.normal.fitted))
+
+    def _say_where(self, told: Whereabouts) -> None:
+        """Put the layers and experts that moved into the open alarm."""
+        episode = self.open.get("traffic")
+        if episode is None or told.found is None:
+            return
+        ids = [self.layer_id(row) for row in range(self.layers)]
+        where = whereabouts.evidence(told.found, ids)
+        known = {**episode.values["evidence"], "where": where}
+        self.open["traffic"] = NewEpisode(episode.identity, {**episode.values, "evidence": known})
+        self._pending.episodes.append(self.open["traffic"])
 
     def begin(self, kind: str, began_at: float, now: float, summary: str, evidence: dict[str, Any]) -> None:
         """Open an alarm of ``kind`` unless one is open."""
@@ -241,6 +226,8 @@ class Watch:
     def end(self, kind: str, now: float) -> None:
         """Close the alarm of ``kind``, if one is open."""
         episode = self.open.pop(kind, None)
+        if kind == "traffic":
+            self.whereabouts = None
         if episode is not None:
             self._pending.episodes.append(NewEpisode(episode.identity, {**episode.values, "ended_at": now}))
             _log.info("alarm is over", kind=kind, summary=episode.values["summary"])
@@ -272,27 +259,17 @@ class Watch:
         total.merge(self.window)
         return total
 
-    def assess(self) -> bool:
+    def assess(self, now: float) -> bool:
         """Look at load balance, dead experts and sight over the latest fingerprints; say whether there was news."""
         if not self._unassessed or not self.layers:
             return False
         self._unassessed = False
-        counts = self.recent.counts.rows().astype(np.int64)
-        flags = self.recent.flags.rows()[-_SIGHT_REQUESTS:]
-        routed = int(flags[:, 1].sum()) if len(flags) else 0
-        self.assessment = Assessment(
-            balance(counts, _RESAMPLES),
-            self._over_ranks(counts),
-            dead_experts(counts),
-            sight(counts, routed, len(flags), self._detect.coverage_floor),
-        )
+        self.assessment = assess.assess(self.model, self.recent, self._used, self._detect)
+        if self.assessment.dead.dead.any():
+            self.begin("dead_experts", now, now, *alarms.of_dead(self, self.assessment))
+        else:
+            self.end("dead_experts", now)
         return True
-
-    def _over_ranks(self, counts: NDArray[np.int64]) -> Balance | None:
-        """Return the balance over ranks under vLLM's contiguous placement; a balancer (EPLB) moves experts about."""
-        if self.model.ranks < 2 or self.model.eplb:
-            return None
-        return balance(over_ranks(counts, contiguous(self.layers, self.experts, self.model.ranks)), _RESAMPLES)
 
     def judge(self, now: float) -> tuple[str, str]:
         """Return the verdict and the reason for it, and open or end the alarm of a blind tap.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -105,7 +106,8 @@ def test_normal_traffic_is_healthy_and_unseen_traffic_is_not(bench: Bench) -> No
     assert bench.value(metrics.DRIFT_ACTIVE, "traffic") == bench.value(metrics.VERDICT, "traffic") == 1
     assert bench.value(metrics.EPISODES, "traffic") == 1
     assert bench.value(metrics.OOD_RATIO) > 0.2
-    (episode,) = bench.written.episodes
+    episode = bench.written.episodes[0]
+    assert {one.values["flagged_at"] for one in bench.written.episodes} == {episode.values["flagged_at"]}
     assert episode.values["summary"].startswith("tiny at r0: expert routing left baseline 1")
     assert _NOW <= episode.values["began_at"] <= episode.values["flagged_at"]
     assert episode.values["evidence"]["requests"]
@@ -349,3 +351,72 @@ def test_ranks_are_judged_where_their_experts_are_known(bench: Bench) -> None:
         bench.judge.process([Joined("r0", f"e{eplb}", 0, routing, None, None, complete=True)], bench.now)
         bench.tick(6.0)
         assert bench.value(metrics.RANK_LOAD_MAX, "1") == (None if expected is None else pytest.approx(expected))
+
+
+def test_an_open_drift_says_where_once_enough_fresh_requests_came(bench: Bench) -> None:
+    """First the layers, from 500 fresh requests on the experts, in status, alarm and metric; gone at its end."""
+    bench.learn()
+    bench.send(100)
+    bench.send(200, unseen=True)
+    (replica,) = bench.judge.describe(bench.now)
+    where = replica.episodes[0].where
+    assert where is not None
+    assert where.layers
+    assert where.experts is None
+    bench.send(500, unseen=True)
+    bench.tick(6.0)
+    (replica,) = bench.judge.describe(bench.now)
+    where = replica.episodes[0].where
+    assert where is not None
+    assert where.requests >= 500
+    assert where.experts
+    first = where.experts[0]
+    assert abs(first.now - first.before) > 0.02
+    assert bench.value(metrics.MOVED_EXPERTS, str(first.layer)) >= 1
+    kept = bench.written.episodes[-1].values["evidence"]["where"]
+    assert kept["experts"][0]["expert"] == first.expert
+    msgspec.json.encode(kept)
+    bench.send(2000)
+    bench.tick(6.0)
+    assert bench.value(metrics.MOVED_EXPERTS, str(first.layer)) is None
+
+
+def test_an_expert_that_falls_silent_is_an_alarm_of_the_deployment(bench: Bench) -> None:
+    """It has users in the baseline and none for hundreds of requests; the alarm names it and ends with a choice."""
+    bench.learn()
+    bench.send(300)
+    assert bench.value(metrics.DEAD_EXPERTS, "1") == 0
+
+    def silent(request: Joined) -> Joined:
+        routing = request.routing
+        assert routing is not None
+        parts = []
+        for part in (routing.prompt, routing.decode):
+            counts = wire.unpack_counts(part, 3, 8)
+            counts[1, 2] += counts[1, 5]
+            counts[1, 5] = 0
+            parts.append(wire.pack_counts(counts))
+        return replace(request, routing=msgspec.structs.replace(routing, prompt=parts[0], decode=parts[1]))
+
+    for _ in range(8):
+        bench.written.extend(bench.judge.process([silent(one) for one in bench.joined(50)], bench.now))
+        bench.tick(6.0)
+    assert bench.value(metrics.DEAD_EXPERTS, "1") == 1
+    assert "dead_experts" in {episode.kind for episode in bench.judge.describe(bench.now)[0].episodes}
+    episode = next(one for one in bench.written.episodes if one.values["kind"] == "dead_experts")
+    assert "expert 5 of layer 1 got no token in" in episode.values["summary"]
+    assert episode.values["evidence"]["probability"] < 1e-4
+    bench.send(100)
+    bench.tick(6.0)
+    assert bench.value(metrics.DEAD_EXPERTS, "1") == 0
+    ended = [one for one in bench.written.episodes if one.values["kind"] == "dead_experts"][-1]
+    assert ended.values["ended_at"] is not None
+
+
+def test_the_routers_entropy_stands_beside_its_baseline(bench: Bench) -> None:
+    """Layer by layer, from the baseline in force."""
+    bench.learn()
+    bench.send(60)
+    bench.tick(6.0)
+    assert bench.value(metrics.ROUTER_ENTROPY, "2") == pytest.approx(1.5)
+    assert bench.value(metrics.ROUTER_ENTROPY_BASELINE, "2") == pytest.approx(1.5)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moe_watch import commands, status
 from moe_watch.client import SidecarError, fetch_status
+from moe_watch.report import phrases
 from moe_watch.settings import HttpSettings
 
 _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "magenta"}
@@ -88,7 +89,9 @@ def _replica(replica: status.Replica, now: float) -> Table:
         table.add_row("evidence", f"{replica.evidence:.2f} of the alarm threshold")
     for episode in replica.episodes:
         table.add_row(f"[red]{episode.kind}[/red]", f"since {_span(now - episode.began_at)}: {episode.summary}")
-    if replica.episodes and replica.movers:
+        if episode.where is not None:
+            table.add_row("where", " ".join(phrases.where(episode.where)))
+    if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
         table.add_row("moved", "; ".join(moved))
     if replica.suspects:

@@ -115,6 +115,7 @@ class BaselineBuilder:
             views=_fit_views(sample, parts["total"], sets),
             scores=np.zeros((0, 0), np.float32),
             kept=len(sample) / self.requests,
+            entropy=_mean_entropy(sample),
         )
         return _with_scores(draft, sample.select(sets[2]))
 
@@ -174,6 +175,14 @@ def _moments(sample: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     mean = sum(r.sum(0, dtype=np.float64) for r in roots) / len(sample)
     variance = sum(((r - mean) ** 2).sum(0) for r in roots) / max(len(sample) - 1, 1)
     return np.asarray(mean, np.float32), np.asarray(np.sqrt(variance), np.float32)
+
+
+def _mean_entropy(sample: Batch) -> NDArray[np.float32]:
+    """Return the mean over requests of the router entropy of each layer, nan where no request has it."""
+    entropy = np.full((1, sample.layers), np.nan) if sample.entropy is None else sample.entropy.astype(np.float64)
+    known = np.isfinite(entropy)
+    mean = np.where(known, entropy, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+    return np.asarray(mean, np.float32)
 
 
 def _pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

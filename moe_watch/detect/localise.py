@@ -1,10 +1,11 @@
 """Where did routing move: layers ranked by evidence, and experts with a bound on false discoveries.
 
-The unit is the request: each expert's square-root share in fresh requests is compared with that in the baseline's by
+The unit is the request: each expert's square-root share in fresh requests is compared with that in normal ones by
 Welch's t (1947), and experts are selected by Benjamini and Hochberg's procedure (1995) at a level corrected for any
 dependence (Benjamini and Yekutieli, 2001), since shares of one request hang together. Tests that take tokens as the
 unit flag nearly every expert. Welch's t needs many requests for skewed shares, so below ``FEWEST`` requests no expert
-is named. Compare like with like: a change of lengths alone moves square-root shares of rare experts.
+is named. Fresh means that the requests came after the alarm: those that raised it are unusual by selection. Compare
+like with like: a change of lengths alone moves square-root shares of rare experts.
 """
 
 from __future__ import annotations
@@ -14,23 +15,29 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr
 
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import FEWEST_TOKENS, Baseline
-from moe_watch.detect.shares import hellinger
+from moe_watch.detect.moments import Floats, Moments
 
 FEWEST: Final = 500
+FEWEST_RANKED: Final = 50  # requests below which layers are not ranked either
+FALSE_DISCOVERIES: Final = 0.1
+_NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
 
 
 @dataclass(frozen=True)
 class Moved:
-    """An expert that moved: its share of the layer's choices in the baseline and now, and the t statistic."""
+    """An expert that moved: its share of the layer's choices before and now.
+
+    ``effect`` is the change of its mean square-root share in standard deviations between normal requests (Glass's
+    delta), ``t`` the statistic.
+    """
 
     layer: int
     expert: int
     before: float
     now: float
+    effect: float
     t: float
 
 
@@ -38,29 +45,39 @@ class Moved:
 class Localisation:
     """Layers from the most to the least moved, their evidence, and the experts that moved.
 
-    ``evidence [layers]`` is the mean of t^2 over a layer's experts, 1 on average where nothing moved; ``experts`` is
-    None, not empty, where there are too few requests to name any.
+    ``evidence [layers]`` is the mean of t^2 over a layer's experts, 1 on average where nothing moved; ``effect
+    [layers, experts]`` as in ``Moved``; ``experts`` is None, not empty, where there are too few requests to name any.
     """
 
+    requests: int
     layers: NDArray[np.int64]
-    evidence: NDArray[np.float64]
+    evidence: Floats
+    effect: Floats
     experts: list[Moved] | None
 
 
-def localise(baseline: Baseline, batch: Batch, false_discoveries: float = 0.1) -> Localisation:
-    """Compare the requests of ``batch`` with the baseline; at most that share of the named experts is named falsely."""
-    batch = batch.select(batch.tokens >= FEWEST_TOKENS)
-    if len(batch) < 2:
-        return Localisation(np.arange(baseline.layers), np.ones(baseline.layers), None)
-    statistic, p = _welch(baseline, hellinger(batch.total))
-    evidence = (statistic**2).mean(1)
+def localise(normal: Moments, fresh: Moments, false_discoveries: float = FALSE_DISCOVERIES) -> Localisation:
+    """Compare ``fresh`` requests with ``normal`` ones; at most that share of the named experts is named falsely.
+
+    >>> normal = Moments(1000, np.array([[5, 5]], np.uint64), np.array([[700.0, 700.0]]), np.array([[500.0, 500.0]]))
+    >>> localise(normal, normal).experts
+    []
+    """
+    statistic, degrees = _welch(normal, fresh)
+    spread = np.sqrt(normal.variance)
+    shift = fresh.mean - normal.mean
+    effect = np.divide(shift, spread, out=np.zeros_like(shift), where=spread > _NO_SPREAD)
+    evidence = (statistic**2).mean(1) if min(normal.requests, fresh.requests) > 1 else np.ones(len(shift))
     order = np.argsort(-evidence, kind="stable")
-    if len(batch) < FEWEST:
-        return Localisation(order, evidence, None)
-    before, now = (c / np.maximum(c.sum(1, keepdims=True), 1) for c in (baseline.counts, batch.total.sum(0)))
-    found = np.argwhere(select(p, false_discoveries))
-    experts = [Moved(int(x), int(e), float(before[x, e]), float(now[x, e]), float(statistic[x, e])) for x, e in found]
-    return Localisation(order, evidence, sorted(experts, key=lambda moved: -abs(moved.t)))
+    if min(normal.requests, fresh.requests) < FEWEST:
+        return Localisation(fresh.requests, order, evidence, effect, None)
+    named = np.argwhere(select(2 * stdtr(degrees, -np.abs(statistic)), false_discoveries))
+    before, now = normal.load, fresh.load
+    experts = [
+        Moved(*map(int, at), *(float(values[tuple(at)]) for values in (before, now, effect, statistic))) for at in named
+    ]
+    ranked = sorted(experts, key=lambda moved: -abs(moved.t))
+    return Localisation(fresh.requests, order, evidence, effect, ranked)
 
 
 def select(p: NDArray[np.floating], false_discoveries: float) -> NDArray[np.bool_]:
@@ -76,13 +93,11 @@ def select(p: NDArray[np.floating], false_discoveries: float) -> NDArray[np.bool
     return np.asarray(p <= ordered[passed[-1]] if passed.size else np.zeros(p.shape, bool))
 
 
-def _welch(baseline: Baseline, roots: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return t and two-sided p ``[layers, experts]``; 0 and 1 where an expert is not chosen anywhere."""
-    n, known = len(roots), baseline.kept * baseline.requests
-    ours, theirs = roots.var(0, ddof=1, dtype=np.float64) / n, baseline.shares_sd.astype(np.float64) ** 2 / known
+def _welch(normal: Moments, fresh: Moments) -> tuple[Floats, Floats]:
+    """Return t and its degrees of freedom ``[layers, experts]``; t is 0 where an expert is not chosen anywhere."""
+    theirs, ours = normal.variance / max(normal.requests, 1), fresh.variance / max(fresh.requests, 1)
     error = ours + theirs
-    shift = roots.mean(0, dtype=np.float64) - baseline.shares
+    shift = fresh.mean - normal.mean
     statistic = np.divide(shift, np.sqrt(error), out=np.zeros_like(shift), where=error > 0)
-    parts = ours**2 / (n - 1) + theirs**2 / max(known - 1, 1)
-    degrees = np.divide(error**2, parts, out=np.ones_like(error), where=parts > 0)
-    return statistic, 2 * student.sf(np.abs(statistic), degrees)
+    parts = ours**2 / max(fresh.requests - 1, 1) + theirs**2 / max(normal.requests - 1, 1)
+    return statistic, np.divide(error**2, parts, out=np.ones_like(error), where=parts > 0)

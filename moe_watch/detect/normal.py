@@ -55,10 +55,11 @@ class Baseline:
     views: Views
     scores: NDArray[np.float32]  # [calibration requests, channels] in the order of time, see channels.py
     kept: float  # share of all requests that the sample holds, of which the scores are stretches
+    entropy: NDArray[np.float32]  # [layers] mean router entropy, nats; nan where unknown
 
     def to_bytes(self) -> bytes:
         """Return the baseline as an npz archive."""
-        arrays = {name: np.asarray(getattr(self, name)) for name in _PLAIN}
+        arrays = {name: np.asarray(getattr(self, name)) for name in (*_PLAIN, "entropy")}
         for name, part in self.parts.items():
             arrays |= pack.flatten(part, f"{name}.")
         return pack.to_bytes(arrays | pack.flatten(self.views, "views."))
@@ -73,6 +74,7 @@ class Baseline:
             }
             plain = {name: int(arrays[name]) for name in _PLAIN[:4]} | {name: arrays[name] for name in _PLAIN[4:9]}
             views = pack.restore(Views, arrays, "views.")
-            return cls(**plain, parts=parts, views=views, kept=float(arrays["kept"]))  # type: ignore[arg-type]
+            entropy = arrays.get("entropy", np.full(plain["layers"], np.nan, np.float32))  # newer than the rest
+            return cls(**plain, parts=parts, views=views, kept=float(arrays["kept"]), entropy=entropy)  # type: ignore[arg-type]
         except (KeyError, OSError, BadZipFile) as error:
             raise ValueError(f"not a baseline of this version: {error}") from error

@@ -162,6 +162,11 @@ EXPERT_LOAD_MAX_LOWER = _gauge(
 EXPERT_LOAD_ENTROPY = _gauge(
     "expert_load_entropy_ratio", "Entropy of the load over this layer's experts over its maximum; 1 is even.", "layer"
 )
+MOVED_EXPERTS = _gauge(
+    "moved_experts",
+    "Experts of this layer that the open drift moved, with at most 10 % of them named falsely; absent until known.",
+    "layer",
+)
 DEAD_EXPERTS = _gauge(
     "dead_experts", "Experts of this layer that should have been chosen by now and were not.", "layer"
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,9 +168,11 @@ def layers(board: Board, watch: Watch) -> None:
         if known is not None:
             by_layer(metric, latest.vectors[name] / np.where(known > 0, known, np.nan))
     if watch.normal is not None:
+        by_layer(metrics.ROUTER_ENTROPY_BASELINE, watch.normal.fitted.entropy)
         now, before = shares(latest.counts.sum(0)), shares(watch.normal.fitted.counts)
         distance = np.sqrt(np.maximum(0, 1 - np.sqrt(now * before).sum(1)))
         by_layer(metrics.LAYER_SHIFT, distance)
+    by_layer(metrics.MOVED_EXPERTS, moved_experts(watch))
     top = movers(watch)
     of = {(str(mover.layer), str(mover.expert)): mover for mover in top}
     board.replace(metrics.TOP_MOVER_SHARE, labels, {key: mover.share for key, mover in of.items()})
@@ -204,6 +207,14 @@ def movers(watch: Watch) -> list[status.Mover]:
         status.Mover(watch.layer_id(int(layer)), int(expert), float(now[layer, expert]), float(before[layer, expert]))
         for layer, expert in pairs
     ]
+
+
+def moved_experts(watch: Watch) -> NDArray[np.float64]:
+    """Return the number of experts ``[layers]`` that the open drift moved; nan while none can be named."""
+    found = watch.whereabouts.found if watch.whereabouts is not None else None
+    if found is None or found.experts is None:
+        return np.full(watch.layers, np.nan)
+    return np.bincount([one.layer for one in found.experts], minlength=watch.layers).astype(np.float64)
 
 
 def ood_share(watch: Watch) -> status.Share:
@@ -244,7 +255,13 @@ def described(watch: Watch, now: float) -> status.Replica:
         evidence=observed.evidence if observed is not None else 0.0,
         channels=dict(observed.channels) if observed is not None else {},
         episodes=[
-            status.Episode(kind, e.values["began_at"], e.values["flagged_at"], e.values["summary"])
+            status.Episode(
+                kind,
+                e.values["began_at"],
+                e.values["flagged_at"],
+                e.values["summary"],
+                msgspec.convert(where, status.Where) if (where := e.values["evidence"].get("where")) else None,
+            )
             for kind, e in watch.open.items()
         ],
         movers=movers(watch),

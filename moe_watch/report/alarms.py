@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Final
 
+import msgspec
 from sqlalchemy import Engine
 
+from moe_watch import status
 from moe_watch.provision import assets
 from moe_watch.report import alarm_tables, figures, from_history, leads, phrases, tables, words
 from moe_watch.report.answers import Tone
@@ -76,7 +78,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
         phrases.drift_sentence(drift, end),
         f"Flagged {figures.moment(row.flagged_at)} UTC on {row.replica}: {row.summary}",
     ]
-    sentences += [*_certainty(row, settings), *_nearest(engine, drift)]
+    sentences += [*_certainty(row, settings), *_where(row), *_nearest(engine, drift)]
     shown: tuple[Table, ...] = ()
     if review is not None:
         sentences += phrases.cause(review)
@@ -138,6 +140,15 @@ def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
     ids = [str(name) for name in row.evidence.get("requests", [])][:5]
     if ids:
         yield f"Requests flagged at the time: {', '.join(ids)}."
+
+
+def _where(row: Episode) -> tuple[str, ...]:
+    """Say where the alarm is, as the sidecar found while it was open."""
+    found = row.evidence.get("where")
+    try:
+        return () if found is None else phrases.where(msgspec.convert(found, status.Where))
+    except msgspec.ValidationError:
+        return ()  # written by another version
 
 
 def _nearest(engine: Engine, drift: Drift) -> Iterator[str]:

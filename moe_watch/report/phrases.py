@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from moe_watch import status
+from moe_watch.detect import localise
 from moe_watch.report import figures
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Change, Drift, Mover
 from moe_watch.report.terms import Interval, Missing
 
+_LAYERS: Final = 3  # named
+_EXPERTS: Final = 4
 _GRAVITY: Final = ("quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
 _KIND: Final = {
     "traffic": "Traffic drift",
@@ -58,6 +62,21 @@ def mover(moved: Mover) -> str:
         f"layer {moved.layer}: share of expert {moved.expert} from {figures.share(moved.before)} to "
         f"{figures.share(moved.after)} ({figures.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
     )
+
+
+def where(found: status.Where) -> tuple[str, ...]:
+    """Say which layers and experts the requests after an alarm moved."""
+    ranked = f"Most moved: layers {figures.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
+    over = f"over the {figures.plural(found.requests, 'request')} after the alarm"
+    if found.experts is None:
+        needed = f"to name experts with few false ones it takes {localise.FEWEST}"
+        return (f"{ranked}, {over}; {needed}.",)
+    if not found.experts:
+        return (f"{ranked}, {over}; no single expert moved for certain.",)
+    surest = [mover(Mover(m.layer, m.expert, m.before, m.now, m.effect)) for m in found.experts[:_EXPERTS]]
+    false = figures.share(localise.FALSE_DISCOVERIES)
+    named = f"{figures.plural(found.named or 0, 'expert')} moved for certain (at most {false} of them named falsely)"
+    return (f"{ranked}, {over}. {named}; the surest: {'; '.join(surest)}.",)
 
 
 def drift_sentence(drift: Drift, until: float) -> str:

@@ -18,7 +18,7 @@ from moe_watch import wire
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
 _MOST_DONE: Final = 50_000  # requests remembered to recognise what comes twice or late
-_MOST_CHOICES: Final = 128
+_MOST_CHOICES: Final = 1024  # a completion may have a list of prompts, each with several choices
 
 Key = tuple[str, str]  # replica, request id
 

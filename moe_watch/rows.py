@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from moe_watch import aggregate, wire
@@ -105,10 +106,11 @@ def _sample(joined: Joined, keep_days: float) -> dict[str, Any] | None:
     if request is None or request.sample is None:
         return None
     sample: wire.Sample = request.sample
-    output = sample.outputs[joined.choice] if joined.choice < len(sample.outputs) else ""
+    prompt, place = wire.place(joined.choice, sample.prompts, request.choices)
+    output = sample.outputs[place] if place < len(sample.outputs) else ""
     return {
         "endpoint": text(request.endpoint, 64),
-        "prompt": text(sample.prompt),
+        "prompt": text(_prompt(sample, prompt)),
         "output": text(output),
         "params": dict(sample.params),
         "prompt_truncated": sample.prompt_truncated,
@@ -117,6 +119,18 @@ def _sample(joined: Joined, keep_days: float) -> dict[str, Any] | None:
         "sample_rate": request.sample_rate,
         "expires_at": request.finished_at + keep_days * _DAY_S,
     }
+
+
+def _prompt(sample: wire.Sample, place: int) -> str:
+    """Return the prompt at ``place`` of those of a sample; token ids as JSON."""
+    if sample.prompts == 1:
+        return sample.prompt
+    try:
+        prompts = msgspec.json.decode(sample.prompt, type=list[str | list[int]])
+    except msgspec.DecodeError:
+        return sample.prompt
+    prompt = prompts[place] if place < len(prompts) else ""
+    return prompt if isinstance(prompt, str) else msgspec.json.encode(prompt).decode()
 
 
 def text(value: str, longest: int | None = None) -> str:

@@ -26,6 +26,8 @@ Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
+CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
+
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape"]
 
 
@@ -91,7 +93,7 @@ class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
     """
 
     request_id: Name
-    choice: Natural = 0  # which of the n outputs of one request
+    choice: Natural = 0  # which of the outputs of one request: see ``place``
     model: Name
     layers: Natural
     experts: Natural
@@ -135,7 +137,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Text of one request, redacted before it left vLLM's process."""
 
     prompt: str  # JSON of ``messages`` for chat, the text itself for completions
-    outputs: list[str]  # one per choice
+    outputs: list[str]  # one per choice, prompt by prompt
+    prompts: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] = 1  # more than one: ``prompt`` is a JSON list of them
     params: dict[str, str | int | float | bool | None] = {}  # temperature, max_tokens, seed, response_format, ...
     prompt_truncated: bool = False
     output_truncated: bool = False
@@ -232,6 +235,19 @@ def _classify(raw: bytes, error: Exception) -> WireError:
 
 def _unknown(version: int) -> WireError:
     return WireError("unknown_version", f"version {version}, this side speaks {WIRE_VERSION}")
+
+
+def place(choice: int, prompts: int, outputs: int) -> tuple[int, int]:
+    """Return which of ``prompts`` a choice answers and which of all ``outputs``, listed prompt by prompt, it is.
+
+    >>> place(3, 1, 4), place(3, 4, 4), place(2 * 128 + 1, 3, 6)
+    ((0, 3), (3, 3), (2, 5))
+    """
+    each = max(outputs // prompts, 1)
+    if prompts == 1 or each == 1:
+        return (0 if prompts == 1 else choice), choice
+    prompt, own = divmod(choice, CHOICES)
+    return prompt, prompt * each + own
 
 
 def user_hash(user: str) -> str:

@@ -136,7 +136,7 @@ def test_memory_is_bounded() -> None:
 def test_a_claim_of_endless_choices_is_bounded() -> None:
     """A wrong number of choices costs a wait, not memory."""
     tap, join = Tap(), Join(_TIMEOUT)
-    join.add([tap.request("cmpl-1", choices=2**30), *(tap.latency("cmpl-1") for _ in range(400))], 0.0)
+    join.add([tap.request("cmpl-1", choices=2**30), *(tap.latency("cmpl-1") for _ in range(2000))], 0.0)
     assert len(join.flush()) == joining._MOST_CHOICES
 
 

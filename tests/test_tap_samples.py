@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from moe_watch import wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap import bodies, frontend, redact, samples
+from moe_watch.tap import bodies, exchange, frontend, redact, samples
 from moe_watch.tap.sender import Sender
 from moe_watch.tap.status import Status
 
@@ -178,7 +178,7 @@ def test_an_exception_in_the_middleware_leaves_the_answer_alone(
     def fail(*_: object) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(samples._Exchange, broken_part, fail)
+    monkeypatch.setattr(exchange.Exchange, broken_part, fail)
     assert served.post(ask()).json()["choices"][0]["index"] == 0
 
 

@@ -11,7 +11,7 @@ from moe_watch.tap import identity, layers, support
 from moe_watch.tap.capture import Capturer
 from moe_watch.tap.counts import Counts, Shape
 from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.runner import generation, watch
+from moe_watch.tap.runner import generation, unwatched, watch
 from moe_watch.tap.sender import Sender
 from moe_watch.tap.status import Status, log
 
@@ -29,7 +29,10 @@ def hook(module: ModuleType) -> None:
         @functools.wraps(load_model)
         def load_model_then_attach(*args: Any, **kwargs: Any) -> Any:
             result = load_model(*args, **kwargs)
-            attach(worker)
+            try:
+                attach(worker)
+            except Exception:  # noqa: BLE001 - whatever it is, serving goes on
+                log.exception("moe-watch tap could not start; serving goes on")
             return result
 
         worker.load_model = load_model_then_attach
@@ -39,19 +42,16 @@ def hook(module: ModuleType) -> None:
 
 
 def attach(worker: Any) -> None:
-    """Start this process's sender and tap the worker's model runner; never raise."""
-    try:
-        from vllm.distributed.parallel_state import get_tp_group
+    """Start this process's sender and tap the worker's model runner; raise only what the sender itself raises."""
+    from vllm.distributed.parallel_state import get_tp_group
 
-        if get_tp_group().rank_in_group != 0:
-            return  # routing is the same on every rank of a tensor-parallel group: the first one reports
-        rank = worker.vllm_config.parallel_config.data_parallel_index
-        sender = Sender(TapSettings(), "engine", f"engine-{rank}", Status())
-    except Exception:  # noqa: BLE001 - whatever it is, serving goes on
-        log.exception("moe-watch tap could not start; serving goes on")
-        return
+    if get_tp_group().rank_in_group != 0:
+        return  # routing is the same on every rank of a tensor-parallel group: the first one reports
+    rank = worker.vllm_config.parallel_config.data_parallel_index
+    sender = Sender(TapSettings(), "engine", f"engine-{rank}", Status())
     try:
         tap(worker.model_runner, worker.vllm_config, sender)
+        worker.compile_or_warm_up_model = unwatched(worker, worker.compile_or_warm_up_model)
     except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
         sender.give_up("attach", error)
         layers.release(worker.model_runner.get_model())
@@ -124,7 +124,10 @@ def _report_rebalances(runner: Any, sender: Sender) -> None:
     def rearrange_and_tell(is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - vLLM's
         result = rearrange(is_profile, *args, **kwargs)
         if not is_profile:
-            sender.event("eplb_rebalance", "")
+            try:
+                sender.event("eplb_rebalance", "")
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+                sender.give_up("eplb", error)
         return result
 
     state.rearrange = rearrange_and_tell

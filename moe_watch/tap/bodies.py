@@ -13,6 +13,8 @@ from moe_watch import wire
 Redact = Callable[[str], tuple[str, int]]
 
 _PARAMS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed", "n")
+_MOST: Final = wire.MAX_FRAME_BYTES // 4  # of a prompt, and of all outputs together: what a frame has room for
+_MOST_OUTPUTS: Final = 1024
 _SLACK: Final = 1024  # redacted beyond the limit too, so that nothing is cut in two before it is recognised
 
 
@@ -49,7 +51,8 @@ class Said:
 
     model: str
     stream: bool
-    choices: int
+    prompts: int
+    choices: int  # in all, of all prompts
     images: int
     user: str
     body: _Body
@@ -61,15 +64,24 @@ def said(raw: bytes) -> Said:
         body = _body.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = _Body()
+    prompts = _prompts(body)
     images = sum(_is_image(part) for message in body.messages for part in _parts(message))
     return Said(
         model=(body.model or "")[:255],
         stream=bool(body.stream),
-        choices=max(body.n or 1, 1),
+        prompts=prompts,
+        choices=max(body.n or 1, 1) * prompts,
         images=images,
         user=wire.user_hash(body.user or ""),
         body=body,
     )
+
+
+def _prompts(body: _Body) -> int:
+    """Return how many prompts a completion has: texts, or lists of token ids, in a list; else one."""
+    prompt = body.prompt
+    several = isinstance(prompt, list) and prompt and all(isinstance(one, (str, list)) for one in prompt)
+    return len(prompt) if several and not body.messages else 1
 
 
 def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool) -> wire.Sample:
@@ -77,10 +89,14 @@ def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool
 
     Raises whatever ``redact`` raises: then no text may leave.
     """
+    most = min(most, _MOST)
     clean = _Clean(redact, most)
     prompt = _prompt(asked.body, clean)
     prompt_cut, clean.cut = clean.cut or len(prompt.encode()) > most, False
-    outputs = [clean(text) for text in _outputs(response, asked.choices)]
+    outputs, left = [], _MOST
+    for text in _outputs(response, asked.choices):
+        outputs.append(clean(text, left))
+        left -= len(outputs[-1].encode())
     body = asked.body
     params = {name: getattr(body, name) for name in _PARAMS if getattr(body, name) is not None}
     if body.max_completion_tokens is not None:
@@ -90,6 +106,7 @@ def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool
     return wire.Sample(
         prompt=_shorten(prompt, most),
         outputs=outputs,
+        prompts=1 if prompt_cut else asked.prompts,
         params=params,
         prompt_truncated=prompt_cut,
         output_truncated=clean.cut or cut,
@@ -105,10 +122,10 @@ class _Clean:
         self.found = 0
         self.cut = False
 
-    def __call__(self, text: str) -> str:
+    def __call__(self, text: str, left: int = _MOST) -> str:
         redacted, found = self._redact(text[: self._most + _SLACK])
         self.found += found
-        short = _shorten(redacted, self._most)
+        short = _shorten(redacted, min(self._most, left))
         self.cut = self.cut or len(text) > self._most + _SLACK or len(short) < len(redacted)
         return short
 
@@ -121,6 +138,8 @@ def _shorten(text: str, most: int) -> str:
 
 def _prompt(body: _Body, clean: _Clean) -> str:
     """Return the messages as JSON, images left out, or the prompt of a completion as it is."""
+    if not body.messages and _prompts(body) > 1:
+        return msgspec.json.encode([clean(one) if isinstance(one, str) else one for one in body.prompt]).decode()
     if not body.messages:
         return clean(body.prompt if isinstance(body.prompt, str) else msgspec.json.encode(body.prompt).decode())
     told: list[dict[str, str]] = []
@@ -150,7 +169,10 @@ def _outputs(raw: bytes, choices: int) -> list[str]:
         for choice in document.get("choices") or []:
             if isinstance(choice, dict) and isinstance(choice.get("index"), int):
                 found.setdefault(choice["index"], []).append(_said(choice))
-    return ["".join(found.get(index, [])) for index in range(max([choices, *(index + 1 for index in found)]))][:128]
+    return [
+        "".join(found.get(index, []))
+        for index in range(min(max([choices, *(index + 1 for index in found)]), _MOST_OUTPUTS))
+    ]
 
 
 def _documents(raw: bytes) -> list[dict[str, Any]]:

@@ -12,14 +12,18 @@ from typing import Final
 import torch
 
 NOTHING: Final = -1  # an id that no router gives: a row that a layer did not write
+_FAILED: Final = -2  # in the place of a first row
 _AHEAD: Final = 4096  # rows for more steps, on a CPU
 
 
 def _store(values: torch.Tensor, buffer: torch.Tensor, first: torch.Tensor, layer: int) -> None:
     """Copy ``values`` [n, k] to ``buffer`` [layers, rows, k] from row ``first`` on; nowhere when it is negative."""
-    row = 0 if buffer.is_cuda else int(first)
-    if row >= 0:
-        buffer[layer, row : row + len(values)].copy_(values)
+    try:
+        row = 0 if buffer.is_cuda else int(first)
+        if row >= 0:
+            buffer[layer, row : row + len(values)].copy_(values)
+    except Exception:  # noqa: BLE001 - inside the forward pass: whatever it is, serving goes on
+        first.fill_(_FAILED)
 
 
 def _store_fake(values: torch.Tensor, buffer: torch.Tensor, first: torch.Tensor, layer: int) -> None:
@@ -54,8 +58,14 @@ class StepBuffer:
         self._views = self.all[:, first : first + rows].unbind(0)
 
     def ignore(self) -> None:
-        """Keep nothing of the next step, where that can be chosen: not in compiled CUDA code."""
+        """Keep nothing of the next step, where that can be chosen: not in compiled CUDA code.
+
+        Raises ``RuntimeError`` when a row of this step could not be written.
+        """
+        failed = int(self.first) == _FAILED
         self.first.fill_(NOTHING)
+        if failed:
+            raise RuntimeError("a layer's values could not be kept")
         self._views = ()
 
     def write(self, values: torch.Tensor, layer: int) -> None:
@@ -90,6 +100,7 @@ class Capturer:
         self.ids = StepBuffer(len(layer_ids), self.rows, top_k, torch.int32, device)
         self.ids.all.fill_(NOTHING)
         self.logits: StepBuffer | None = None
+        self.failed = False  # a call from the forward pass raised
         self.row_of = {layer: row for row, layer in enumerate(layer_ids)}
 
     def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
@@ -114,7 +125,12 @@ class Capturer:
             self.logits.expect(self.used, tokens)
 
     def end(self, tokens: int) -> None:
-        """Keep the ``tokens`` of the step that is done; what runs between steps is no request's."""
+        """Keep the ``tokens`` of the step that is done; what runs between steps is no request's.
+
+        Raises ``RuntimeError`` when the forward pass could not be listened to.
+        """
+        if self.failed:
+            raise RuntimeError("a layer could not be listened to")
         self.used += tokens
         self.ids.ignore()
         if self.logits is not None:

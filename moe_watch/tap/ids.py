@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 
+from moe_watch import wire
+
 _LONGEST = 255  # as wire.Name
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
 _CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
 _PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts
 _SUBREQUEST = re.compile(r"(resp_.+)_(\d+)\Z", re.DOTALL)  # /v1/responses: one of several turns
-_CHOICES = 128  # a prompt's outputs are numbered from here on; more are not asked for in practice
 
 
 def from_engine(engine_id: str) -> tuple[str, int]:
@@ -24,7 +25,7 @@ def from_engine(engine_id: str) -> tuple[str, int]:
     request_id, prompt = from_frontend(named[child.end() :] if child else named)
     if child is None:
         return request_id, prompt
-    return request_id, prompt * _CHOICES + int(child[1])
+    return request_id, prompt * wire.CHOICES + int(child[1])
 
 
 def from_frontend(external_id: str) -> tuple[str, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+log = logging.getLogger("moe_watch.tap")
 
 
 def when_imported(name: str, act: Callable[[ModuleType], None]) -> None:
@@ -40,7 +43,10 @@ class _Finder:
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            self.act(module)
+            try:
+                self.act(module)
+            except Exception:
+                log.exception("moe-watch tap could not follow %s; serving goes on", fullname)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from moe_watch import wire
-from moe_watch.tap import ids, switch
-from moe_watch.tap.sender import Build, Header, Sender
+from moe_watch.tap import switch
+
+if TYPE_CHECKING:
+    from moe_watch import wire
+    from moe_watch.tap.sender import Build, Header, Sender
 
 log = logging.getLogger("moe_watch.tap")
 
@@ -21,13 +23,13 @@ class LatencyLogger(StatLoggerBase):
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         del vllm_config, engine_index
         self._sender: Sender | None = None
-        if switch.is_on():
-            try:
+        try:
+            if switch.is_on():
                 from moe_watch.tap import frontend
 
                 self._sender = frontend.sender()
-            except Exception:
-                log.exception("moe-watch tap: no latencies; serving goes on")
+        except Exception:
+            log.exception("moe-watch tap: no latencies; serving goes on")
 
     def record(
         self,
@@ -57,6 +59,8 @@ def latency(finished: Any, now: float) -> Build:
     The first token's time is what is left of the whole without decoding: unlike queue plus prefill it has in it what
     the API server's process does.
     """
+    from moe_watch import wire
+    from moe_watch.tap import ids
 
     def build(header: Header) -> wire.Latency:
         request_id, choice = ids.from_frontend(finished.request_id or "")

@@ -46,7 +46,8 @@ def bind(model: torch.nn.Module, capturer: Capturer, config: Any) -> None:
 
     parallel = config.parallel_config
     one_rank = parallel.data_parallel_size == 1
-    bind_routed_experts_capturer(model, capturer if one_rank else _OfRank(capturer, parallel))
+    listener = capturer if one_rank else _OfRank(capturer, parallel)
+    bind_routed_experts_capturer(model, _Unfelt(capturer, listener))
 
 
 def bind_logits(layers: Sequence[Any], capturer: Capturer, shape: Shape, config: Any) -> bool:
@@ -83,11 +84,29 @@ def _show_logits(router: Any, capturer: Capturer, row: int) -> None:
     compute: Callable[..., Any] = router._compute_routing  # noqa: SLF001 - the one place that all routers pass
 
     def compute_and_show(hidden_states: Any, router_logits: Any, *args: Any, **kwargs: Any) -> Any:
-        if capturer.logits is not None:
-            capturer.logits.write(router_logits, row)
+        try:
+            if capturer.logits is not None:
+                capturer.logits.write(router_logits, row)
+        except Exception:  # noqa: BLE001 - inside the forward pass: whatever it is, serving goes on
+            capturer.failed = True
         return compute(hidden_states, router_logits, *args, **kwargs)
 
     router._compute_routing = compute_and_show  # noqa: SLF001
+
+
+class _Unfelt:
+    """What is bound: a failure to listen is noted for the tap, and not felt by the forward pass."""
+
+    def __init__(self, capturer: Capturer, listener: Any) -> None:
+        self._capturer = capturer
+        self._listener = listener
+
+    def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
+        """Pass it on; part of the traced graph."""
+        try:
+            self._listener.capture(layer_id, topk_ids)
+        except Exception:  # noqa: BLE001 - whatever it is, serving goes on
+            self._capturer.failed = True
 
 
 class _OfRank:

@@ -12,10 +12,12 @@ _hooked = False
 def register() -> None:
     """Prepare this process to be tapped once worker and scheduler come; do nothing while the switch is off."""
     global _hooked  # noqa: PLW0603 - vLLM may call a plugin more than once in one process
-    if _hooked or not switch.is_on():
+    if _hooked:
         return
-    _hooked = True
     try:
+        if not switch.is_on():
+            return
+        _hooked = True
         from moe_watch.tap import attach, endings
         from moe_watch.tap.imports import when_imported
 

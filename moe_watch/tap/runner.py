@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_watch.tap import layers
 from moe_watch.tap.routing import RoutingTap
+from moe_watch.tap.status import log
 
 
 def generation(runner: Any) -> str:
@@ -53,9 +54,30 @@ def watch(runner: Any, routing: RoutingTap) -> None:
     runner.execute_model, runner._dummy_run = execute_model, dummy_run  # noqa: SLF001
 
 
+def unwatched(worker: Any, warm_up: Callable[[], Any]) -> Callable[[], Any]:
+    """Return ``warm_up`` of ``worker`` made to run as if nobody watched its runner.
+
+    V2's warm-up executes made-up requests that pass for real ones (``vllm.v1.worker.gpu.warmup``).
+    """
+
+    @functools.wraps(warm_up)
+    def warm_up_unwatched() -> Any:
+        own = worker.model_runner.__dict__
+        watched = {name: own.pop(name) for name in ("execute_model", "_dummy_run") if name in own}
+        try:
+            return warm_up()
+        finally:
+            own.update(watched)
+
+    return warm_up_unwatched
+
+
 def give_up(runner: Any, routing: RoutingTap, error: Exception) -> None:
-    """Take the tap off ``runner`` and say why."""
-    routing.sender.give_up("routing", error)
+    """Take the tap off ``runner`` and say why; never raise."""
     for name in ("execute_model", "_dummy_run"):
         runner.__dict__.pop(name, None)
-    layers.release(runner.get_model())
+    routing.sender.give_up("routing", error)
+    try:
+        layers.release(runner.get_model())
+    except Exception:  # noqa: BLE001 - whatever it is, serving goes on
+        log.exception("moe-watch tap could not let go of the model; serving goes on")

@@ -83,9 +83,12 @@ class Sender:
         self.put(self._health)
 
     def give_up(self, where: str, error: Exception) -> None:
-        """Switch the tap of this process off because of ``error``, and say so once."""
+        """Switch the tap of this process off because of ``error``, and say so once; never raise."""
         if self.status.fail(where, error):
-            self.event("tap_off", self.status.reason)
+            try:
+                self.event("tap_off", self.status.reason)
+            except Exception:
+                log.exception("moe-watch tap could not say that it is off; serving goes on")
 
     def announce(self, model: Build) -> None:
         """Send ``model`` on every connection and with every tenth health."""
@@ -198,9 +201,10 @@ class Sender:
                     self._queue.appendleft((build, size))
                     self._bytes += size
                 return
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
                 self.dropped["error"] += 1
-                self.status.errors += 1
-                log.exception("moe-watch tap could not make a frame")
+                if self.status.spoil("a frame", error):
+                    self.event("tap_off", self.status.reason)
                 continue
             self.sent += 1
+            self.status.recover()

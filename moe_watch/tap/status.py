@@ -11,6 +11,8 @@ log = logging.getLogger("moe_watch.tap")
 
 State = Literal["on", "off", "refused", "dense", "blind"]
 _RECENT = 16  # finished requests that decide whether the tap is blind
+_WORTH = 2  # good frames that make up for a spoilt one
+_TOO_MANY = 16
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Status:
     requests_unrouted: int = 0
     requests_open: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _spoilt: int = 0
+    _told: bool = False
 
     def switch(self, state: State, reason: str) -> None:
         """Change the state for good, and log it once."""
@@ -47,6 +51,25 @@ class Status:
             )
             self.switch("off", f"{where}: {type(error).__name__}: {error}"[:500])
         return was_on
+
+    def spoil(self, what: str, error: Exception) -> bool:
+        """Count an exception that cost one frame, or its text, and log the first one.
+
+        When they do not end, switch the tap off; return whether that is now.
+        """
+        self.errors += 1
+        self._spoilt += _WORTH
+        if not self._told:
+            self._told = True
+            log.error("moe-watch tap could not make %s; serving goes on", what, exc_info=error)
+        if self._spoilt < _TOO_MANY or self.state not in {"on", "blind"}:
+            return False
+        self.switch("off", f"{what}: {type(error).__name__}: {error}"[:500])
+        return True
+
+    def recover(self) -> None:
+        """Note that a frame was made."""
+        self._spoilt = max(self._spoilt - 1, 0)
 
     def judge(self, complaint: str) -> bool:
         """Note one finished request, with why its routing is of no use or ""; return whether the tap became blind."""

@@ -1,0 +1,134 @@
+"""One request of the API server and its answer as they pass: what the HTTP layer knows, and a share of the text.
+
+What is kept meanwhile is bounded; it is read and redacted in the sender's thread.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from moe_watch import wire
+from moe_watch.tap import bodies, ids
+from moe_watch.tap.samples import Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from moe_watch.tap.bodies import Redact
+    from moe_watch.tap.sender import Header, Sender
+
+MOST_KEPT: Final = 4 * 1024 * 1024  # bytes of one body; a longer request is known by its headers alone
+
+
+class Exchange:
+    """One request and its answer as they pass."""
+
+    def __init__(self, scope: Scope, prefix: str, sender: Sender, redact: Redact | None) -> None:
+        self._sender, self._redact = sender, redact
+        self._path = str(scope["path"])
+        self._headers = dict(scope["headers"])
+        self._own = self._headers.get(b"x-request-id", b"")
+        if not self._own:
+            self._own = uuid.uuid4().hex.encode()
+            kept = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+            scope["headers"] = [*kept, (b"x-request-id", self._own)]
+        self._id = ids.bounded(prefix + self._own.decode("latin-1"))
+        self._canary = b"x-moe-watch-canary" in self._headers
+        rate = sender.settings.sample_rate
+        chosen = zlib.crc32(self._id.encode("utf-8", "replace")) < rate * 2**32
+        self._sampled = redact is not None and chosen and not self._canary
+        self._started = time.time()
+        self._status = 0
+        self._asked, self._answered = bytearray(), bytearray()
+        self._asked_cut = self._answered_cut = False
+        self._complete = False
+        self._gone = False
+
+    def receiving(self, receive: Receive) -> Receive:
+        """Return ``receive`` with an ear on it."""
+
+        async def heard() -> Message:
+            message = await receive()
+            try:
+                self._note_request(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+                self._sender.give_up("middleware", error)
+            return message
+
+        return heard
+
+    def sending(self, send: Send) -> Send:
+        """Return ``send`` with an ear on it; an answer always carries its request id."""
+
+        async def heard(message: Message) -> None:
+            try:
+                self._note_answer(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+                self._sender.give_up("middleware", error)
+            await send(message)
+
+        return heard
+
+    def _note_request(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self._asked_cut |= not _keep(self._asked, message.get("body", b""))
+        elif message["type"] == "http.disconnect":
+            self._gone = self._gone or not self._complete
+
+    def _note_answer(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = int(message["status"])
+            headers = list(message.get("headers", []))
+            if not any(name.lower() == b"x-request-id" for name, _ in headers):
+                message["headers"] = [*headers, (b"x-request-id", self._own)]
+        elif message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
+            if self._sampled:
+                self._answered_cut |= not _keep(self._answered, message.get("body", b""))
+
+    def tell(self) -> None:
+        """Queue the frame."""
+        finished = time.time()
+        size = 512 + len(self._asked) + len(self._answered)
+        self._sender.put(lambda header: self._frame(header, finished), size)
+
+    def _frame(self, header: Header, finished: float) -> wire.Request:
+        asked = bodies.said(b"" if self._asked_cut else bytes(self._asked))
+        return wire.Request(
+            **header,
+            request_id=self._id,
+            model=asked.model,
+            endpoint=self._path,
+            status=self._status or (499 if self._gone else 500),
+            stream=asked.stream,
+            choices=asked.choices,
+            images=asked.images,
+            domain=self._headers.get(b"x-moe-watch-domain", b"").decode("latin-1")[:64],
+            user=asked.user,
+            canary=self._canary,
+            disconnected=self._gone or not self._complete,
+            sample=self._sample(asked),
+            sample_rate=self._sender.settings.sample_rate,
+            started_at=self._started,
+            finished_at=finished,
+        )
+
+    def _sample(self, asked: bodies.Said) -> wire.Sample | None:
+        """Return the sampled text, None where there is none to send or it could not be redacted."""
+        if not self._sampled or self._redact is None or self._asked_cut or self._status != 200:
+            return None
+        most = self._sender.settings.sample_max_bytes
+        try:
+            return bodies.sample(asked, bytes(self._answered), self._redact, most, cut=self._answered_cut)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the text stays here
+            self._sender.status.spoil("a sample", error)
+            return None
+
+
+def _keep(kept: bytearray, more: bytes) -> bool:
+    """Append ``more``; return False, and keep nothing of it, where that would be too much."""
+    if len(kept) + len(more) > MOST_KEPT:
+        return False
+    kept.extend(more)
+    return True

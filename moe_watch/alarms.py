@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moe_watch.assess import Assessment
+from moe_watch.detect.events import Dating
 from moe_watch.detect.live import Alarm
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ def of_drift(watch: Watch, alarm: Alarm, alpha: float, run_length: float) -> Tol
         "channels": dict(watch.observation.channels) if watch.observation is not None else {},
         "requests": [s.request_id for s in list(watch.recent.suspects)[-10:]],
     }
+
+
+def dated(told: Told, dating: Dating | None) -> Told:
+    """Add to what is told to which event the change is dated."""
+    if dating is None:
+        return told
+    found = {"event": dating.event.kind, "detail": dating.event.detail, "requests": dating.requests}
+    return f"{told[0]}; {dating.words}", {**told[1], "dated": {**found, "seconds": dating.seconds}}
 
 
 def of_dead(watch: Watch, found: Assessment) -> Told:

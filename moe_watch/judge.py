@@ -13,6 +13,7 @@ from moe_watch import status, wire
 from moe_watch.companions import News, Served
 from moe_watch.export import metrics, publish
 from moe_watch.export.snapshot import Board
+from moe_watch.happenings import Happenings, differences
 from moe_watch.join import Joined
 from moe_watch.rows import text
 from moe_watch.settings import Settings
@@ -34,6 +35,7 @@ class Judge:
         self._settings, self._board = settings, board
         self._normals: dict[str, Normal] = {}  # by identity
         self._pending = Writes()
+        self._happened: defaultdict[str, Happenings] = defaultdict(Happenings)  # by replica
         self._held: defaultdict[str, list[Joined]] = defaultdict(list)  # by replica, until it is announced
         self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
 
@@ -41,8 +43,10 @@ class Judge:
         """Take note of what a replica serves; another model there than before starts anew."""
         watch = self.watches.get(model.replica)
         identity = served.identity(model)
+        changed = watch is not None and self._changed(watch.model, model, now)
         if watch is not None and watch.identity == identity:
             watch.model = model
+            self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
             return
         if watch is not None:
             for kind in list(watch.open):
@@ -51,13 +55,26 @@ class Judge:
             self._board.drop(*watch.labels)
         watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
         watch.use(self._normals.get(identity), now)
+        watch.happened = self._happened[model.replica]
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
         written = served.announcement(model, now, self._settings.sidecar)
         self._pending.extend(written)
         publish.begin(self._board, watch)
+        self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
         waited = self.process(self._held.pop(model.replica, ()), now)
         self._pending.extend(waited)
+
+    def _changed(self, before: wire.Model, model: wire.Model, now: float) -> bool:
+        """Make an event of a replica that serves in another configuration than before; say whether it does."""
+        detail = text(", ".join(differences(before, model)))
+        if detail:
+            values = {"at": model.sent_at, "replica": model.replica, "kind": "model_changed", "detail": detail}
+            self._happened[model.replica].add("model_changed", model.sent_at, detail)
+            written = served.announcement(model, now, self._settings.sidecar)
+            self._pending.extend(written)
+            self._pending.events.append(NewEvent(served.identity(model), values))
+        return bool(detail)
 
     def hear(self, frame: wire.Health | wire.Event, now: float) -> None:
         """Take note of what a tap says of itself and of its engine."""
@@ -65,6 +82,7 @@ class Judge:
         if isinstance(frame, wire.Event):
             values = {"at": frame.at, "replica": frame.replica, "kind": frame.kind, "detail": text(frame.detail)}
             self._pending.events.append(NewEvent(watch.identity if watch is not None else "", values))
+            self._happened[frame.replica].add(frame.kind, frame.at, text(frame.detail))
             if watch is not None:
                 self._board.add(metrics.EVENTS, 1, *watch.labels, frame.kind)
             return

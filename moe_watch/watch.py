@@ -20,6 +20,7 @@ from moe_watch.detect import dead, live, moments
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.ood import OodScores
+from moe_watch.happenings import Happenings
 from moe_watch.heard import Heard
 from moe_watch.join import Joined
 from moe_watch.recent import Recent
@@ -70,6 +71,7 @@ class Watch:
         self.assessment: Assessment | None = None
         self.whereabouts: Whereabouts | None = None  # of the open traffic drift
         self.heard = Heard()
+        self.happened = Happenings()
         self.open: dict[str, NewEpisode] = {}
         self._begun: Counter[str] = Counter()
         self.requests = 0
@@ -189,7 +191,7 @@ class Watch:
     def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
         began = self.recent.began_at(alarm.began + batched - 1 - alarm.at) or now
         told = alarms.of_drift(self, alarm, self._detect.ood_alpha, self._detect.average_run_length)
-        self.begin("traffic", began, now, *told)
+        self.begin("traffic", began, now, *alarms.dated(told, self.happened.date(began, self.recent)))
         if self.normal is not None:
             self.whereabouts = Whereabouts(moments.of_baseline(self.normal.fitted))
 

@@ -62,3 +62,11 @@ def test_drift_is_named_by_traffic_and_canaries_together(
 ) -> None:
     """Drift with healthy canaries is traffic; without current canaries nothing is claimed."""
     assert name_drift(drifted=drifted, canary=canary, current=current) == expected
+
+
+def test_of_events_between_two_requests_the_most_telling_is_named() -> None:
+    """An upgrade is announced just before the engine starts; the upgrade says more."""
+    upgrade = Happening(500.2, "model_changed", "vLLM 0.33.0 instead of 0.32.0")
+    dated = date(501.5, [upgrade, Happening(500.4, "engine_start")], SECONDS)
+    assert dated is not None
+    assert dated.words == ("began 1 request after the change of the configuration (vLLM 0.33.0 instead of 0.32.0)")

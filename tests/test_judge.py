@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -229,6 +231,36 @@ def test_the_same_model_announced_again_changes_nothing(bench: Bench) -> None:
     bench.send(10)
     bench.judge.announce(bench.tap.announce(), bench.now)
     assert bench.judge.watches["r0"].requests == 10
+
+
+def test_another_configuration_of_the_same_model_is_an_event_once(bench: Bench) -> None:
+    """An upgrade, other kernels and another layout are told in words, and kept so that it is told once."""
+    upgraded = {"vllm_version": "0.33.0", "moe_backend": "TritonExperts", "parallel": {"ep": 2}}
+    for _ in range(3):
+        bench.judge.announce(bench.tap.announce(**upgraded), bench.now)
+    bench.tick(1.0)
+    (event,) = [event for event in bench.written.events if event.values["kind"] == "model_changed"]
+    assert event.values["detail"] == (
+        "vLLM 0.33.0 instead of none, MoE kernels TritonExperts instead of none, expert-parallel ranks 2 instead of 1"
+    )
+    kept = [msgspec.json.decode(value, type=wire.Model) for value in bench.written.meta.values()]
+    assert kept[-1].vllm_version == "0.33.0"
+    assert bench.value(metrics.EVENTS, "model_changed") == 1
+
+
+@pytest.mark.parametrize("between", [0, 3])
+def test_a_drift_is_dated_to_what_happened_before_it(bench: Bench, between: int) -> None:
+    """A rebalance shortly before the change is named with the number of requests between the two."""
+    bench.learn()
+    bench.send(100)
+    kind, at = "eplb_rebalance", time.time()
+    bench.judge.hear(wire.Event(**bench.tap.engine(), kind=kind, at=at), bench.now)
+    bench.send(between)
+    bench.send(100, unseen=True)
+    (episode,) = [episode for episode in bench.written.episodes if episode.values["kind"] == "traffic"][:1]
+    dated = episode.values["evidence"]["dated"]
+    assert (dated["event"], abs(dated["requests"] - between) <= 5) == ("eplb_rebalance", True)
+    assert re.search(r"; began (with|\d+ requests? (after|before)) the rebalance$", episode.values["summary"])
 
 
 def test_a_promotion_is_taken_up(bench: Bench) -> None:

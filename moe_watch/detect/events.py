@@ -37,7 +37,7 @@ class Dating:
         >>> Dating(Happening(0.0, "eplb_rebalance"), 3, 1.5).words
         'began 3 requests after the rebalance'
         """
-        name = _NAMES.get(self.event.kind, self.event.kind.replace("_", " "))
+        name = named(self.event)
         if self.requests == 0:
             return f"began with {name}"
         count = abs(self.requests)
@@ -48,9 +48,25 @@ class Dating:
 _NAMES = {
     "engine_start": "the start of the engine",
     "eplb_rebalance": "the rebalance",
+    "model_changed": "the change of the configuration",
     "baseline_promoted": "the promotion of the baseline",
     "tap_off": "the tap's end",
 }
+_TELLING = ("model_changed", "eplb_rebalance", "engine_start")  # of events at one moment, the first says most
+
+
+def named(event: Happening) -> str:
+    """Return what an event is called in a sentence.
+
+    >>> named(Happening(0.0, "model_changed", "vLLM 0.33.0 instead of 0.32.0"))
+    'the change of the configuration (vLLM 0.33.0 instead of 0.32.0)'
+    """
+    name = _NAMES.get(event.kind, event.kind.replace("_", " "))
+    return f"{name} ({event.detail})" if event.kind == "model_changed" and event.detail else name
+
+
+def _telling(event: Happening) -> int:
+    return _TELLING.index(event.kind) if event.kind in _TELLING else len(_TELLING)
 
 
 def date(
@@ -73,6 +89,6 @@ def date(
     ]
     before = [d for d in dated if d.seconds >= 0 and d.requests <= most_requests]
     if before:
-        return min(before, key=lambda d: d.seconds)
+        return min(before, key=lambda d: (d.requests, _telling(d.event), d.seconds))
     after = [d for d in dated if d.seconds < 0 and -d.requests <= slack]
     return max(after, key=lambda d: d.seconds, default=None)

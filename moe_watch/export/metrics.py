@@ -35,7 +35,10 @@ CANARY_VERDICTS: Final = ("healthy", "benign", "routing", "weights", "deployment
 CANARY_CHANGED_VERDICTS: Final = frozenset({"routing", "weights", "deployment"})  # those that are worth a page
 DRIFT_KINDS: Final = ("traffic", "routing")
 CHANNELS: Final = ("ood", "layer", "mix", "confidence", "expert")
-EVENT_KINDS: Final = ("engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind", "baseline_promoted")
+EVENT_KINDS: Final = (
+    *("engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"),  # the tap's
+    *("model_changed", "baseline_promoted"),  # the sidecar's
+)
 OUTCOMES: Final = ("stop", "length", "abort", "error", "other")
 DROP_REASONS: Final = ("queue_full", "not_connected", "error", "lost")
 REFUSAL_REASONS: Final = (

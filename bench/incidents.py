@@ -39,14 +39,22 @@ def main() -> None:
 
 @main.command("record")
 @_setting
-def record_(*, setting: str) -> None:
-    """Record the reference; whatever was found against an earlier one is forgotten."""
-    shutil.rmtree(work(setting), ignore_errors=True)
-    for path in OUT.glob(f"*_{setting}.jsonl"):
-        path.unlink()
+@_minutes
+@click.option("--anew", is_flag=True, help="Forget the reference and whatever was found against it.")
+def record_(*, setting: str, minutes: float, anew: bool) -> None:
+    """Record the reference, or what it lacks."""
+    if anew:
+        shutil.rmtree(work(setting), ignore_errors=True)
+        for path in OUT.glob(f"*_{setting}.jsonl"):
+            path.unlink()
+    deadline = time.monotonic() + 60 * minutes
+    rounds = scoring.recorded(setting)
+    if rounds >= ROUNDS:
+        return
     with stack(setting) as running:
-        start = time.time()
-        click.echo(f"{running.record(ROUNDS)} rounds in {time.time() - start:.0f} s")
+        while rounds < ROUNDS and time.monotonic() < deadline:
+            rounds = running.record(min(2, ROUNDS - rounds))
+            click.echo(f"{setting}: {rounds} healthy rounds")
 
 
 @main.command("faults")

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from faults import catalogue
 from faults.catalogue import Restart
 from moe_watch.canary import prompts, replay
 from moe_watch.canary.check import Checked, check, record
+from moe_watch.canary.prompts import CanarySet
 from moe_watch.demo import servers
 from moe_watch.store import engine
 
@@ -39,12 +40,19 @@ def checkpoint(setting: str) -> Path:
     return OUT / "second" / "checkpoint" if second else BENCH.parent / "moe_watch" / "demo" / "models" / "moe"
 
 
+def canaries(setting: str) -> CanarySet:
+    """Return the set that ships; for the second model, every second prompt of it, which takes half the time."""
+    ships = prompts.load()
+    return replace(ships, prompts=ships.prompts[::2]) if setting.startswith("second") else ships
+
+
 @dataclass(frozen=True)
 class Stack:
     """The running parts."""
 
     vllm: servers.Server
     store: Engine
+    canaries: CanarySet
 
     def call(self, method: str, *args: str) -> None:
         """Call a method of the worker extension."""
@@ -57,17 +65,17 @@ class Stack:
 
     async def _check(self) -> Checked:
         async with replay.client(self.vllm.url) as http:
-            server = await replay.probe(http, prompts.load())
+            server = await replay.probe(http, self.canaries)
             return await check(http, server, self.store, loads=LOADS, error=ERROR)
 
     def record(self, rounds: int) -> int:
-        """Make ``rounds`` healthy rounds the reference."""
+        """Add ``rounds`` healthy rounds to the reference; return how many it has."""
         return asyncio.run(self._record(rounds))
 
     async def _record(self, rounds: int) -> int:
         async with replay.client(self.vllm.url) as http:
-            server = await replay.probe(http, prompts.load())
-            return await record(http, server, LOADS, self.store, rounds=rounds)
+            server = await replay.probe(http, self.canaries)
+            return await record(http, server, LOADS, self.store, rounds=rounds, add=True)
 
 
 @contextmanager
@@ -93,7 +101,7 @@ def stack(setting: str, restart: Restart | None = None) -> Iterator[Stack]:
     try:
         sidecar.wait_ready("/healthz", 60)
         vllm.wait_ready("/health", 300)
-        running = Stack(vllm, engine.connect(env["MOE_WATCH_STORE__URL"]))
+        running = Stack(vllm, engine.connect(env["MOE_WATCH_STORE__URL"]), canaries(setting))
         running.call("set_noise", "1" if setting.endswith("noisy") else "0")
         yield running
     finally:

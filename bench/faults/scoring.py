@@ -28,6 +28,15 @@ def kept(path: Path) -> dict[str, int]:
     return {found["name"]: found["run"] for found in map(json.loads, path.read_text().splitlines())}
 
 
+def recorded(setting: str) -> int:
+    """Return how many rounds the reference of a setting has."""
+    path = work(setting) / "moe-watch.db"
+    if not path.exists():
+        return 0
+    known = canaries.runs(engine.connect(f"sqlite:///{path}"), limit=10_000)
+    return sum(row.reference for row in known)
+
+
 def score(resamples: int) -> Found:
     """Judge all that is stored and return it by setting."""
     return {s: _setting(s, resamples) for s in SETTINGS if (work(s) / "moe-watch.db").exists()}
@@ -93,7 +102,7 @@ def _needed(reference: Sequence[Round], new: Round, accept: Sequence[str]) -> in
     """Return the fewest canaries, of those tried, from which on every larger set gives the right verdict."""
     order = np.random.default_rng(0).permutation(new.shape[0])
     fewest = None
-    for size in reversed(SIZES):
+    for size in sorted({min(size, new.shape[0]) for size in SIZES}, reverse=True):
         chosen = np.sort(order[:size])
         if judge([_part(r, chosen) for r in reference], _part(new, chosen), error=ERROR).verdict not in accept:
             break

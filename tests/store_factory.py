@@ -42,7 +42,7 @@ class Story:
     experts: int = 16
     top_k: int = 4
     days: float = 14.0
-    per_day: int = 200
+    per_day: int = 420  # so that the drift has the 500 requests that it takes to name experts
     until: float = UNTIL
     seed: int = 7
     replicas: tuple[str, ...] = ("gpu-a", "gpu-b")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from moe_watch.detect.baseline import Baseline
+from moe_watch.detect.localise import localise
+from moe_watch.detect.moments import Moments, of_baseline
 from moe_watch.report.review import Served
 from moe_watch.report.sections import Change, LayerLoad, Load, Mover
 from moe_watch.report.terms import Missing, Period
@@ -22,38 +24,17 @@ from moe_watch.store.arrays import unpack
 Floats = NDArray[np.float64]  # [layers, experts]
 _Sums = tuple[NDArray[np.uint64], Floats, int]
 MOST_MOVERS: Final = 12
+MOST_LAYERS: Final = 5
 SMALL: Final = 0.2  # Cohen's d below it is called negligible
 FEWEST: Final = 30  # requests below which nothing is said of layers and experts
-_NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
 MOST_WINDOWS: Final = 1500  # whose arrays are read
 _THREADS: Final = 2
 _AT_ONCE: Final = 32  # windows that one thread adds up before the next takes over
 
 
-@dataclass(frozen=True)
-class Routed:
-    """Routing of the requests of one period, added up: ``counts`` and moments ``[layers, experts]``."""
-
-    requests: int
-    counts: NDArray[np.uint64]
-    root: Floats  # sum of the requests' square-root shares
-    share: Floats  # sum of their shares, which are the squares
-
-    @property
-    def mean(self) -> Floats:
-        """Mean square-root share of a request."""
-        return self.root / max(self.requests, 1)
-
-    @property
-    def variance(self) -> Floats:
-        """Variance of it over requests."""
-        n = max(self.requests, 2)
-        return np.maximum(self.share / n - self.mean**2, 0) * n / (n - 1)
-
-
 def routed(
     connection: Connection, model_id: int, served: Served, period: Period, *, most: int = MOST_WINDOWS
-) -> Routed:
+) -> Moments:
     """Add up the arrays of the windows of ``period``, or of ``most`` of them, evenly spread over it.
 
     A week of minutes at 30 x 128 is more than a gigabyte of arrays; a share of every expert is known well enough from
@@ -72,7 +53,7 @@ def routed(
             if len(waiting) > _THREADS or not piece:
                 some, sums, n = waiting.popleft().result()
                 counts, moments, requests = counts + some, moments + sums, requests + n
-    return Routed(requests, counts.sum(0), moments[0], moments[1])
+    return Moments(requests, counts.sum(0), moments[0], moments[1])
 
 
 def _sum(rows: list[store.AnyRow], shape: tuple[int, int, int]) -> _Sums:
@@ -86,33 +67,28 @@ def _sum(rows: list[store.AnyRow], shape: tuple[int, int, int]) -> _Sums:
 
 @dataclass(frozen=True)
 class Reference:
-    """What routing is compared with: mean and variance ``[layers, experts]`` of requests' square-root shares."""
+    """What routing is compared with, and over how many ``requests`` it was taken."""
 
     label: str
     requests: int
-    mean: Floats
-    variance: Floats
-    counts: NDArray[np.uint64]
+    routing: Moments
 
 
-def reference(baseline: Baseline | None, label: str, before: Routed, now: Routed) -> Reference | None:
-    """Return the baseline to compare with, else the requests ``before``; None where there is neither.
-
-    A baseline tells no spread of single experts: the requests before have it, or those of now where they are too few.
-    """
-    spread = before if before.requests >= FEWEST else now
+def reference(baseline: Baseline | None, label: str, before: Moments) -> Reference | None:
+    """Return the baseline to compare with, else the requests ``before``; None where there is neither."""
     if baseline is not None:
-        mean = baseline.parts["total"].subspace.mean.astype(np.float64)
-        return Reference(label, baseline.requests, mean, spread.variance, baseline.counts)
-    if before.requests < FEWEST:
-        return None
-    return Reference("the period before", before.requests, before.mean, before.variance, before.counts)
+        return Reference(label, baseline.requests, of_baseline(baseline))
+    return None if before.requests < FEWEST else Reference("the period before", before.requests, before)
 
 
 def change(
-    served: Served, now: Routed, known: Reference | None, *, period: Period, drift: int | None
+    served: Served, now: Moments, known: Reference | None, *, period: Period, drift: int | None
 ) -> Change | Missing:
-    """Return how far every expert is from the reference, in its standard deviations over requests (Glass's delta)."""
+    """Return how far every expert is from the reference, and which moved with a bound on false discoveries.
+
+    Of the experts that are named those with a negligible effect are left out: over many requests every difference is
+    real and few matter.
+    """
     if now.requests < FEWEST:
         return Missing(
             f"Only {now.requests} requests with routing came: {FEWEST} are needed to compare layers and experts.", ""
@@ -122,32 +98,25 @@ def change(
             "There is neither a baseline nor an earlier period to compare with.",
             "Fit one on traffic that you trust: moe-watch baseline fit, then moe-watch baseline promote.",
         )
-    spread = np.sqrt(known.variance)
-    effect = np.divide(now.mean - known.mean, spread, out=np.zeros_like(spread), where=spread > _NO_SPREAD)
-    error = float(np.sqrt(1 / now.requests + 1 / known.requests))
-    real = np.abs(effect) >= max(SMALL, 3 * error)
+    found = localise(known.routing, now)
+    moved = [one for one in found.experts or () if abs(one.effect) >= SMALL]
+    movers = sorted(moved, key=lambda one: -abs(one.effect))[:MOST_MOVERS]
     return Change(
         reference=known.label,
         period=period,
         drift=drift,
         requests=now.requests,
         reference_requests=known.requests,
-        effect=tuple(tuple(round(float(d), 3) for d in row) for row in effect),
-        error=error,
-        movers=_movers(served, np.where(real, effect, 0), _shares(known.counts), _shares(now.counts)),
-        moved=int(real.sum()),
+        effect=tuple(tuple(round(float(d), 3) for d in row) for row in found.effect),
+        error=float(np.sqrt(1 / now.requests + 1 / known.requests)),
+        layers=tuple(served.layer_ids[row] for row in found.layers[:MOST_LAYERS]),
+        named=found.experts is not None,
+        movers=tuple(Mover(served.layer_ids[m.layer], m.expert, m.before, m.now, m.effect) for m in movers),
+        moved=len(moved),
     )
 
 
-def _movers(served: Served, effect: Floats, before: Floats, after: Floats) -> tuple[Mover, ...]:
-    """Return the largest effects that are not 0, the largest first."""
-    order = np.argsort(-np.abs(effect), axis=None)[:MOST_MOVERS]
-    layers, experts = np.unravel_index(order, effect.shape)
-    values = zip(layers, experts, before[layers, experts], after[layers, experts], effect[layers, experts], strict=True)
-    return tuple(Mover(served.layer_ids[lr], int(ex), float(b), float(a), float(d)) for lr, ex, b, a, d in values if d)
-
-
-def load(served: Served, now: Routed, baseline: Baseline | None) -> Load | Missing:
+def load(served: Served, now: Moments, baseline: Baseline | None) -> Load | Missing:
     """Return how even the work of the experts of each layer was, over all tokens."""
     if not now.counts.any():
         return Missing("No routing was recorded in the period.", "moe-watch doctor says why the tap sees nothing.")

@@ -131,7 +131,7 @@ def _routing(
                 break
     before = from_routing.routed(job.connection, job.row.id, served, previous(job.period), most=_MOST_BEFORE)
     label = f"baseline {facts.version}" if isinstance(facts, BaselineFacts) else ""
-    known = from_routing.reference(fitted, label, before, now)
+    known = from_routing.reference(fitted, label, before)
     change = from_routing.change(served, now, known, period=period, drift=about)
     return change, from_routing.load(served, whole, fitted)
 

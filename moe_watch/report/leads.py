@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from moe_watch.detect.localise import FEWEST
 from moe_watch.report import figures, phrases
 from moe_watch.report.advice import FEWEST_TIMED
 from moe_watch.report.review import Review
@@ -54,6 +55,10 @@ def _change(change: Change | Missing) -> str:
         return ""
     total = len(change.effect) * len(change.effect[0])
     when = f"during alarm {change.drift}" if change.drift is not None else "over the period"
+    if not change.named:
+        most = figures.joined([str(layer) for layer in change.layers[:3]])
+        few = f"{figures.plural(change.requests, 'request')} came {when}: too few to name experts ({FEWEST} are needed)"
+        return f"{few}; the most moved layers are {most}."
     if not change.moved:
         return f"None of {total:,} experts moved by as much as a small effect {when}, against {change.reference}."
     layers = Counter(mover.layer for mover in change.movers).most_common(3)

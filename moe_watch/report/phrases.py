@@ -13,10 +13,11 @@ from moe_watch.report.terms import Interval, Missing
 
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
-_GRAVITY: Final = ("quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
+_GRAVITY: Final = ("garbled", "quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
 _KIND: Final = {
     "traffic": "Traffic drift",
     "routing": "Routing drift",
+    "garbled": "Garbled output",
     "quality": "Worse output",
     "imbalance": "Load imbalance",
     "dead_experts": "Dead experts",
@@ -111,6 +112,10 @@ def largest(change: Change | Missing) -> tuple[str, ...]:
     """Name the expert that moved most."""
     if isinstance(change, Missing):
         return ()
+    if not change.named:
+        layers = figures.joined([str(layer) for layer in change.layers[:_LAYERS]])
+        few = f"{figures.plural(change.requests, 'request')} are too few to name experts ({localise.FEWEST} are needed)"
+        return (f"Most moved against {change.reference}: layers {layers}; {few}.",)
     if not change.movers:
         return (f"No expert moved by as much as a small effect against {change.reference}.",)
     return (f"Largest change against {change.reference}: {mover(change.movers[0])}.",)

@@ -97,7 +97,9 @@ class Change:
     reference_requests: int
     effect: tuple[tuple[float, ...], ...]
     error: float  # standard error of an effect: anything below twice that is noise
-    movers: tuple[Mover, ...]  # the largest effects of at least 0.2 that are no noise
+    layers: tuple[int, ...]  # indices in the whole model of the layers that moved most, the first most of all
+    named: bool  # whether the requests are enough to name experts with a bound on false discoveries
+    movers: tuple[Mover, ...]  # the largest effects of at least 0.2 among the experts that are named
     moved: int  # how many such experts there are
 
 

@@ -115,6 +115,7 @@ def test_a_quiet_week_says_how_sure_it_is() -> None:
         ("routing", "routing", "bad"),
         ("traffic", "traffic", "warn"),
         ("quality", "quality", "bad"),
+        ("garbled", "quality", "bad"),
         ("dead_experts", "deployment", "bad"),
         ("imbalance", "deployment", "bad"),
         ("replica", "deployment", "bad"),
@@ -166,6 +167,29 @@ def test_unusual_requests_are_told_from_a_worse_model(alike: tuple[float, float]
     verdict = words.verdict(with_shift(0.15, 0.25, "moe", alike))
     assert verdict.answers[0].short == short
     assert headline in verdict.headline
+
+
+def test_worse_output_is_told_under_the_alarm_of_its_cause() -> None:
+    """Where only unusual requests are answered worse the headline is the traffic's; output is no drift of routing."""
+    review = with_shift(0.15, 0.25, "moe", (-0.02, 0.03))
+    drifts = tuple(
+        replace(with_drift(kind).timeline.drifts[0], kind=kind) for kind in ("quality", "traffic", "garbled")
+    )
+    verdict = words.verdict(replace(review, timeline=replace(review.timeline, drifts=drifts)))
+    assert verdict.headline.startswith("Traffic is unlike the baseline")
+    quality, routing, _ = verdict.answers
+    assert any(sentence.startswith("Worse output from about") for sentence in quality.sentences)
+    assert not any("output" in sentence for sentence in routing.sentences)
+    alone = words.verdict(replace(review, timeline=replace(review.timeline, drifts=drifts[:1])))
+    assert alone.headline.startswith("The MoE writes worse")
+
+
+def test_an_open_alarm_of_quality_outweighs_a_calm_comparison() -> None:
+    """An alarm that began in the period before and goes on is no quality that holds."""
+    review = with_shift(-0.01, 0.01, "none")
+    alarm = with_drift("quality").timeline
+    found = words.verdict(replace(review, timeline=alarm)).answers[0]
+    assert (found.short, found.tone) == ("No", "bad")
 
 
 def test_a_slower_moe_is_told_when_the_dense_model_is_not_slower() -> None:

@@ -22,10 +22,12 @@ from rich.table import Table
 from moe_watch.demo import servers
 from moe_watch.demo.traffic import Prompt, send
 from moe_watch.status import Replica, Status
+from moe_watch.store import engine, shadows
 
 MODELS = Path(__file__).parent / "models"
 MODEL = "gemma-4-tiny-moe"
 DENSE = "gemma-4-tiny-dense"
+WINDOW_S = 10
 _START_TIMEOUT_S = 240
 _POLL_S = 0.25
 
@@ -48,12 +50,12 @@ class Stage:
             "MOE_WATCH_REPLICA": "demo",
             "MOE_WATCH_SAMPLE_RATE": "1",
             "MOE_WATCH_VLLM_URL": f"http://127.0.0.1:{self._vllm_port}",
-            "MOE_WATCH_WINDOW_S": "10",
+            "MOE_WATCH_WINDOW_S": str(WINDOW_S),
             "MOE_WATCH_CANARY__LOADS": '["16"]',  # one batch composition keeps the demo short
             "MOE_WATCH_HTTP__PAGE_SAMPLES": "true",
             "MOE_WATCH_SHADOW__REQUESTS_PER_S": "20",
             "MOE_WATCH_SHADOW__TOKENS_PER_S": "10000",
-            "MOE_WATCH_SHADOW__BASE_RATE": "0.3",
+            "MOE_WATCH_SHADOW__BASE_RATE": "0.5",
         }
         self.running: dict[str, servers.Server] = {}
 
@@ -107,7 +109,7 @@ class Stage:
         """Return what the sidecar sees of the demo's replica, None while it sees none; ``ServerError`` if it died."""
         sidecar = self.running["sidecar"]
         try:
-            answer = httpx.get(f"{sidecar.url}/api/v1/status", timeout=10)
+            answer = httpx.get(f"{sidecar.url}/api/v1/status", timeout=10).raise_for_status()
         except httpx.HTTPError as error:
             if sidecar.process.poll() is None:
                 return None
@@ -160,6 +162,15 @@ class Stage:
             if replica is not None and replica.routed >= self.requests:
                 return
             time.sleep(_POLL_S)
+
+    def settle_shadow(self, timeout_s: float = 45) -> None:
+        """Wait until the dense model has answered what it was given, so that each act is judged by its own requests."""
+        deadline = time.monotonic() + timeout_s
+        store = engine.connect(self.env["MOE_WATCH_STORE__URL"])
+        with self.console.status("The dense model answers the last sampled requests …"):
+            while time.monotonic() < deadline and shadows.waiting(store):
+                time.sleep(_POLL_S)
+        store.dispose()
 
     def print_addresses(self) -> None:
         """Say where everything that was left running is, and how to end it."""

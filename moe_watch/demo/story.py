@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import time
+from datetime import UTC, datetime
 
 from moe_watch.demo.faults import rotate_experts
-from moe_watch.demo.stage import MODELS, Stage
+from moe_watch.demo.stage import MODELS, WINDOW_S, Stage
 from moe_watch.demo.traffic import mixture
 
 _LEARN = 900
@@ -33,6 +34,7 @@ def run(stage: Stage) -> None:
     flagged = stage.open_episode("traffic")
     verdict = "no alarm" if flagged is None else "[red]a false alarm[/red]"
     stage.console.print(f"  {_NORMAL} requests, {verdict}.")
+    stage.settle_shadow()
 
     stage.title(f"4. {_UNSEEN_SHARE:.0%} of the requests are now of kinds that the model has never seen")
     start = time.time()
@@ -40,6 +42,7 @@ def run(stage: Stage) -> None:
     _say_when(stage, start, answered)
     _say_suspects(stage)
     stage.command("canary", "run", may_exit=_JUDGED)
+    stage.settle_shadow()
 
     stage.title(f"5. A broken deployment: the experts of layer {_FAULTY_LAYER} are not where the router thinks")
     broken = rotate_experts(MODELS / "moe", stage.out / "broken-moe", _FAULTY_LAYER)
@@ -48,8 +51,9 @@ def run(stage: Stage) -> None:
     stage.command("canary", "run", may_exit=_JUDGED)
     stage.command("status", may_exit=_JUDGED)
 
-    stage.title("6. The evidence")
-    stage.command("report", "--since", "1h", "--out", str(stage.out / "report"))
+    stage.title("6. The evidence: since the traffic changed, against the same stretch of time before")
+    since = datetime.fromtimestamp(start // WINDOW_S * WINDOW_S, UTC)
+    stage.command("report", "--since", f"{since:%Y-%m-%dT%H:%M:%S}", "--out", str(stage.out / "report"))
 
 
 def _say_when(stage: Stage, start: float, answered: list[float]) -> None:

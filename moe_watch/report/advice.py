@@ -19,6 +19,7 @@ _OVER_BUDGET: Final = 0.05
 _OF_KIND: Final = {
     "traffic": "See what the new requests are; if they are here to stay, fit a new baseline on them and promote it.",
     "routing": "Compare with the last change of vLLM, weights, quantisation or kernels, and take it back.",
+    "garbled": "Read the outputs with defects; if usual requests have them, take back the last change of the model.",
     "quality": "Read the worst requests below; take back the last change of the model's deployment if there was one.",
     "imbalance": "Spread the busy experts over the ranks (vLLM: --enable-eplb), or add redundant experts.",
     "dead_experts": "Check the expert map and the checkpoint: experts without tokens are a fault of the deployment.",

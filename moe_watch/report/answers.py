@@ -44,14 +44,19 @@ def quality(review: Review) -> Answer:
         why = f"Texts of {looked} were looked at for defects only: no dense model answered."
         return Answer(question, "Not known", (*broken, why, *_garbled(found)), "bad" if broken else "unknown")
     short, sentence, tone = _shifted(found, review.promises.gap_tolerance)
-    sentences = (sentence, _gap(found.gap), *_by_decile(found), *_garbled(found), *broken)
+    alarms = tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)
+    if any(drift.ended_at is None for drift in alarms) and trend(found, review.promises.gap_tolerance) != "unusual":
+        short, tone = "No", "bad"
+    told = (phrases.drift_sentence(drift, review.period.until) for drift in alarms[:_TOLD])
+    sentences = (sentence, _gap(found.gap), *_by_decile(found), *told, *_garbled(found), *broken)
     return Answer(question, short, sentences, "bad" if broken else tone)
 
 
 def routing(review: Review, state: State) -> Answer:
     """Answer whether routing moved."""
     question = "Did routing move?"
-    coverage, drifts = review.coverage, review.timeline.drifts
+    coverage = review.coverage
+    drifts = [drift for drift in review.timeline.drifts if drift.kind not in phrases.OF_OUTPUT]
     largest = phrases.largest(review.change)
     if state == "empty":
         return Answer(question, "Not known", ("No request was recorded in the period.",), "unknown")
@@ -61,7 +66,7 @@ def routing(review: Review, state: State) -> Answer:
         if len(told) > _TOLD:
             sentences.append(f"And {figures.plural(len(told) - _TOLD, 'alarm')} more.")
         found = (*sentences, *phrases.cause(review), *_ood(review.ood), *largest)
-        return Answer(question, "Yes", found, TONE[state])
+        return Answer(question, "Yes", found, "warn" if {drift.kind for drift in drifts} == {"traffic"} else "bad")
     if state == "blind":
         share = figures.share(coverage.routed / coverage.requests)
         return Answer(question, "Not known", (f"Only {share} of the requests came with their routing.",), "bad")

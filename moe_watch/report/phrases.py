@@ -14,6 +14,7 @@ from moe_watch.report.terms import Interval, Missing
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
 _GRAVITY: Final = ("garbled", "quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
+OF_OUTPUT: Final = frozenset({"garbled", "quality"})  # alarms of what the MoE writes, not of how it routes
 _KIND: Final = {
     "traffic": "Traffic drift",
     "routing": "Routing drift",

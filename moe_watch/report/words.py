@@ -8,11 +8,13 @@ from typing import Final
 from moe_watch.report import advice, answers, figures
 from moe_watch.report.advice import Action
 from moe_watch.report.answers import TONE, Answer, State, Tone
-from moe_watch.report.phrases import gravest
+from moe_watch.report.phrases import OF_OUTPUT, gravest
 from moe_watch.report.review import Review
+from moe_watch.report.sections import Drift
 from moe_watch.report.terms import Missing
 
 _STATE_OF: Final[dict[str, State]] = {
+    "garbled": "quality",
     "quality": "quality",
     "routing": "routing",
     "traffic": "traffic",
@@ -45,14 +47,22 @@ def _state(review: Review) -> State:
         return "empty"
     if coverage.routed < review.promises.coverage_floor * coverage.requests:
         return "blind"
-    worst = gravest(review.timeline.drifts)
+    worst = _worst(review)
     if worst is not None:
         return _STATE_OF.get(worst.kind, "deployment")
     return "steady" if coverage.scored else "learning"
 
 
+def _worst(review: Review) -> Drift | None:
+    """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
+    drifts, quality = review.timeline.drifts, review.quality
+    if not isinstance(quality, Missing) and answers.trend(quality, review.promises.gap_tolerance) == "unusual":
+        return gravest(tuple(drift for drift in drifts if drift.kind not in OF_OUTPUT)) or gravest(drifts)
+    return gravest(drifts)
+
+
 def _headline(review: Review, state: State) -> str:
-    coverage, worst = review.coverage, gravest(review.timeline.drifts)
+    coverage, worst = review.coverage, _worst(review)
     if state == "empty":
         return "Nothing is known: no request was recorded"
     if state == "blind" and (worst is None or worst.kind != "blind"):
@@ -73,6 +83,7 @@ def _headline(review: Review, state: State) -> str:
 _OPEN: Final = {
     "traffic": "Traffic is unlike the baseline",
     "routing": "The same prompts go to other experts",
+    "garbled": "The MoE writes broken text",
     "quality": "The MoE writes worse",
     "imbalance": "Load on the experts is uneven",
     "dead_experts": "Experts get no tokens",
@@ -82,6 +93,7 @@ _OPEN: Final = {
 _OVER: Final = {
     "traffic": "Traffic left the baseline",
     "routing": "The same prompts went to other experts",
+    "garbled": "The MoE wrote broken text",
     "quality": "The MoE wrote worse",
     "imbalance": "Load on the experts was uneven",
     "dead_experts": "Experts got no tokens",
@@ -92,8 +104,8 @@ _OVER: Final = {
 
 def _quality_clause(review: Review) -> str:
     quality = review.quality
-    worst = gravest(review.timeline.drifts)
-    if worst is not None and worst.kind == "quality":
+    worst = _worst(review)
+    if worst is not None and worst.kind in OF_OUTPUT:
         return ""
     if isinstance(quality, Missing) or quality.gap is None:
         return "; output quality was not measured"

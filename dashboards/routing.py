@@ -99,7 +99,7 @@ def _canaries() -> list[Any]:
             "Shift over the noise floor",
             "Size of the last replay's shift over what healthy restarts and other batch compositions do; 1 is a "
             "change.",
-            [Query(f"moe_watch_canary_effect_ratio{{{MOE_WATCH}}}", "{{replica}}")],
+            [Query(f"moe_watch_canary_effect_ratio{{{MOE_WATCH}}}", "{{replica}}, load {{load}}")],
             "none",
             limit=Limit(1.0),
             width=6,

@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
-from moe_watch.canary import prompts, replay, words
+from moe_watch.canary import check, prompts, replay, words
 from moe_watch.canary.rounds import assemble
+from moe_watch.canary.schedule import Schedule
 from moe_watch.commands.canary import command
 from moe_watch.detect.canary import judge
 from moe_watch.detect.replay import Round, aligned
 from moe_watch.store import canaries, engine, migrate, served
 from moe_watch.store.canaries import Routed
-from moe_watch.store.models import CanaryRun, Model
+from moe_watch.store.models import CanaryRun, Event, Model, Request
 
 
 def test_the_set_that_ships_has_a_hundred_prompts_with_safety_among_them() -> None:
@@ -207,6 +208,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(model_id: int, at: float, round_: Round, *, verdict: str = "", reference: bool = False) -> CanaryRun:
+    evidence = {"by_load": {"1": 3.25, "16": 0.5}}
     columns = {"set_version": "v", "engine": "vllm", "load": "idle", "replica": "r", "first_layer": None}
     return CanaryRun(
         model_id=model_id,
@@ -215,7 +217,7 @@ def run(model_id: int, at: float, round_: Round, *, verdict: str = "", reference
         verdict=verdict,
         effect=0.0,
         summary="found",
-        evidence={},
+        evidence=evidence,
         blob=round_.to_bytes(),
         **columns,
     )
@@ -262,5 +264,55 @@ def test_bad_input_is_answered_with_what_to_do(store: Any, arguments: list[str],
 def test_checks_are_listed(store: Any) -> None:
     """The list shows checks, and the reference when asked for everything."""
     canaries.save(store, run(1, 9.0, World().round(), verdict="routing"))
-    assert "routing" in CliRunner().invoke(command, ["list"]).output
+    listed = CliRunner().invoke(command, ["list"], env={"COLUMNS": "200"}).output
+    assert "routing" in listed
+    assert "1: 3.2, 16: 0.5" in listed
     assert CliRunner().invoke(command, ["list", "--all"]).output.count("reference") == 4
+
+
+def happened(store: Any, kind: str, at: float, detail: str = "") -> None:
+    """Write an event of the model."""
+    with Session(store) as session, session.begin():
+        session.add(Event(at=at, replica="r", model_id=1, kind=kind, detail=detail))
+
+
+def finished(store: Any, at: float, *, canary: bool = False) -> None:
+    """Write a request."""
+    numbers = dict.fromkeys(("choice", "prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "images"), 0)
+    words_ = dict.fromkeys(("finish_reason", "domain", "user_hash", "outcome"), "")
+    name = f"{at}-{canary}"
+    with Session(store) as session, session.begin():
+        row = {"request_id": name, "replica": "r", "model_id": 1, "finished_at": at, "canary": canary}
+        session.add(Request(**row, **numbers, **words_, corrupted=False))
+
+
+def test_a_fault_is_told_with_what_happened_since_the_canaries_were_last_healthy(store: Any) -> None:
+    """The upgrade and the start with the requests since; an event before the healthy replay explains nothing."""
+    happened(store, "eplb_rebalance", 5.0)
+    canaries.save(store, run(1, 10.0, World().round(), verdict="healthy"))
+    assert check._since(store, "tiny", 20.0) == ""
+    happened(store, "model_changed", 12.0, "vLLM 0.33.0 instead of 0.32.0")
+    happened(store, "engine_start", 12.5)
+    for at in (11.0, 13.0, 14.0, 15.0):
+        finished(store, at)
+    finished(store, 16.0, canary=True)
+    assert check._since(store, "tiny", 20.0) == (
+        "; since they were last healthy: the change of the configuration (vLLM 0.33.0 instead of 0.32.0) "
+        "3 requests ago, the start of the engine 3 requests ago"
+    )
+
+
+def test_checks_are_due_at_start_after_a_restart_a_rebalance_and_every_so_often(store: Any) -> None:
+    """A balancer that moves experts every minute does not make canaries run every minute."""
+    plan = Schedule(every_s=3600.0, started_at=100.0)
+    assert plan.due(store, 101.0) == "start"
+    canaries.save(store, run(1, 102.0, World().round(), verdict="healthy"))
+    assert plan.due(store, 110.0) == ""
+    happened(store, "eplb_rebalance", 120.0)
+    assert [plan.due(store, at) for at in (121.0, 703.0)] == ["", "engine"]
+    happened(store, "engine_start", 130.0)
+    assert plan.due(store, 131.0) == "engine"
+    canaries.save(store, run(1, 1000.0, World().round(), verdict="healthy"))
+    assert [plan.due(store, at) for at in (4000.0, 4600.0)] == ["", "interval"]
+    plan.put_off(4600.0)
+    assert [plan.due(store, at) for at in (4601.0, 4661.0)] == ["", "interval"]

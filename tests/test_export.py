@@ -166,6 +166,7 @@ def _possible(metric: metrics.Metric) -> list[tuple[str, ...]]:
         "layer": tuple(str(layer) for layer in range(30)),
         "verdict": metrics.CANARY_VERDICTS if "canary" in metric.name else metrics.VERDICTS,
         "kind": metrics.EVENT_KINDS,
+        "load": ("1", "4", "16", "mixed"),
         "channel": metrics.CHANNELS,
         "outcome": metrics.OUTCOMES,
         "reason": metrics.REFUSAL_REASONS,

@@ -14,12 +14,13 @@ from moe_watch.canary import words
 from moe_watch.canary.replay import LOADS, Load, Server
 from moe_watch.canary.rounds import Played, play
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
+from moe_watch.detect.events import TELLING, Happening, named
 from moe_watch.detect.replay import Round
 from moe_watch.store import canaries, events, served
 from moe_watch.store.models import CanaryRun
 
 _IDLE = "1"
-_KEPT_EVENTS = frozenset({"engine_start", "eplb_rebalance"})
+_KEPT_EVENTS = frozenset({"engine_start", "eplb_rebalance", "model_changed"})
 
 
 class NotChecked(RuntimeError):  # noqa: N818 - the message reads as a sentence
@@ -169,9 +170,14 @@ def _store(engine: Engine, server: Server, played: Played, judgement: Judgement,
 
 
 def _since(engine: Engine, model: str, at: float) -> str:
-    """Say what happened to the deployment since the canaries were last healthy."""
+    """Say what happened to the deployment since the canaries were last healthy, and how many requests ago."""
     healthy = canaries.latest(engine, model, verdicts=("healthy", "benign", ""))
-    found = [e for e in events.between(engine, healthy.at if healthy else 0.0, at) if e.kind in _KEPT_EVENTS]
-    if not found:
+    seen = events.between(engine, healthy.at if healthy else 0.0, at)
+    last = {event.kind: event for event in seen if event.kind in _KEPT_EVENTS}
+    if not last:
         return ""
-    return f"; after {found[-1].kind.replace('_', ' ')} {at - found[-1].at:.0f} s before"
+    told = []
+    for kind in (kind for kind in TELLING if kind in last):
+        since = canaries.requests_since(engine, model, last[kind].at, at)
+        told.append(f"{named(Happening(last[kind].at, kind, last[kind].detail))} {since:,} requests ago")
+    return f"; since they were last healthy: {', '.join(told)}"

@@ -21,6 +21,7 @@ from moe_watch.settings import Settings
 from moe_watch.store import canaries, episodes, events
 
 _POLL_S: Final = 5.0
+_REBALANCE_S: Final = 600.0  # a balancer may move experts every minute
 _RETRY_S: Final = 60.0  # after a server that does not answer, or one without a reference
 
 _log = structlog.get_logger()
@@ -42,7 +43,8 @@ class Schedule:
         at = last.at if last is not None else 0.0
         if at < self.started_at:
             return "start"
-        if any(event.kind in {"engine_start", "eplb_rebalance"} for event in events.between(engine, at, now)):
+        kinds = {event.kind for event in events.between(engine, at, now)}
+        if "engine_start" in kinds or ("eplb_rebalance" in kinds and now - at >= _REBALANCE_S):
             return "engine"
         if any(e.kind == "traffic" and e.flagged_at > at for e in episodes.between(engine, at, now)):
             return "drift"

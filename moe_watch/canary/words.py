@@ -93,6 +93,7 @@ def evidence(judgement: Judgement) -> dict[str, Any]:
         "reason": judgement.reason,
         "loads": list(judgement.loads),
         "tested": list(judgement.tested),
+        "by_load": dict(judgement.by_load),
         "effects": [
             {
                 "load": e.feature.load,

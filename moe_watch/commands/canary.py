@@ -19,6 +19,7 @@ from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
 from moe_watch.settings import Settings
 from moe_watch.store import canaries
+from moe_watch.store.models import CanaryRun
 
 _url = click.option("--url", help="Base URL of the vLLM server; settings.vllm_url by default.")
 _prompts = click.option(
@@ -150,12 +151,17 @@ async def _run(settings: Settings, store: Engine, against: str) -> Checked:
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--all", "everything", is_flag=True, help="The rounds of the reference, too.")
 def list_(limit: int, *, everything: bool) -> None:
-    """List the checks, newest first."""
+    """List the checks, newest first; by load: the largest shift over what chance explains, above 1 it moved."""
     store = commands.store(commands.settings())
-    table = Table("at", "replica", "engine", "set", "verdict", "what was found", box=None)
+    table = Table("at", "replica", "engine", "set", "verdict", "by load", "what was found", box=None)
     verdicts = None if everything else canaries.CHECKED
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):
         at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
         verdict = run.verdict or ("reference" if run.reference else "earlier reference")
-        table.add_row(at, run.replica, run.engine, run.set_version[:8], verdict, run.summary)
+        table.add_row(at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
     Console().print(table if table.row_count else "no canary was checked yet: moe-watch canary run")
+
+
+def _by_load(run: CanaryRun) -> str:
+    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.4"."""
+    return ", ".join(f"{load}: {ratio:.2g}" for load, ratio in (run.evidence.get("by_load") or {}).items())

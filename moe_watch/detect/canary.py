@@ -76,6 +76,7 @@ class Judgement:
     tested: tuple[str, ...] = ()  # batch compositions that were compared
     effects: tuple[Effect, ...] = ()  # what moved, strongest first
     effect: float = 0.0  # largest shift over the bound of chance, above 1 only if something moved
+    by_load: tuple[tuple[str, float], ...] = ()  # the same for each batch composition
     loss: Loss | None = None
     changed_prompts: int = 0  # prompts whose tokens changed
     added_tokens: float = 0.0  # median change of their length
@@ -175,6 +176,7 @@ def _compare(reference: Sequence[Round], new: Round, loads: Sequence[str], chang
         tested=tuple(loads),
         effects=effects,
         effect=float(np.nanmax(ratio)),
+        by_load=tuple((load, _largest(measured.features, ratio, load)) for load in loads),
         loss=loss,
         changed_prompts=changed,
         prompts=new.shape[0],
@@ -216,6 +218,11 @@ def _effects(
         for i in np.flatnonzero(moved)
     ]
     return tuple(sorted(found, key=lambda effect: -effect.ratio))
+
+
+def _largest(features: Sequence[Feature], ratio: NDArray[np.float64], load: str) -> float:
+    of_load = [one for feature, one in zip(features, ratio, strict=True) if feature.load == load]
+    return float(np.nanmax(of_load))
 
 
 def _first_layer(features: Sequence[Feature], moved: NDArray[np.bool_]) -> int | None:

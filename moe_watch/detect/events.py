@@ -52,7 +52,7 @@ _NAMES = {
     "baseline_promoted": "the promotion of the baseline",
     "tap_off": "the tap's end",
 }
-_TELLING = ("model_changed", "eplb_rebalance", "engine_start")  # of events at one moment, the first says most
+TELLING = ("model_changed", "eplb_rebalance", "engine_start")  # of events at one moment, the first says most
 
 
 def named(event: Happening) -> str:
@@ -66,7 +66,7 @@ def named(event: Happening) -> str:
 
 
 def _telling(event: Happening) -> int:
-    return _TELLING.index(event.kind) if event.kind in _TELLING else len(_TELLING)
+    return TELLING.index(event.kind) if event.kind in TELLING else len(TELLING)
 
 
 def date(

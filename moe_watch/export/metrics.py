@@ -26,6 +26,7 @@ LABELS: Final[dict[str, str]] = {
     "context": "bucket of prompt length: 4k, 16k, 32k, 64k, 128k, longer",
     "decile": "decile of the OOD score, 1 (most normal) to 10 (most unusual)",
     "defect": "kind of defect in an output text, a closed set",
+    "load": "batch composition of canaries: 1, 4, 16 at a time, mixed; empty where nothing was compared",
     "baseline": "version of the active baseline",
     "version": "version of moe-watch",
 }
@@ -199,7 +200,9 @@ BASELINE_REQUESTS = _gauge("baseline_requests", "Requests that the active baseli
 CANARY_VERDICT = _gauge("canary_verdict", "1 for the verdict of the last replay of the canaries.", "verdict")
 CANARY_CHANGED = _gauge("canary_changed", "1 when the last replay of the canaries moved beyond its noise floor.")
 CANARY_FIRST_LAYER = _gauge("canary_first_layer", "First layer that moved in the last replay, -1 for none.")
-CANARY_EFFECT = _gauge("canary_effect_ratio", "Shift of the last replay over its noise floor; above 1 is a change.")
+CANARY_EFFECT = _gauge(
+    "canary_effect_ratio", "Shift of the last replay over its noise floor; above 1 is a change.", "load"
+)
 CANARY_LAST_RUN = _gauge("canary_last_run_timestamp_seconds", "When the canaries were replayed last.")
 
 # Quality, against the dense model

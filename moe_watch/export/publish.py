@@ -185,7 +185,10 @@ def canary(board: Board, watch: Watch, run: CanaryRun) -> None:
     board.set_state(metrics.CANARY_VERDICT, run.verdict, metrics.CANARY_VERDICTS, *labels)
     board.set(metrics.CANARY_CHANGED, float(run.verdict in metrics.CANARY_CHANGED_VERDICTS), *labels)
     board.set(metrics.CANARY_FIRST_LAYER, -1 if run.first_layer is None else watch.layer_id(run.first_layer), *labels)
-    board.set(metrics.CANARY_EFFECT, run.effect or 0.0, *labels)
+    by_load = {
+        (load,): float(ratio) for load, ratio in (run.evidence.get("by_load") or {"": run.effect or 0.0}).items()
+    }
+    board.replace(metrics.CANARY_EFFECT, labels, by_load)
     board.set(metrics.CANARY_LAST_RUN, run.at, *labels)
 
 

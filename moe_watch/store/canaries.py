@@ -131,6 +131,19 @@ def runs(
         return list(session.scalars(query.order_by(CanaryRun.at.desc(), CanaryRun.id.desc()).limit(limit)))
 
 
+def requests_since(engine: Engine, model: str, since: float, until: float) -> int:
+    """Return how many requests other than canaries of ``model`` finished in a period."""
+    query = (
+        select(func.count())
+        .select_from(Request)
+        .join(Model, Model.id == Request.model_id)
+        .where(Model.name == model, Request.canary.is_(False))
+        .where(Request.finished_at >= since, Request.finished_at < until)
+    )
+    with Session(engine) as session:
+        return int(session.scalar(query) or 0)
+
+
 def layer_ids(engine: Engine, model_id: int | None) -> list[int]:
     """Return the indices in the whole model of its layers with experts, as the tap announced them; maybe empty."""
     with Session(engine) as session:

@@ -27,6 +27,7 @@ def seen(tmp_path: Path) -> Observed:
                 "ood_score": ood,
                 "prompt_tokens": 100 if pk % 2 else 20_000,
                 "domain": "law" if pk % 3 else "code",
+                "batch_mean": (1.0, 3.2, 40.0)[pk % 3],
                 "defects": {"moe": ["json"] if pk % 50 == 0 else [], "dense": ["refusal"] if pk % 100 == 0 else []},
                 "weight": 1.0 if ood > 1.5 else 10.0,
             }
@@ -40,11 +41,12 @@ def seen(tmp_path: Path) -> Observed:
 
 
 def test_groups_are_told_apart(seen: Observed) -> None:
-    """Modality, context, domain and version each have their own gap with an interval."""
+    """Modality, context, domain, batch and version each have their own gap with an interval."""
     found = quality.review(seen).by_group
     assert found["modality"]["image"].lower > found["modality"]["text"].upper
     assert set(found["context"]) == {"4k", "32k"}
     assert set(found["domain"]) == {"law", "code"}
+    assert set(found["batch"]) == {"1 at a time", "2-4 at a time", "17-64 at a time"}
     assert list(found["version"]) == ["1"]
 
 

@@ -94,10 +94,12 @@ def save(session: Session, rows: Sequence[Shadow]) -> int:
     return len(fresh)
 
 
+BATCHES = ("1", "2-4", "5-16", "17-64", "65+")
+_BATCH_BOUNDS = (1.5, 4.5, 16.5, 64.5)
 _SEEN = (
     *(Shadow.at, Shadow.weight, Shadow.sample_weight, Shadow.outcome, Shadow.nll_moe_output, Shadow.nll_dense_output),
     *(Request.ood_score, Shadow.agreement, Shadow.top1, Shadow.judge, Shadow.defects, Request.domain, Request.images),
-    *(Request.prompt_tokens, Request.model_id),
+    *(Request.prompt_tokens, Request.batch_mean, Request.model_id),
 )
 
 
@@ -106,7 +108,8 @@ def observed(
 ) -> Observed:
     """Return what the shadow found from ``since`` (exclusive) to ``until``, in order of time; all models unless named.
 
-    The groups are domain, modality (text, image), context (by prompt length) and version (the model's row).
+    The groups are domain, modality (text, image), context (by prompt length), batch (by the mean number of requests in
+    a step: a kernel may be wrong at some only) and version (the model's row).
     """
     query = select(*_SEEN).join(Request, Request.id == Shadow.request_pk).where(Shadow.at > since, Shadow.at <= until)
     if model is not None:
@@ -121,7 +124,7 @@ def _columns(rows: Sequence[Row[Any]]) -> Observed:
     at, weight, sample_weight, outcome, nll_moe, nll_dense, ood, agreement, top1, judge, defects, *group = (
         zip(*rows, strict=True) if rows else ((),) * len(_SEEN)
     )
-    domain, images, prompt_tokens, model_id = group
+    domain, images, prompt_tokens, batch, model_id = group
     contexts = np.searchsorted(np.array(list(CONTEXT_BUCKETS.values())), np.array(prompt_tokens, dtype=np.int64))
     return Observed(
         at=_floats(at),
@@ -140,9 +143,21 @@ def _columns(rows: Sequence[Row[Any]]) -> Observed:
             "domain": list(domain),
             "modality": ["image" if count else "text" for count in images],
             "context": [CONTEXTS[place] for place in contexts],
+            "batch": [_batch(mean) for mean in batch],
             "version": [str(pk) for pk in model_id],
         },
     )
+
+
+def _batch(mean: float | None) -> str:
+    """Return the bucket of the mean number of requests in a step.
+
+    >>> [_batch(mean) for mean in (1.2, 3.0, 16.4, None)]
+    ['1 at a time', '2-4 at a time', '5-16 at a time', 'unknown']
+    """
+    if mean is None:
+        return "unknown"
+    return f"{BATCHES[int(np.searchsorted(_BATCH_BOUNDS, mean))]} at a time"
 
 
 def _floats(values: Sequence[float | None]) -> Floats:

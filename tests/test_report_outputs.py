@@ -16,9 +16,10 @@ from markdown_it import MarkdownIt
 
 from moe_watch.report import as_html, as_json, as_markdown, words
 from moe_watch.report.gather import gather
+from moe_watch.report.plots.timeline import draw
 from moe_watch.report.review import Report
-from moe_watch.report.sections import Mark, Ood, Quality
-from moe_watch.report.terms import Period
+from moe_watch.report.sections import Bucket, Mark, Ood, Quality, Timeline
+from moe_watch.report.terms import Interval, Period
 from moe_watch.settings import Settings
 from tests import store_factory
 from tests.store_factory import DAY, UNTIL, Story
@@ -105,6 +106,17 @@ def test_every_class_of_a_plot_is_styled() -> None:
         for name in part.split()
     }
     assert {name for name in used if f".{name}" not in style} <= {"tick"}
+
+
+def test_the_timeline_stays_inside_its_plot() -> None:
+    """A step that begins before the period, or ends after it, is cut at its edge."""
+    rate = Interval(0.1, 0.05, 0.2, 60)
+    timeline = Timeline(60, tuple(Bucket(60.0 * k, 60, 60, rate) for k in range(3)), (), ())
+    drawn = str(draw(timeline, Period(50.0, 130.0), 0.01, 358))
+    found = re.findall(r"[ML](-?[\d.]+) |\bx\d?=\"(-?[\d.]+)", drawn)
+    across = [float(path or attribute) for path, attribute in found]
+    assert len(across) > 20
+    assert 0 <= min(across) <= max(across) <= 358
 
 
 def test_hostile_text_is_shown_as_text() -> None:

@@ -20,7 +20,7 @@ from moe_watch.report.review import Review
 from moe_watch.report.sections import Drift, Mark
 from moe_watch.report.terms import Missing, Period
 from moe_watch.settings import Settings
-from moe_watch.store import events
+from moe_watch.store import episodes, events
 from moe_watch.store.models import Episode
 
 _DAY_S: Final = 86_400.0
@@ -40,6 +40,7 @@ _KINDS: Final = {
     "QualityGap": ("quality",),
     "GarbledOutput": ("quality",),
     "TapDown": ("blind",),
+    "ReplicaDeviates": ("replica",),
 }
 
 
@@ -117,6 +118,7 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     if kinds and not mine:
         told = ["No alarm of this kind was open in the last 24 hours."]
     nearest = [sentence for drift in open_now[:1] for sentence in _nearest(engine, drift)]
+    told += [sentence for drift in open_now for sentence in _where(episodes.find(engine, drift.id))]
     facts = _FACTS[name](review) if name in _FACTS else []
     shown = alarm_tables.OF_ALERT[name](review) if name in alarm_tables.OF_ALERT else ()
     tone: Tone = "bad" if open_now else words.verdict(review).tone if not kinds else "calm"
@@ -142,11 +144,11 @@ def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
         yield f"Requests flagged at the time: {', '.join(ids)}."
 
 
-def _where(row: Episode) -> tuple[str, ...]:
+def _where(row: Episode | None) -> tuple[str, ...]:
     """Say where the alarm is, as the sidecar found while it was open."""
-    found = row.evidence.get("where")
+    found = row.evidence.get("where") if row is not None else None
     try:
-        return () if found is None else phrases.where(msgspec.convert(found, status.Where))
+        return () if row is None or found is None else phrases.where(msgspec.convert(found, status.Where), row.kind)
     except msgspec.ValidationError:
         return ()  # written by another version
 
@@ -206,6 +208,7 @@ def _of_memory(review: Review) -> list[str]:
 _FACTS: Final[dict[str, Callable[[Review], list[str]]]] = {
     "RoutingDrift": _of_drift,
     "TrafficDrift": _of_drift,
+    "ReplicaDeviates": _of_drift,
     "CanaryChanged": _lead("canaries"),
     "DeadExperts": lambda review: [
         f"Experts without a single token in the last 24 hours: {tables.unused(review.load)}"

@@ -25,6 +25,10 @@ _NO_SPEED: Final = Missing(
     "MoE and dense model were never timed side by side.",
     "moe-watch bench-servers loads both with the same prompts for a minute; or set MOE_WATCH_SHADOW__URL.",
 )
+_UNEQUAL: Final = Missing(
+    "The shadow's replays never had about as many requests under way as the MoE: their speeds do not compare.",
+    "moe-watch bench-servers loads both with the same prompts, at equal concurrency, for a minute.",
+)
 _BENCH_DAYS: Final = 90
 _LIVE_STEPS: Final = (1.5, 4.5, 16.5, 64.5)  # upper bounds of the groups by concurrency
 _LIVE_NAMES: Final = ("1", "2-4", "5-16", "17-64", "65+")
@@ -128,7 +132,13 @@ def _from_live(session: Session, name: str, period: Period) -> Advantage | Missi
             found = gap.mean(ratio[rows], seen.weight[rows])
             bounds = (math.exp(found.value), math.exp(found.lower), math.exp(found.upper))
             steps.append(Speed(label, Interval(*bounds, found.requests), None, None))
-    return Advantage("live", period.until, "the shadow", tuple(steps)) if steps else _NO_SPEED
+    return (
+        Advantage("live", period.until, "the shadow", tuple(steps))
+        if steps
+        else _UNEQUAL
+        if len(seen.at)
+        else _NO_SPEED
+    )
 
 
 def _interval(found: gap.Estimate) -> Interval | None:

@@ -19,7 +19,7 @@ from moe_watch.report.sections import Bucket, Context, Latency, Ood, Slice
 from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.store import review as store
 
-_STEPS: Final = (60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
+_STEPS: Final = (10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
 _MOST_STEPS: Final = 96
 _FEWEST_STEPS: Final = 24
 _FEWEST_IN_STEP: Final = 75  # requests, so that the interval of a step says something
@@ -49,20 +49,22 @@ class Measured:
     longest: float = 0.0  # window, seconds
 
 
-def step_of(period: Period, requests: int) -> float:
+def step_of(period: Period, requests: int, longest: float = 0.0) -> float:
     """Return the length of a step: at most 96 of them, fewer where that leaves too few requests in each.
+
+    None is shorter than the ``longest`` window, seconds: a window counts where it begins.
 
     >>> step_of(Period(0, 7 * 86400), 100_000), step_of(Period(0, 7 * 86400), 2_400), step_of(Period(0, 3600), 900)
     (7200, 21600, 300)
     """
     most = min(_MOST_STEPS, max(_FEWEST_STEPS, requests / _FEWEST_IN_STEP))
-    return next((s for s in _STEPS if period.seconds / s <= most), _STEPS[-1])
+    return next((s for s in _STEPS if period.seconds / s <= most and s >= longest), _STEPS[-1])
 
 
 def measure(connection: Connection, model_id: int, period: Period) -> Measured:
     """Read and add up the windows that begin in ``period``."""
-    requests = store.request_count(connection, model_id, period.since, period.until)
-    found = Measured(period, step_of(period, requests))
+    requests, longest = store.extent(connection, model_id, period.since, period.until)
+    found = Measured(period, step_of(period, requests, longest))
     for row in store.windows(connection, model_id, period.since, period.until):
         window = aggregate.Window(0, 0, row.requests, row.routed_requests)
         window.load_scalars(row.scalars)

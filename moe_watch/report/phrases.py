@@ -66,10 +66,11 @@ def mover(moved: Mover) -> str:
     )
 
 
-def where(found: status.Where) -> tuple[str, ...]:
-    """Say which layers and experts the requests after an alarm moved."""
+def where(found: status.Where, kind: str) -> tuple[str, ...]:
+    """Say which layers and experts moved in the requests after an alarm, or of a replica against its siblings."""
     ranked = f"Most moved: layers {figures.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
-    over = f"over the {figures.plural(found.requests, 'request')} after the alarm"
+    since = "of this replica against its siblings'" if kind == "replica" else "after the alarm"
+    over = f"over the {figures.plural(found.requests, 'request')} {since}"
     if found.experts is None:
         needed = f"to name experts with few false ones it takes {localise.FEWEST}"
         return (f"{ranked}, {over}; {needed}.",)

@@ -34,10 +34,11 @@ def latest_windows(connection: Connection) -> dict[str, float]:
     return {str(name): float(at) for name, at in connection.execute(query)}
 
 
-def request_count(connection: Connection, model_id: int, since: float, until: float) -> int:
-    """Return the number of requests in the windows of the period."""
-    query = _windows((func.coalesce(func.sum(Window.requests), 0),), model_id, since, until)
-    return int(connection.execute(query).scalar_one())
+def extent(connection: Connection, model_id: int, since: float, until: float) -> tuple[int, float]:
+    """Return the number of requests in the windows of the period, and the length of the longest window, seconds."""
+    sums = (func.coalesce(func.sum(Window.requests), 0), func.coalesce(func.max(Window.seconds), 0.0))
+    requests, longest = connection.execute(_windows(sums, model_id, since, until)).one()
+    return int(requests), float(longest)
 
 
 def windows(connection: Connection, model_id: int, since: float, until: float) -> Iterator[AnyRow]:

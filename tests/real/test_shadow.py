@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
+from moe_watch import wire
 from moe_watch.commands import bench_servers
 from moe_watch.commands import kv_cache as kv_cache_command
 from moe_watch.demo import corpus, shapes
@@ -297,6 +298,7 @@ def test_both_servers_are_loaded_side_by_side(vllm_moe: Tapped, vllm_dense: Tapp
     asked = ["--moe", vllm_moe.server.url, "--dense", vllm_dense.server.url, "--concurrency", "1,4", "--rounds", "2"]
     short = ["--prompt-words", "8", "--max-tokens", "8", "--json"]
     env = {"MOE_WATCH_STORE__URL": store.url.render_as_string()}
+    before = len(vllm_moe.collector.of(wire.Request))
     said = CliRunner().invoke(bench_servers.command, [*asked, *short], env=env)
     assert said.exit_code == 0, said.output
     levels = json.loads(said.stdout)["levels"]
@@ -304,3 +306,6 @@ def test_both_servers_are_loaded_side_by_side(vllm_moe: Tapped, vllm_dense: Tapp
     assert all(0 < level["ratio_lower"] < level["ratio"] < level["ratio_upper"] for level in levels)
     with Session(store) as session:
         assert len(shadows.benches(session, 0, 1e12, model="tiny")) == 2
+    told = vllm_moe.collector
+    told.wait(lambda: len(told.of(wire.Request)) >= before + 2 * 3 * 8, "the requests of the load")
+    assert all(frame.canary for frame in told.of(wire.Request)[before:])  # no traffic for the detectors

@@ -39,7 +39,11 @@ def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) 
     floor = _TOP + (_RATE if known else _STRIP)
     base = floor + _BETWEEN + _TRAFFIC
     drawing = Drawing(width, base + 26, "Share of out-of-distribution requests over time")
-    x = linear(period.since, period.until, _LEFT, width - 8)
+    inside = linear(period.since, period.until, _LEFT, width - 8)
+
+    def x(at: float) -> float:
+        return inside(min(max(at, period.since), period.until))  # the first and last step may reach beyond
+
     for drift in timeline.drifts:
         _span(drawing, drift, period, x, floor)
     if known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,15 @@ def finished(store: Any, at: float, *, canary: bool = False) -> None:
     with Session(store) as session, session.begin():
         row = {"request_id": name, "replica": "r", "model_id": 1, "finished_at": at, "canary": canary}
         session.add(Request(**row, **numbers, **words_, corrupted=False))
+
+
+def test_nan_is_told_and_with_it_that_a_later_layer_may_be_at_fault() -> None:
+    """Requests share the cache, and NaN goes through it to layers before the broken one."""
+    world = World()
+    one = world.round(Fault(0.4, (0, 1, 2, 3))).replays[0]
+    broken = Round((dataclasses.replace(one, output_logprob=np.full_like(one.output_logprob, np.nan)),))
+    said = words.summary(judge(world.reference(), broken))
+    assert "100% of the log-probabilities are not numbers (NaN), so the fault may also be in a later layer" in said
 
 
 def test_a_fault_is_told_with_what_happened_since_the_canaries_were_last_healthy(store: Any) -> None:

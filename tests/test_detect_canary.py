@@ -113,7 +113,8 @@ def test_numbers_that_are_none_are_a_fault() -> None:
     world = World()
     broken = only(world.round())
     broken = replace(broken, output_logprob=np.full_like(broken.output_logprob, np.nan))
-    assert judge(world.reference(), Round((broken,))).verdict == "weights"
+    found = judge(world.reference(), Round((broken,)))
+    assert (found.verdict, found.not_numbers) == ("weights", 1.0)
 
 
 def test_another_number_of_experts_a_token_is_routing() -> None:

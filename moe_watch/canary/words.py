@@ -33,7 +33,7 @@ def summary(judgement: Judgement, layer_ids: Sequence[int] = ()) -> str:
         return f"deployment: {_DEPLOYMENT.get(reason) or _tokens(judgement)}"
     if verdict == "healthy":
         return f"healthy: {judgement.compared} canaries are routed as in {judgement.rounds} reference rounds"
-    parts = [f"{verdict}: {_what(judgement, layer_ids)}", _likelihood(judgement), _loads(judgement)]
+    parts = [f"{verdict}: {_what(judgement, layer_ids)}", _likelihood(judgement), _nan(judgement), _loads(judgement)]
     return "; ".join(part for part in parts if part)
 
 
@@ -65,6 +65,14 @@ def _what(judgement: Judgement, layer_ids: Sequence[int]) -> str:
 
 def _strongest_at(judgement: Judgement, layer: int) -> Effect | None:
     return next((effect for effect in judgement.effects if effect.feature.layer == layer), None)
+
+
+def _nan(judgement: Judgement) -> str:
+    """Warn of NaN, which the key-value cache hands on from one request to another, to layers before the fault too."""
+    if not judgement.not_numbers:
+        return ""
+    share = f"{judgement.not_numbers:.0%}" if judgement.not_numbers >= 0.01 else "some"
+    return f"{share} of the log-probabilities are not numbers (NaN), so the fault may also be in a later layer"
 
 
 def _likelihood(judgement: Judgement) -> str:
@@ -107,6 +115,7 @@ def evidence(judgement: Judgement) -> dict[str, Any]:
             for e in judgement.effects[:_MOST_EFFECTS]
         ],
         "loss": None if loss is None or math.isnan(loss.nats) else [loss.nats, loss.lower, loss.upper],
+        "not_numbers": judgement.not_numbers,
         "changed_prompts": judgement.changed_prompts,
         "prompts": judgement.prompts,
         "compared": judgement.compared,

@@ -78,6 +78,7 @@ class Judgement:
     effect: float = 0.0  # largest shift over the bound of chance, above 1 only if something moved
     by_load: tuple[tuple[str, float], ...] = ()  # the same for each batch composition
     loss: Loss | None = None
+    not_numbers: float = 0.0  # share of output tokens whose log-probability is no number, though it was one
     changed_prompts: int = 0  # prompts whose tokens changed
     added_tokens: float = 0.0  # median change of their length
     prompts: int = 0
@@ -178,6 +179,7 @@ def _compare(reference: Sequence[Round], new: Round, loads: Sequence[str], chang
         effect=float(np.nanmax(ratio)),
         by_load=tuple((load, _largest(measured.features, ratio, load)) for load in loads),
         loss=loss,
+        not_numbers=max(0.0, _not_numbers(new, loads) - _not_numbers(reference[0], loads)),
         changed_prompts=changed,
         prompts=new.shape[0],
         compared=max(int(comparable([r.at(load) for r in (*reference, new)]).sum()) for load in loads),
@@ -218,6 +220,13 @@ def _effects(
         for i in np.flatnonzero(moved)
     ]
     return tuple(sorted(found, key=lambda effect: -effect.ratio))
+
+
+def _not_numbers(round_: Round, loads: Sequence[str]) -> float:
+    replays = [round_.at(load) for load in loads]
+    tokens = [replay.output >= 0 for replay in replays]
+    broken = [t & ~np.isfinite(replay.output_logprob) for t, replay in zip(tokens, replays, strict=True)]
+    return sum(int(b.sum()) for b in broken) / max(1, sum(int(t.sum()) for t in tokens))
 
 
 def _largest(features: Sequence[Feature], ratio: NDArray[np.float64], load: str) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from moe_watch import aggregate, wire
 from moe_watch.detect.ood import OodScores
 from moe_watch.join import Joined
-from moe_watch.store import arrays
+from moe_watch.store import arrays, counts
 from moe_watch.store.write import NewRequest
 
 _DAY_S = 86_400.0
@@ -70,15 +70,17 @@ def new_requests(
     known: dict[int, tuple[float, float]] = {}
     if ood is not None:
         known = dict(zip(scored, zip(ood.score.tolist(), ood.p.tolist(), strict=True), strict=True))
-    made = []
+    made, told = [], []
     for index, joined in enumerate(requests):
         if joined.routing is None and joined.latency is None:
             continue
+        told.append(joined)
         score, p = known.get(index, (None, None))
         row = new_request(identity, joined, score=score, p=p, baseline_id=None if p is None else baseline_id)
-        row.fingerprint = _fingerprint(joined, fingerprint_rate)
         row.sample = _sample(joined, keep_samples_days)
         made.append(row)
+    kept = [(row, r) for row, r in zip(made, told, strict=True) if r.canary or is_kept(r.request_id, fingerprint_rate)]
+    _add_fingerprints([(row, joined.routing) for row, joined in kept if joined.routing is not None])
     return made
 
 
@@ -87,18 +89,17 @@ def is_kept(request_id: str, rate: float) -> bool:
     return rate >= 1 or zlib.crc32(request_id.encode()) < rate * 2**32
 
 
-def _fingerprint(joined: Joined, rate: float) -> dict[str, Any] | None:
-    routing = joined.routing
-    if routing is None or not (joined.canary or is_kept(joined.request_id, rate)):
+def _add_fingerprints(of: Sequence[tuple[NewRequest, wire.Routing]]) -> None:
+    """Give rows their fingerprints, packed all at once."""
+    packed = iter(counts.pack_all([part for _, routing in of for part in (routing.prompt, routing.decode)]))
+    for row, routing in of:
+        row.fingerprint = {"prompt": next(packed), "decode": next(packed), "confidence": _confidence(routing)}
+
+
+def _confidence(routing: wire.Routing) -> bytes | None:
+    if routing.entropy is None or routing.margin is None:
         return None
-    confidence = None
-    if routing.entropy is not None and routing.margin is not None:
-        confidence = arrays.pack(np.array([routing.entropy, routing.margin], np.float32))
-    return {
-        "prompt": arrays.pack_counts(routing.prompt),
-        "decode": arrays.pack_counts(routing.decode),
-        "confidence": confidence,
-    }
+    return arrays.pack_plain(np.array([routing.entropy, routing.margin], np.float32))
 
 
 def _sample(joined: Joined, keep_days: float) -> dict[str, Any] | None:
@@ -139,7 +140,9 @@ def text(value: str, longest: int | None = None) -> str:
     >>> text("a\0bc", 3) == "a\N{REPLACEMENT CHARACTER}b"
     True
     """
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")[:longest]
+    if "\0" in value:
+        value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return value[:longest]
 
 
 def _number(value: float | None) -> float | None:
@@ -147,5 +150,10 @@ def _number(value: float | None) -> float | None:
 
 
 def _mean(values: list[float] | None) -> float | None:
-    known = [value for value in values or () if math.isfinite(value)]
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    if math.isfinite(mean):  # nearly always
+        return mean
+    known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else None

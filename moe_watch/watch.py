@@ -153,13 +153,12 @@ class Watch:
         ]
         order = [index for _, index in sorted(chosen)]
         routings = [routing for index in order if (routing := requests[index].routing) is not None]
-        prompt, decode = np.zeros((2, len(order), *shape), np.uint32)
+        prompt = wire.unpack_all([routing.prompt for routing in routings], *shape)
+        decode = wire.unpack_all([routing.decode for routing in routings], *shape)
         confidence = np.full((2, len(order), self.layers), np.nan, np.float32)
-        for at, routing in enumerate(routings):
-            prompt[at] = wire.unpack_counts(routing.prompt, *shape)
-            decode[at] = wire.unpack_counts(routing.decode, *shape)
-            if routing.entropy is not None and routing.margin is not None:
-                confidence[:, at] = routing.entropy, routing.margin
+        sure = [at for at, r in enumerate(routings) if r.entropy is not None and r.margin is not None]
+        for index, name in enumerate(("entropy", "margin")):
+            confidence[index, sure] = [getattr(routings[at], name) for at in sure] or np.zeros((0, self.layers))
         known = bool(np.isfinite(confidence).any())
         finished = np.array([routing.finished_at for routing in routings])
         entropy, margin = (confidence[0], confidence[1]) if known else (None, None)

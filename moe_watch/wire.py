@@ -8,6 +8,7 @@ ids per token 91 % of the text can be recovered (arXiv 2602.04105).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -279,3 +280,15 @@ def unpack_counts(counts: Counts, layers: int, experts: int) -> CountArray:
     check_counts(counts, layers, experts)
     dtype = np.dtype(_DTYPES[counts.dtype]).newbyteorder("<")
     return np.frombuffer(counts.data, dtype).astype(np.uint32).reshape(layers, experts)
+
+
+def unpack_all(several: Sequence[Counts], layers: int, experts: int) -> CountArray:
+    """Return counts ``[n, layers, experts]``, those of one type at once; raise ``WireError`` as ``unpack_counts``."""
+    unpacked = np.empty((len(several), layers, experts), np.uint32)
+    for name in {counts.dtype for counts in several}:
+        rows = [row for row, counts in enumerate(several) if counts.dtype == name]
+        for row in rows:
+            check_counts(several[row], layers, experts)
+        raw = b"".join([several[row].data for row in rows])
+        unpacked[rows] = np.frombuffer(raw, f"<{name}").reshape(len(rows), layers, experts)
+    return unpacked

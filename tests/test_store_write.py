@@ -194,9 +194,3 @@ def test_bytes_that_are_no_array_are_refused(raw: bytes) -> None:
     except ValueError:
         return
     assert found.shape == (2, 3)
-
-
-def test_counts_are_packed_without_an_array() -> None:
-    """The bytes of a frame go to the column as they are."""
-    counts = np.arange(24, dtype=np.uint32).reshape(3, 8) * 20
-    assert (arrays.unpack_counts(arrays.pack_counts(wire.pack_counts(counts)), 3, 8) == counts).all()

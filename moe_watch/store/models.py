@@ -1,6 +1,6 @@
 """The tables, for SQLite and Postgres alike. Times are seconds since the epoch (float, UTC); sizes are in bytes.
 
-Arrays are zlib-compressed little-endian bytes, see ``store.arrays``; shapes follow from the model's row.
+Arrays are packed bytes, see ``store.arrays`` and ``store.counts``; shapes follow from the model's row.
 """
 
 from __future__ import annotations

@@ -8,13 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, bindparam, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 
-from moe_watch.store import models
-
-_Insert = postgresql.Insert | sqlite.Insert
+from moe_watch.store import bulk, models
 
 
 class NewModel(msgspec.Struct, frozen=True):
@@ -100,7 +97,7 @@ def write(engine: Engine, writes: Writes) -> int:
     with engine.begin() as connection:
         for model in writes.models:
             values = {"identity": model.identity, **model.values}
-            connection.execute(_insert(connection, models.Model).on_conflict_do_nothing(), values)
+            connection.execute(bulk.insert(connection.dialect.name, models.Model).on_conflict_do_nothing(), values)
         ids = _model_ids(connection, writes)
         fresh = _write_requests(connection, writes.requests, ids)
         _upsert(
@@ -112,7 +109,7 @@ def write(engine: Engine, writes: Writes) -> int:
         _upsert(connection, models.Meta, [{"key": key, "value": value} for key, value in writes.meta.items()], ("key",))
         if writes.events:
             rows = _with_model(writes.events, ids)
-            connection.execute(_insert(connection, models.Event).on_conflict_do_nothing(), rows)
+            connection.execute(bulk.insert(connection.dialect.name, models.Event).on_conflict_do_nothing(), rows)
     return fresh
 
 
@@ -124,34 +121,23 @@ def is_away(error: DBAPIError) -> bool:
 def _write_requests(connection: Connection, requests: list[NewRequest], ids: dict[str, int]) -> int:
     if not requests:
         return 0
-    table = models.Request
-    key = (table.id, table.replica, table.request_id, table.choice)
-    rows = [{"model_id": ids[request.identity], **request.values} for request in requests]
-    inserted = connection.execute(_insert(connection, table).on_conflict_do_nothing().returning(*key), rows)
-    primary = {(replica, request_id, choice): pk for pk, replica, request_id, choice in inserted}
-    known = [(primary.get((r.values["replica"], r.values["request_id"], r.values["choice"])), r) for r in requests]
-    for model, name in ((models.Fingerprint, "fingerprint"), (models.Sample, "sample")):
-        parts = [
-            {"request_pk": pk, **part} for pk, r in known if pk is not None and (part := getattr(r, name)) is not None
-        ]
-        if parts:
-            connection.execute(_insert(connection, model).on_conflict_do_nothing(), parts)
-    return len(primary)
+    fresh = bulk.insert_requests(connection, [{"model_id": ids[r.identity], **r.values} for r in requests])
+    fingerprints = [r.fingerprint | _key(r) for r in requests if r.fingerprint is not None]
+    bulk.insert_fingerprints(connection, fingerprints)
+    bulk.insert_samples(connection, [r.sample | _key(r) for r in requests if r.sample is not None])
+    return fresh
+
+
+def _key(request: NewRequest) -> dict[str, Any]:
+    return {name: request.values[name] for name in bulk.KEY}
 
 
 def _upsert(connection: Connection, table: type[models.Base], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
     if not rows:
         return
-    statement = _insert(connection, table)
+    statement = bulk.insert(connection.dialect.name, table)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), rows)
-
-
-def _insert(connection: Connection, table: type[models.Base]) -> _Insert:
-    target = table.__table__
-    if not isinstance(target, Table):
-        raise TypeError(table)
-    return postgresql.insert(target) if connection.dialect.name == "postgresql" else sqlite.insert(target)
 
 
 def _model_ids(connection: Connection, writes: Writes) -> dict[str, int]:

@@ -91,6 +91,7 @@ def _start(runner: Any, config: Any, sender: Sender, found: list[Any], shape: Sh
         shape.top_k,
         device,
         single=device.type != "cpu" or parallel.data_parallel_size > 1,
+        traced=config.compilation_config.mode != 0,
     )
     layers.bind(runner.get_model(), capturer, config)
     if sender.settings.confidence and not layers.bind_logits(found, capturer, shape, config):

@@ -81,12 +81,12 @@ def release(model: torch.nn.Module) -> None:
 
 
 def _show_logits(router: Any, capturer: Capturer, row: int) -> None:
+    logits: Any = capturer.logits
     compute: Callable[..., Any] = router._compute_routing  # noqa: SLF001 - the one place that all routers pass
 
     def compute_and_show(hidden_states: Any, router_logits: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            if capturer.logits is not None:
-                capturer.logits.write(router_logits, row)
+            logits.write(router_logits, row)
         except Exception:  # noqa: BLE001 - inside the forward pass: whatever it is, serving goes on
             capturer.failed = True
         return compute(hidden_states, router_logits, *args, **kwargs)
@@ -114,7 +114,7 @@ class _OfRank:
 
     def __init__(self, capturer: Capturer, parallel: Any) -> None:
         self.row_of = capturer.row_of
-        self.device_buffer = capturer.ids.all.transpose(0, 1)
+        self.device_buffer: torch.Tensor = capturer.ids.all.transpose(0, 1)  # type: ignore[union-attr]
         self.dp_rank = parallel.data_parallel_rank
         self.tp_size = parallel.tensor_parallel_size
 

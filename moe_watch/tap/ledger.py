@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,9 +108,9 @@ class Ledger:
     ) -> None:
         """Note a step that computed ``lengths`` tokens of each request from position ``starts`` on, in this order."""
         slot, first, tokens = self._visits
-        slot += [self._slot_of.get(request, self.slots) for request in order]
-        first += [starts[request] for request in order]
-        tokens += [lengths[request] for request in order]
+        slot += map(self._slot_of.get, order, repeat(self.slots))
+        first += map(starts.__getitem__, order)
+        tokens += map(lengths.__getitem__, order)
         self._batches.append(len(order))
         self.steps += 1
 

@@ -37,7 +37,7 @@ class RoutingTap:
         self._prefilling: dict[str, int] = {}  # request -> tokens in its prompt
         self._homeless: set[str] = set()
         self._ended: list[tuple[str, Ending, float]] = []
-        self._measured: list[bool] = []
+        self._measured: list[tuple[int, bool]] = []  # of each step: tokens, and whether their logits were kept
 
     def begin(self, scheduled: Any) -> None:
         """Before a step: take note of what ended and what is new; count what was done when it is time to."""
@@ -52,6 +52,7 @@ class RoutingTap:
         for new in scheduled.scheduled_new_reqs:
             self._open(new)
         if tokens:
+            self._measured.append((tokens, bool(self._prefilling)))
             self.capturer.begin(tokens, with_logits=bool(self._prefilling))
         self.status.requests_open = len(self.ledger)
 
@@ -60,10 +61,8 @@ class RoutingTap:
         if not self.ledger.steps:
             self._oldest = time.monotonic()
         self.ledger.visit(order, self._starts, self._lengths)
-        tokens = sum(self._lengths.values())
-        self.capturer.end(tokens)
+        self.capturer.end()
         self.status.steps += 1
-        self._measured += [bool(self._prefilling)] * tokens
         for request, prompt in list(self._prefilling.items()):
             if request in self._lengths and self._starts[request] + self._lengths[request] >= prompt:
                 del self._prefilling[request]
@@ -72,7 +71,7 @@ class RoutingTap:
         """Count the steps that were done and send what ended; before anything else overwrites the buffer."""
         if self.ledger.steps:
             tokens = self.ledger.settle()
-            self.counts.add(self.capturer.ids.all[:, : len(tokens.row)], tokens.row)
+            self.counts.add(self.capturer.ids.taken(), tokens.row)
             self._measure(tokens)
             self.capturer.clear()
         for request, ending, at in self._ended:
@@ -84,7 +83,9 @@ class RoutingTap:
         return bool(late or self.ledger.steps >= self._together)
 
     def _open(self, new: Any) -> None:
-        if any(request == new.req_id for request, _, _ in self._ended):  # the same id again: another request
+        if self._ended and any(
+            request == new.req_id for request, _, _ in self._ended
+        ):  # the same id again: another request
             self.settle()
         if self.ledger.is_full():
             self.settle()
@@ -111,15 +112,17 @@ class RoutingTap:
 
     def _measure(self, tokens: Tokens) -> None:
         """Sum the confidence at prompt positions: all of a short prompt, evenly spaced ones of a long one."""
-        measured, self._measured = np.array(self._measured), []
-        if self.capturer.logits is None or not measured.any():
+        steps, self._measured = np.array(self._measured), []
+        if self.capturer.logits is None or not steps[:, 1].any():
             return
+        measured = np.repeat(steps[:, 1] > 0, steps[:, 0])
         stride = np.maximum(self.ledger.prompts(tokens.slot) // _MEASURED, 1)
         in_prompt = (tokens.row % 2 == 0) & (tokens.row != self.ledger.nowhere)
         at = np.flatnonzero(measured & in_prompt & (tokens.position % stride == 0))
         if len(at):
             self.ledger.note_measured(tokens.slot[at])
-            self.counts.add_confidence(self.capturer.logits.all, at, tokens.slot[at])
+            kept = measured.cumsum()[at] - 1  # only measured steps have logits
+            self.counts.add_confidence(self.capturer.logits.taken(), kept, tokens.slot[at])
 
     def _send(self, request: str, ending: Ending, at: float) -> None:
         closed = self.ledger.close(request)

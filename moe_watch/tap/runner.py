@@ -27,22 +27,25 @@ def watch(runner: Any, routing: RoutingTap) -> None:
     """Put ``routing`` around every step of ``runner``; on its first exception take it off again."""
     execute, dummy = runner.execute_model, runner._dummy_run  # noqa: SLF001
 
-    def guarded(step: Callable[[], None]) -> None:
+    def guarded(step: Callable[..., None], *args: Any) -> None:
         if routing.status.state not in {"on", "blind"}:
             return
         try:
-            step()
+            step(*args)
         except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
             give_up(runner, routing, error)
+
+    def end() -> None:
+        routing.end(order(runner))
 
     @functools.wraps(execute)
     def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("dummy_run"):
             return execute(scheduled, *args, **kwargs)
-        guarded(lambda: routing.begin(scheduled))
+        guarded(routing.begin, scheduled)
         result = execute(scheduled, *args, **kwargs)
         if scheduled.total_num_scheduled_tokens:
-            guarded(lambda: routing.end(order(runner)))
+            guarded(end)
         return result
 
     @functools.wraps(dummy)

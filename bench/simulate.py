@@ -54,6 +54,14 @@ class World:
         object.__setattr__(self, "popular", rng.dirichlet(np.full(self.topics, 3.0)))
         object.__setattr__(self, "shares", {kind: _softmax(base + self.contrast * own) for kind, own in kinds.items()})
 
+    @classmethod
+    def of(cls, shares: NDArray[np.float64], seed: int = 0) -> World:
+        """Return the world whose topics have the given shares ``[topics, layers, experts]``; no topic is unseen."""
+        topics, layers, experts = shares.shape
+        world = cls(seed, layers, experts, topics=topics, unseen=1)
+        object.__setattr__(world, "shares", {"normal": shares.astype(np.float32)})
+        return world
+
     def draw(
         self,
         n: int,

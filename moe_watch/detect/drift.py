@@ -9,9 +9,11 @@ Ramdas and Rinaldo, "E-detectors", arXiv 2203.03532). Averaging needs no correct
 
 Three things that real traffic does and independent draws do not:
 
-- Requests of one session are alike. ``memory`` m is the number of requests that count as one; e-values are taken to the
-  power 1 / m, which for requests that depend on no more than m - 1 neighbours keeps the expectation of products at most
-  1 (Hoelder's inequality), whatever the dependence.
+- Requests of one session are alike, and so events come in clusters. ``session`` r is the number of requests in a row
+  over which the calibration set is seen to depend. A bet that an event has won rests for the next r - 1 requests, so a
+  session pays once. Where the requests of a session are positively associated, an event after none before it in the
+  session is no more likely than an event at all, and the product of e-values keeps an expectation of at most 1.
+  A count of clustered events says less than one of single ones: its upper limit is that for the number of clusters.
 - Traffic has a day. Where the rate of an event varies within the baseline by more than chance, ``bound`` is that of the
   baseline's own most eventful stretch: what is usual at noon is no drift at noon.
 - Some shifts do not matter. ``tolerance`` is a share of requests: up to so many may come from anywhere.
@@ -29,7 +31,9 @@ from scipy.stats import beta, chi2, rankdata
 
 Array = NDArray[np.float64]
 MOST_ERROR: Final = 0.1  # of each bound on a rate of events; see _upper
-_LAGS: Final = 20  # requests later in the calibration set at which a session may still show
+_LAGS: Final = 20  # calibration requests apart at which a session may still show
+_SURE: Final = 2.5  # standard errors of the correlation of neighbours above which there are sessions
+_LIKELY: Final = 1.0  # and of requests further apart, below which the session has ended
 _STRETCH: Final = 120  # calibration requests in a stretch of the day
 
 
@@ -61,8 +65,8 @@ class Bank:
     bound: Array  # [J] largest normal rate of the event, tolerance included
     up: Array  # [J]
     down: Array  # [J]
-    memory: Array  # [J] requests that count as one
     weight: Array  # [J] sum 1
+    session: int  # requests in a row that may be alike: after an event a bet rests for so many, less one
 
 
 def bank(
@@ -74,25 +78,25 @@ def bank(
     the traffic that became calibration scores.
     """
     columns: list[tuple[float, ...]] = []
+    near = _session(scores, kinds)
     for kind in dict.fromkeys(kinds):
         stake = STAKES[kind]
         known = {c: known for c, k in enumerate(kinds) if k == kind and len(known := _known(scores[:, c])) > 1}
-        repeats = _repeats(list(known.values()))
-        uneven = any(_uneven(_event(values, max(stake.levels))[1], repeats) for values in known.values())
+        uneven = any(_uneven(_event(values, max(stake.levels))[1], near) for values in known.values())
         share = stake.weight / max(len(known), 1) / len(stake.levels) / len(stake.bets)
-        # Of the calibration set's neighbours only a share ``kept`` were neighbours in the traffic.
-        memory = 1 + (repeats - 1) / kept
         for channel, values in known.items():
-            busiest = _busiest(_event(values, max(stake.levels))[1], repeats) if uneven else 1.0
+            busiest = _busiest(_event(values, max(stake.levels))[1], near) if uneven else 1.0
             for level in stake.levels:
                 threshold, happened = _event(values, level)
-                bound = min(
-                    1.0, busiest * _upper(happened.sum() / repeats, len(happened) / repeats, run_length) + tolerance
-                )
-                columns += [(channel, threshold, bound, bet, memory, share) for bet in stake.bets]
-    channels, threshold, bound, bet, memory, weight = np.array(columns).T
-    up, down = (1 - bet + bet / bound) ** (1 / memory), (1 - bet) ** (1 / memory)
-    return Bank(channels.astype(np.int64), threshold, bound, up, down, memory, weight / weight.sum())
+                alike = _alike(happened, near)
+                bound = busiest * _upper(happened.sum() / alike, len(happened) / alike, run_length) + tolerance
+                columns += [(channel, threshold, min(1.0, bound), bet, share) for bet in stake.bets]
+    channels, threshold, bound, bet, weight = np.array(columns).T
+    # Of the calibration set's neighbours only a share ``kept`` were neighbours in the traffic.
+    session = 1 + int(np.ceil((near - 1) / kept))
+    return Bank(
+        channels.astype(np.int64), threshold, bound, 1 - bet + bet / bound, 1 - bet, weight / weight.sum(), session
+    )
 
 
 def _known(column: NDArray[np.floating]) -> Array:
@@ -111,23 +115,42 @@ def _upper(events: float, n: float, run_length: float) -> float:
     return float(beta.ppf(1 - error, events + 1, max(n - events, 1e-9)))
 
 
-def _repeats(channels: list[Array]) -> float:
-    """Return how many requests in a row say the same thing: 1 + 2 (sum of rank correlations), 1 where that is chance.
+def _session(scores: NDArray[np.floating], kinds: Sequence[str]) -> int:
+    """Return over how many calibration requests in a row something is alike, 1 where that is chance.
 
-    Channels of a kind are taken together. Correlation of far requests is the day's, not a session's: it is taken off.
+    By the rank correlation of requests some places apart, kind by kind: what a session shares (its topic) shows in
+    one, what it does not in another. Correlation of far requests is the day's, not a session's: it is taken off.
     """
-    excess = []
-    for values in channels:
-        ranks = rankdata(values)
-        centred, n = ranks - ranks.mean(), len(ranks)
-        if n < 20 * _LAGS:
-            return 1.0
-        power = max(float(centred @ centred), 1e-9)
-        lags = np.array([centred[:-lag] @ centred[lag:] / power for lag in range(1, 4 * _LAGS + 1)])
-        excess.append((lags[:_LAGS].sum() - _LAGS * max(lags[2 * _LAGS :].mean(), 0)) / np.sqrt(_LAGS / n))
-    if not excess or np.mean(excess) < 2.5 / len(excess) ** 0.25:
-        return 1.0
-    return float(1 + 2 * np.mean(excess) * np.sqrt(_LAGS / len(channels[0])))
+    longest = 1
+    for kind in dict.fromkeys(kinds):
+        columns = [_known(scores[:, c]) for c, k in enumerate(kinds) if k == kind]
+        lags = [_correlations(values) * np.sqrt(len(values)) for values in columns if len(values) > 8 * _LAGS]
+        if not lags:
+            continue
+        excess = np.mean(lags, 0)
+        excess = excess[:_LAGS] - max(excess[2 * _LAGS :].mean(), 0)
+        if excess[0] > _SURE:
+            ends = np.flatnonzero(excess < _LIKELY)
+            longest = max(longest, 1 + (int(ends[0]) if ends.size else _LAGS))
+    return longest
+
+
+def _correlations(values: Array) -> Array:
+    """Return the rank correlation of requests 1 to 4 ``_LAGS`` places apart."""
+    ranks = rankdata(values)
+    centred = ranks - ranks.mean()
+    power = max(float(centred @ centred), 1e-9)
+    return np.array([centred[:-lag] @ centred[lag:] / power for lag in range(1, 4 * _LAGS + 1)])
+
+
+def _alike(happened: NDArray[np.bool_], session: int) -> float:
+    """Return the events in a cluster, on average: those of fewer than ``session`` requests from its first."""
+    clusters, last = 0, -session
+    events = np.flatnonzero(happened)
+    for at in events.tolist():
+        if at - last >= session:
+            clusters, last = clusters + 1, at
+    return max(len(events), 1) / max(clusters, 1)
 
 
 def _stretches(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -135,29 +158,41 @@ def _stretches(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.array([part.sum() for part in np.array_split(happened, max(1, len(happened) // _STRETCH))])
 
 
-def _uneven(happened: NDArray[np.bool_], repeats: float) -> bool:
+def _uneven(happened: NDArray[np.bool_], session: int) -> bool:
     """Say whether the rate of events varies over time by more than chance."""
     counts, rate = _stretches(happened), float(happened.mean())
     size = len(happened) / len(counts)
     if len(counts) < 4 or rate * size < 5:
         return False
-    excess = float(((counts - size * rate) ** 2).sum() / (size * rate * (1 - rate) * repeats))
+    excess = float(((counts - size * rate) ** 2).sum() / (size * rate * (1 - rate) * _alike(happened, session)))
     return excess > float(chi2.ppf(0.999, len(counts) - 1))
 
 
-def _busiest(happened: NDArray[np.bool_], repeats: float) -> float:
+def _busiest(happened: NDArray[np.bool_], session: int) -> float:
     """Return the upper limit of the rate of events in the busiest stretch, over the overall rate."""
     counts = _stretches(happened)
-    size = len(happened) / len(counts) / repeats
-    most = float(counts.max()) / repeats
+    alike = _alike(happened, session)
+    size, most = len(happened) / len(counts) / alike, float(counts.max()) / alike
     return max(1.0, float(beta.ppf(1 - MOST_ERROR, most + 1, max(size - most, 1e-9)) / happened.mean()))
 
 
-def factors(bank_: Bank, scores: NDArray[np.floating]) -> Array:
-    """Return e-values ``[n, J]`` of scores ``[n, channels]``; a score that is nan bets nothing."""
+def factors(bank_: Bank, scores: NDArray[np.floating], rest: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+    """Return e-values ``[n, J]`` of scores ``[n, channels]``, and for how many requests each bet rests after each.
+
+    ``rest [J]`` is how many requests the bets still rest for; a score that is nan bets nothing.
+    """
     mine = scores[:, bank_.channel]
-    worth = np.where(mine > bank_.threshold, bank_.up, bank_.down)
-    return np.where(np.isnan(mine), 1.0, worth)
+    event = mine > bank_.threshold
+    worth = np.where(event, bank_.up, bank_.down)
+    worth[np.isnan(mine)] = 1.0
+    rests = np.zeros(worth.shape, np.int64)
+    if bank_.session == 1:
+        return worth, rests
+    for at, happened in enumerate(event):
+        resting = rest > 0
+        worth[at, resting] = 1.0
+        rest = rests[at] = np.where(resting, rest - 1, happened * (bank_.session - 1))
+    return worth, rests
 
 
 @dataclass(frozen=True)
@@ -167,18 +202,19 @@ class Sums:
     mass: Array  # [J] Shiryaev-Roberts sums
     climb: Array  # [J] log e-values since their running sum was lowest
     age: NDArray[np.int64]  # [J] requests since then
+    rest: NDArray[np.int64]  # [J] requests for which the bet rests
 
     @classmethod
     def zero(cls, bets: int) -> Sums:
         """Return the state before the first request."""
-        return cls(np.zeros(bets), np.zeros(bets), np.zeros(bets, np.int64))
+        return cls(np.zeros(bets), np.zeros(bets), np.zeros(bets, np.int64), np.zeros(bets, np.int64))
 
-    def after(self, worth: Array, mass: Array) -> Sums:
-        """Return the state after n requests with e-values ``worth [n, J]`` that led to ``mass [J]``."""
+    def after(self, worth: Array, mass: Array, rest: NDArray[np.int64]) -> Sums:
+        """Return the state after n requests with e-values ``worth [n, J]`` that led to ``mass [J]``, ``rest [J]``."""
         path = self.climb + np.cumsum(np.log(worth), 0)
         low = path.min(0)
         age = np.where(low <= 0, path[::-1].argmin(0), self.age + len(worth))
-        return Sums(mass, path[-1] - np.minimum(low, 0), age)
+        return Sums(mass, path[-1] - np.minimum(low, 0), age, rest)
 
 
 def accumulate(mass: Array, worth: Array) -> Array:

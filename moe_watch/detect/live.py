@@ -62,34 +62,48 @@ def start(baseline: Baseline, average_run_length: float, tolerance: float = 0.0)
     ``tolerance`` is the share of requests that may come from elsewhere without an alarm.
     """
     kinds, layers = channels.names(baseline.layers, len(baseline.views.groups))
-    bank = drift.bank(baseline.scores, kinds, average_run_length, baseline.kept, tolerance)
-    return LiveState(average_run_length, bank, kinds, layers, drift.Sums.zero(len(bank.weight)))
+    return begin(
+        drift.bank(baseline.scores, kinds, average_run_length, baseline.kept, tolerance),
+        kinds,
+        layers,
+        average_run_length,
+    )
+
+
+def begin(bank: drift.Bank, kinds: tuple[str, ...], layers: tuple[int | None, ...], threshold: float) -> LiveState:
+    """Return the state of a bank before the first request; ``kinds`` and ``layers`` are the channels'."""
+    return LiveState(threshold, bank, kinds, layers, drift.Sums.zero(len(bank.weight)))
 
 
 def observe(baseline: Baseline, state: LiveState, batch: Batch) -> tuple[LiveState, Observation]:
     """Return the state after ``batch`` and what the batch showed; ``state`` itself is left as it was."""
     seen = assess(baseline, batch)
-    scores = channels.channel_scores(baseline, seen, batch)
+    state, alarms = follow(state, channels.channel_scores(baseline, seen, batch))
+    return state, Observation(seen.scores, alarms, *_gauges(state))
+
+
+def follow(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, list[Alarm]]:
+    """Return the state after requests with channel scores ``[n, channels]``, and where drifts start and end."""
     alarms: list[Alarm] = []
     done = 0
-    while done < len(batch):
+    while done < len(scores):
         step = scores[done : done + _STEP]
         state, used, alarm = (_watch if state.recovery is None else _await_end)(state, step)
         if alarm is not None:
             alarms.append(replace(alarm, at=done + used - 1))
         done += used
-    return state, Observation(seen.scores, alarms, *_gauges(state))
+    return state, alarms
 
 
 def _watch(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, int, Alarm | None]:
     """Feed requests while all is well, up to the one that raises an alarm; return how many that were, too."""
     bank = state.bank
-    worth = drift.factors(bank, scores)
+    worth, rests = drift.factors(bank, scores, state.sums.rest)
     mass = drift.accumulate(state.sums.mass, worth)
     evidence = mass @ bank.weight / state.threshold
     over = np.flatnonzero(evidence >= 1)
     used = int(over[0]) + 1 if over.size else len(scores)
-    sums = state.sums.after(worth[:used], mass[used - 1])
+    sums = state.sums.after(worth[:used], mass[used - 1], rests[used - 1])
     if not over.size:
         return replace(state, sums=sums), used, None
     top = int((sums.mass * bank.weight).argmax())

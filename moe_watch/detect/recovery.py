@@ -31,10 +31,10 @@ class Recovery:
     channel: int
     threshold: float
     rate: float
-    memory: float
     against: Array  # [bets against the event] Shiryaev-Roberts sums, capped
     calm: int  # requests since there was no evidence for an end
     mass: Array  # [J] the bank's sums, capped together
+    rest: NDArray[np.int64]  # [J] requests for which each bet rests
 
 
 def begin(bank: Bank, sums: Sums, bet: int) -> Recovery:
@@ -43,8 +43,8 @@ def begin(bank: Bank, sums: Sums, bet: int) -> Recovery:
     requests = max(int(sums.age[bet]), 1)
     seen = (float(sums.climb[bet]) - requests * down) / (up - down) / requests
     rate = min(bound + max(seen - bound, 0) / 3, 0.99)
-    channel, threshold, memory = int(bank.channel[bet]), float(bank.threshold[bet]), float(bank.memory[bet])
-    return Recovery(bet, channel, threshold, rate, memory, np.zeros(len(_BETS)), 0, sums.mass)
+    channel, threshold = int(bank.channel[bet]), float(bank.threshold[bet])
+    return Recovery(bet, channel, threshold, rate, np.zeros(len(_BETS)), 0, sums.mass, sums.rest)
 
 
 def observe(
@@ -52,8 +52,8 @@ def observe(
 ) -> tuple[Recovery, int, bool]:
     """Feed channel scores ``[n, channels]``; return the state, how many requests it took, and whether it is over."""
     against, mass, calm = recovery.against, recovery.mass, recovery.calm
-    worth = factors(bank, scores)
-    for used, odds in enumerate(_odds(recovery, scores[:, recovery.channel]), 1):
+    worth, rests = factors(bank, scores, recovery.rest)
+    for used, odds in enumerate(_odds(recovery, bank.session, scores[:, recovery.channel]), 1):
         against = np.minimum((against + 1) * odds, len(_BETS) * PATIENCE)
         calm = calm + 1 if against.mean() >= 1 else 0
         mass = (mass + 1) * worth[used - 1]
@@ -61,14 +61,18 @@ def observe(
         if evidence > alarm_at:
             mass *= alarm_at / evidence
         elif evidence <= alarm_at / 10 and against.mean() >= PATIENCE:
-            return replace(recovery, against=against, calm=calm, mass=mass), used, True
-    return replace(recovery, against=against, calm=calm, mass=mass), len(scores), False
+            return replace(recovery, against=against, calm=calm, mass=mass, rest=rests[used - 1]), used, True
+    return replace(recovery, against=against, calm=calm, mass=mass, rest=rests[-1]), len(scores), False
 
 
-def _odds(recovery: Recovery, mine: NDArray[np.floating]) -> Array:
-    """Return the e-values ``[n, bets]`` against the drift's event; a score that is nan bets nothing."""
+def _odds(recovery: Recovery, session: int, mine: NDArray[np.floating]) -> Array:
+    """Return the e-values ``[n, bets]`` against the drift's event; a score that is nan bets nothing.
+
+    Requests of a session may all lack the event at once: to the power 1 / session the product of their e-values keeps
+    an expectation of at most 1, whatever the dependence (Hoelder's inequality).
+    """
     quiet = np.where(mine > recovery.threshold, 0.0, 1 / (1 - recovery.rate))[:, None]
-    odds = (1 - _BETS + _BETS * quiet) ** (1 / recovery.memory)
+    odds = (1 - _BETS + _BETS * quiet) ** (1 / session)
     return np.asarray(np.where(np.isnan(mine)[:, None], 1.0, odds))
 
 

@@ -1,0 +1,114 @@
+"""How often normal traffic raises an alarm, against what is promised: simulated and recorded, by size of baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from bench.detecting import naive, pools, real, streams
+from bench.detecting.pools import Scored
+from bench.detecting.streams import PROMISE, Rng, Rows
+
+REQUESTS: Final = 100_000  # of each stream
+SPLITS: Final = 12  # baselines from each recording
+Save = Callable[[dict[str, Any]], None]
+Make = Callable[[int, int, Rng], Rows]
+SAID: Final = {
+    "steady": "simulated, independent requests",
+    "sessions": f"simulated, sessions of {pools.SESSION}",
+    "days": "simulated, day cycle of topics and lengths",
+    "olmoe": "simulated from OLMoE's counts",
+    "tiny": "recorded, demo MoE",
+    "gptoss": "recorded, gpt-oss-20b, answers in pieces",
+}
+
+
+def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
+    """Return ``done`` with what is missing; ``save`` is called after each row."""
+    rows = done.setdefault("rows", {})
+    done |= {"promise": PROMISE, "requests": REQUESTS, "seed": seed}
+    for setting, size, found in _simulated(seed, rows):
+        rows[f"{setting}/{size}"] = measure(found, _makers(setting), seed)
+        save(done)
+    for setting, size in _recorded():
+        if f"{setting}/{size}" not in rows:
+            rows[f"{setting}/{size}"] = _real(setting, size, seed)
+            save(done)
+    done["naive"] = naive.run(done.get("naive", {}), lambda found: save(done | {"naive": found}), seed=seed)
+    return done
+
+
+def _simulated(seed: int, rows: dict[str, Any]) -> Iterable[tuple[str, str, list[Scored]]]:
+    for setting in pools.sources(seed):
+        sizes = ("500", "2000", "4000", "10000") if setting == "steady" else ("4000",)
+        missing = [size for size in sizes if f"{setting}/{size}" not in rows]
+        files = pools.prepare(setting, seed) if missing else []
+        for size in missing:
+            yield setting, size, [pools.scored(f) for f in files if f.stem.split("-")[1] == size]
+
+
+def _makers(setting: str) -> Make:
+    makers: dict[str, Make] = {
+        "sessions": partial(streams.by_session, session=pools.SESSION),
+        "days": partial(streams.by_day, requests=pools.A_DAY),
+    }
+    return makers.get(setting, streams.apart)
+
+
+def _recorded() -> list[tuple[str, int]]:
+    answers = [("gptoss", 500), ("gptoss", 1000)] if real.GPTOSS.exists() else []
+    return [("tiny", 500), ("tiny", 2000), *answers]
+
+
+def measure(found: list[Scored], make: Make, seed: int) -> dict[str, Any]:
+    """Return the alarms of each baseline on a stream of its own."""
+    counts = []
+    for number, scored in enumerate(found):
+        rng = np.random.default_rng([seed, 1, number])
+        pool = scored.pools["normal"]
+        counts.append(streams.alarms(streams.detector(scored), pool[make(len(pool), REQUESTS, rng)]))
+    return _summary(counts)
+
+
+def _real(setting: str, size: int, seed: int) -> dict[str, Any]:
+    counts = []
+    for number in range(SPLITS):
+        rng = np.random.default_rng([seed, 2, number, size])
+        found, start = real.scored((real.tiny if setting == "tiny" else real.gptoss)(size, rng))
+        rows = streams.by_group(start, REQUESTS, rng)
+        counts.append(streams.alarms(streams.detector(found), found.pools["normal"][rows]))
+    return _summary(counts)
+
+
+def _summary(counts: list[int]) -> dict[str, Any]:
+    lengths = [streams.run_length(alarms, REQUESTS) for alarms in counts]
+    mean, lower = streams.run_length(sum(counts), REQUESTS * len(counts))
+    return {
+        "alarms": counts,
+        "run_length": mean,
+        "lower": lower,
+        "smallest": min(length for length, _ in lengths),
+        "below": sum(length < PROMISE for length, _ in lengths),
+        "proved": sum(limit >= PROMISE for _, limit in lengths),
+    }
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of what was measured."""
+    head = [
+        "| traffic | baseline of | baselines | alarms | requests an alarm | at least (95 %) | worst baseline | below |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines = []
+    for key, row in sorted(result["rows"].items(), key=lambda item: list(SAID).index(item[0].split("/")[0])):
+        setting, size = key.split("/")
+        none = "none: > " if not sum(row["alarms"]) else ""
+        least = ("> " if not max(row["alarms"]) else "") + f"{row['smallest']:,.0f}"
+        lines.append(
+            f"| {SAID[setting]} | {int(size):,} | {len(row['alarms'])} | {sum(row['alarms'])} | {none}"
+            f"{row['run_length']:,.0f} | {row['lower']:,.0f} | {least} | {row['below']} |"
+        )
+    return {"false alarms": "\n".join(head + lines), **naive.tables(result["naive"])}

@@ -20,7 +20,7 @@ def command(url: str | None, model: str | None, store_url: str | None) -> None:
     """Replay sampled requests to the dense model until told to stop.
 
     The sidecar does the same by itself when shadow.url is set; a process of its own can run elsewhere, near the dense
-    model, and needs only the store.
+    model, and needs only the store. Set shadow.inside to false for the sidecar then, or it looks at the samples first.
     """
     settings = commands.settings()
     settings.shadow.url = url or settings.shadow.url

@@ -142,7 +142,6 @@ class Intake:
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     lost: Counter[str] = field(default_factory=Counter)  # by replica
     announced: dict[str, wire.Model] = field(default_factory=dict)  # by replica, the latest
-    newest_sent_at: float = 0.0
     _sources: OrderedDict[tuple[str, str], _Source] = field(default_factory=OrderedDict)
     _replicas: set[str] = field(default_factory=set)
 
@@ -160,9 +159,9 @@ class Intake:
             if refusal is not None:
                 self.refused[refusal] += 1
                 continue
-            self.received[type(frame).__name__.lower()] += 1
-            self.newest_sent_at = max(self.newest_sent_at, frame.sent_at)
             taken.append(frame)
+        for kind, number in Counter(map(type, taken)).items():
+            self.received[kind.__name__.lower()] += number
         return taken
 
     def expire(self, now: float) -> None:

@@ -17,6 +17,8 @@ from moe_watch import wire
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
+_FRAMES: Final = (wire.Routing, wire.Latency, wire.Request)
+_ALL: Final = frozenset(_PARTS)
 _MOST_DONE: Final = 50_000  # requests remembered to recognise what comes twice or late
 _MOST_CHOICES: Final = 1024  # a completion may have a list of prompts, each with several choices
 
@@ -82,7 +84,7 @@ class Join:
         """Take in ``frames`` (others than parts of requests are passed over); return what became complete."""
         out: list[Joined] = []
         for frame in frames:
-            if isinstance(frame, wire.Routing | wire.Latency | wire.Request):
+            if isinstance(frame, _FRAMES):
                 out += self._add(frame, now)
         while len(self._open) > self.most_open:
             out += self._close(next(iter(self._open)))
@@ -117,11 +119,13 @@ class Join:
             return []
         return self._close(key) if self._is_complete(key, group, now) else []
 
-    def _expected(self, replica: str, now: float) -> set[Part]:
+    def _expected(self, replica: str, now: float) -> frozenset[Part]:
         """Return the parts that this replica sends: all of them while it is new, then those that it ever sent."""
         seen = self._seen[replica]
+        if len(seen) == len(_PARTS):
+            return _ALL
         is_new = now - min(seen.values(), default=now) < self.timeout_s
-        return set(_PARTS) if is_new else set(seen)
+        return _ALL if is_new else frozenset(seen)
 
     def _is_complete(self, key: Key, group: _Group, now: float) -> bool:
         expected = self._expected(key[0], now)
@@ -173,6 +177,11 @@ def _is_aborted(group: _Group) -> bool:
 
 def _pair(key: Key, group: _Group, sent: set[Part]) -> Iterable[Joined]:
     """Yield one ``Joined`` per choice; a group without routing and latency is one request."""
+    if len(group.routings) == len(group.latencies) == 1:  # nearly always
+        ((choice, only),) = group.routings.items()
+        complete = group.request is not None or "request" not in sent
+        yield Joined(*key, choice, only, group.latencies[0], group.request, complete)
+        return
     routings = [group.routings[choice] for choice in sorted(group.routings)]
     latencies = _by_choice(routings, group.latencies)
     choices = sorted({*group.routings, *latencies}) or [0]

@@ -6,6 +6,7 @@ be counted is known beforehand.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -184,6 +185,15 @@ class Engine:
         kind = AsyncScheduler if self.asynchronous else Scheduler
         self.scheduler = kind(config, kv_cache, StructuredOutputManager(config), BLOCK)
         self.scheduler.use_v2_model_runner = self.generation == "v2"
+        self._put_runner(config)
+        self._queue: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
+        self._random = random.Random(self.seed)  # noqa: S311
+        self._ids: dict[str, Work] = {}
+        self._outputs: dict[str, int] = {}
+
+    def _put_runner(self, config: Any) -> None:
+        """Make a runner with the tap on."""
+        del config
         rows = self.max_batched + 8
         capturer = Capturer(
             list(range(self.shape.layers)), rows, self.shape.top_k, torch.device("cpu"), single=self.single
@@ -193,10 +203,6 @@ class Engine:
         counts = Counts(slots, self.shape, torch.device("cpu"))
         self.tap = RoutingTap(capturer, counts, slots, "fake", self.sender)  # type: ignore[arg-type]
         watch(self.runner, self.tap)
-        self._queue: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
-        self._random = random.Random(self.seed)  # noqa: S311
-        self._ids: dict[str, Work] = {}
-        self._outputs: dict[str, int] = {}
 
     def add(self, work: Work) -> str:
         """Queue a request; return the engine's id of it."""
@@ -239,6 +245,7 @@ class Engine:
                     self.scheduler.finish_requests([output.request_id], RequestStatus.FINISHED_ABORTED)
 
 
+@functools.cache  # slow to make; what an engine changes in it, every engine sets
 def _config(max_batched: int, max_seqs: int, *, caching: bool) -> Any:
     arguments = EngineArgs(
         model=str(MODEL),

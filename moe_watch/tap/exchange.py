@@ -120,10 +120,13 @@ class Exchange:
             return None
         most = self._sender.settings.sample_max_bytes
         try:
-            return bodies.sample(asked, bytes(self._answered), self._redact, most, cut=self._answered_cut)
+            sample = bodies.sample(asked, bytes(self._answered), self._redact, most, cut=self._answered_cut)
+            self._sender.status.recover("a sample")
         except Exception as error:  # noqa: BLE001 - whatever it is, the text stays here
-            self._sender.status.spoil("a sample", error)
+            if self._sender.status.spoil("a sample", error):
+                self._sender.event("tap_off", self._sender.status.reason)
             return None
+        return sample
 
 
 def _keep(kept: bytearray, more: bytes) -> bool:

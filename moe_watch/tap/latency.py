@@ -29,7 +29,7 @@ class LatencyLogger(StatLoggerBase):
 
                 self._sender = frontend.sender()
         except Exception:
-            log.exception("moe-watch tap: no latencies; serving goes on")
+            log.exception("moe-watch latency logger could not start; serving goes on")
 
     def record(
         self,

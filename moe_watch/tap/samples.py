@@ -40,7 +40,7 @@ class Middleware:
                 self._start()
         except Exception:
             self._sender = None
-            log.exception("moe-watch middleware could not start; requests pass without it")
+            log.exception("moe-watch middleware could not start; serving goes on")
 
     def _start(self) -> None:
         from moe_watch.tap import frontend

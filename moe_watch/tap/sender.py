@@ -203,8 +203,8 @@ class Sender:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
                 self.dropped["error"] += 1
-                if self.status.spoil("a frame", error):
+                if self.status.spoil(f"a frame ({build.__qualname__})", error):
                     self.event("tap_off", self.status.reason)
                 continue
             self.sent += 1
-            self.status.recover()
+            self.status.recover(f"a frame ({build.__qualname__})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,8 +11,7 @@ log = logging.getLogger("moe_watch.tap")
 
 State = Literal["on", "off", "refused", "dense", "blind"]
 _RECENT = 16  # finished requests that decide whether the tap is blind
-_WORTH = 2  # good frames that make up for a spoilt one
-_TOO_MANY = 16
+_TOO_MANY = 8  # frames in a row that could not be made
 
 
 @dataclass
@@ -28,8 +27,8 @@ class Status:
     requests_unrouted: int = 0
     requests_open: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _spoilt: int = 0
-    _told: bool = False
+    _streaks: Counter[str] = field(default_factory=Counter)  # exceptions in a row, by what they spoilt
+    _told: set[str] = field(default_factory=set)
 
     def switch(self, state: State, reason: str) -> None:
         """Change the state for good, and log it once."""
@@ -49,27 +48,27 @@ class Status:
                 where,
                 exc_info=error,
             )
-            self.switch("off", f"{where}: {type(error).__name__}: {error}"[:500])
+            self.state, self.reason = "off", f"{where}: {type(error).__name__}: {error}"[:500]
         return was_on
 
     def spoil(self, what: str, error: Exception) -> bool:
-        """Count an exception that cost one frame, or its text, and log the first one.
+        """Count an exception that cost one frame, or its text, and log the first one of its kind.
 
-        When they do not end, switch the tap off; return whether that is now.
+        After some in a row switch the tap off; return whether that is now.
         """
         self.errors += 1
-        self._spoilt += _WORTH
-        if not self._told:
-            self._told = True
+        self._streaks[what] += 1
+        if what not in self._told:
+            self._told.add(what)
             log.error("moe-watch tap could not make %s; serving goes on", what, exc_info=error)
-        if self._spoilt < _TOO_MANY or self.state not in {"on", "blind"}:
+        if self._streaks[what] < _TOO_MANY or self.state not in {"on", "blind"}:
             return False
         self.switch("off", f"{what}: {type(error).__name__}: {error}"[:500])
         return True
 
-    def recover(self) -> None:
-        """Note that a frame was made."""
-        self._spoilt = max(self._spoilt - 1, 0)
+    def recover(self, what: str) -> None:
+        """Note that one of this kind went well."""
+        self._streaks.pop(what, None)
 
     def judge(self, complaint: str) -> bool:
         """Note one finished request, with why its routing is of no use or ""; return whether the tap became blind."""

@@ -1,0 +1,300 @@
+"""An exception in any function of the tap switches the tap off, and nothing else.
+
+The functions are found in the modules themselves, so that a new one is held to it too. What is fed and what comes out
+is compared with the same run without the fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import logging
+import os
+import pkgutil
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+
+from moe_watch import tap, wire
+from moe_watch.tap.sender import Sender
+from moe_watch.tap.status import Status
+
+pytest.importorskip("vllm.v1.core.sched.scheduler")
+
+from vllm.distributed import parallel_state
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from moe_watch.tap import frontend, imports, plugin
+from tests import fake_api, fake_engine, fake_worker
+
+# Nothing of the tap is around these: vLLM, the ASGI server, the interpreter or a thread calls them, and their bodies
+# hold the guards that the others are tested against.
+ENTRIES = {
+    "plugin.register",
+    "imports._Finder.find_spec",
+    "capture._store",
+    "capture._store_fake",
+    "layers._Unfelt.capture",
+    "latency.LatencyLogger.__init__",
+    "latency.LatencyLogger.record",
+    "latency.LatencyLogger.log_engine_initialized",
+    "samples.Middleware.__init__",
+    "samples.Middleware.__call__",
+    "sender.Sender._run",
+}
+# Only reached once something else has failed, where the configuration is another one, or from CUDA and a process that
+# forks: tests of their own.
+ELSEWHERE = {
+    "attach._report_rebalances": "EPLB",
+    "attach._without_experts": "a dense model",
+    "capture.StepList._mended": "a layer that says nothing",
+    "frames.unrouted": "more requests than slots",
+    "imports._Finder.__init__": "a module that was not imported yet",
+    "layers._OfRank.__init__": "data parallelism",
+    "layers._OfRank.capture": "data parallelism",
+    "layers.release": "after a failure",
+    "runner.give_up": "after a failure",
+    "sender.Sender.close": "a sender that ends before its process does",
+    "sender.Sender.give_up": "after a failure",
+    "status.Status.fail": "after a failure",
+    "status.Status.spoil": "after a failure",
+    "status.Status.switch": "a change of state",
+}
+Fixtures = tuple[list[Sender], pytest.MonkeyPatch, pytest.LogCaptureFixture]
+# What these cost is less than the tap: a label, or a Health that the sidecar then misses.
+BORNE = {"identity._add_file", "identity._folder", "sender.Sender._health"}
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the tap and where it is looked up."""
+
+    name: str
+    owner: Any
+    attribute: str
+    value: Any
+
+
+def functions() -> Iterator[Function]:
+    """Yield the functions and methods that the tap's modules define."""
+    for found in pkgutil.iter_modules(tap.__path__):
+        module = importlib.import_module(f"{tap.__name__}.{found.name}")
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                for inner, method in vars(value).items():
+                    if is_of(module, method):
+                        yield Function(f"{found.name}.{name}.{inner}", value, inner, method)
+            elif is_of(module, value):
+                yield Function(f"{found.name}.{name}", module, name, value)
+
+
+def is_of(module: ModuleType, value: Any) -> bool:
+    """Say whether ``value`` is a function written in ``module``."""
+    function = inspect.unwrap(value) if callable(value) else value
+    return inspect.isfunction(function) and function.__code__.co_filename == module.__file__
+
+
+FUNCTIONS = {function.name: function for function in functions()}
+
+
+@dataclass
+class Fault:
+    """Raises in place of a function of the tap, from call ``good`` on."""
+
+    function: Function
+    good: int = 0
+    calls: int = 0
+
+    def put(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Replace the function wherever the tap has its name."""
+        broken = self._broken()
+        monkeypatch.setattr(self.function.owner, self.function.attribute, broken)
+        for name, module in list(sys.modules.items()):
+            if name.startswith(f"{tap.__name__}."):
+                for known, value in list(vars(module).items()):
+                    if value is self.function.value:
+                        monkeypatch.setattr(module, known, broken)
+
+    def _broken(self) -> Any:
+        @functools.wraps(self.function.value)
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls > self.good:
+                raise ZeroDivisionError("injected")
+            return self.function.value(*args, **kwargs)
+
+        return broken
+
+
+@pytest.fixture
+def senders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Sender]]:
+    """Switch the tap on; return the senders that it makes."""
+    made: list[Sender] = []
+
+    class Remembered(Sender):
+        def __init__(self, *args: Any) -> None:
+            made.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setenv("MOE_WATCH_ENDPOINT", f"ipc://{tmp_path}/s")
+    monkeypatch.setenv("MOE_WATCH_SAMPLE_RATE", "1")
+    monkeypatch.setattr(frontend, "Sender", Remembered)
+    monkeypatch.setattr("moe_watch.tap.attach.Sender", Remembered)
+    monkeypatch.setattr(plugin, "_hooked", False)
+    monkeypatch.setattr(parallel_state, "get_tp_group", lambda: SimpleNamespace(rank_in_group=0))
+    for owner, name in ((Scheduler, "_free_request"), (Scheduler, "schedule"), (WorkerWrapperBase, "init_device")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    frontend.sender.cache_clear()
+    yield made
+    for sender in made:
+        if "_thread" in vars(sender):
+            sender.close(5)
+    frontend.sender.cache_clear()
+
+
+def serve_engine(kind: type[fake_worker.AttachedEngine] = fake_worker.AttachedEngine) -> list[int]:
+    """Serve requests behind the real scheduler with the tap attached by its plugin; return the lengths of outputs."""
+    plugin.register()
+    engine = kind(seed=3, max_batched=256)
+    generator = random.Random(3)  # noqa: S311
+    for number in range(24):
+        prompt = [20 + number] * generator.randint(1, 60)
+        engine.add(fake_engine.Work(number, prompt, generator.randint(1, 8), 60))
+    engine.run()
+    return list(engine._outputs.values())
+
+
+def serve_compiled() -> list[int]:
+    """Do the same where the model's code is said to be compiled."""
+    return serve_engine(fake_worker.TracedEngine)
+
+
+def serve_api() -> list[tuple[int, str]]:
+    """Answer requests behind the middleware, with statistics; return statuses and bodies."""
+    return asyncio.run(fake_api.serve(24))
+
+
+def assert_only_the_tap_is_off(
+    name: str, senders: list[Sender], frames: list[wire.AnyFrame], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Check that the failure is seen in ``Health``, or that the tap never started; and that the log says it once."""
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert 1 <= len(errors) <= 2, errors  # two: of two parts, or that a fault which cost frames does not end
+    if any("could not start" in error for error in errors):
+        return
+    assert {sender.status.state for sender in senders} == {"off"}
+    if not name.startswith("sender.") and not any(
+        "failed in sender" in error for error in errors
+    ):  # that one cannot send word of it
+        assert [frame for frame in frames if isinstance(frame, wire.Health)][-1].state == "off"
+
+
+def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFrame]:
+    """Let the senders send what they have; return what arrived."""
+    for sender in senders:
+        thread = vars(sender).get("_thread")
+        for _ in range(100):
+            if thread is None or not thread.is_alive() or sender.connected:
+                break
+            time.sleep(0.02)
+        sender.stopping = True
+        if thread is not None:
+            sender._wake.set()
+            thread.join(5)
+    frames = []
+    while socket.poll(20):
+        frames.append(wire.decode(socket.recv()))
+    return frames
+
+
+ENGINE_SIDE = ("attach", "capture", "counts", "endings", "frames", "identity", "imports", "layers", "ledger", "plugin",
+               "routing", "runner", "support")  # fmt: skip
+API_SIDE = ("bodies", "exchange", "frontend", "latency", "redact", "samples")
+BOTH_SIDES = ("ids", "sender", "status", "switch")
+
+
+def of(*modules: str) -> list[str]:
+    """Return the names of the functions of these modules that are called by others of the tap."""
+    return sorted(name for name in FUNCTIONS if name.split(".")[0] in modules and name not in ENTRIES)
+
+
+def check(name: str, serve: Callable[[], Any], good: int, fixtures: Fixtures) -> None:
+    """Serve with the fault and compare."""
+    senders, monkeypatch, caplog = fixtures
+    fault = Fault(FUNCTIONS[name], good)
+    with monkeypatch.context() as faulty, zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.bind(os.environ["MOE_WATCH_ENDPOINT"])
+        fault.put(faulty)
+        caplog.clear()
+        served = serve()
+        frames = finish(senders, socket)
+    assert served == expected(serve)
+    if fault.calls > good and name not in BORNE:
+        assert_only_the_tap_is_off(name, senders, frames, caplog)
+    if good == 0 and fault.calls == 0 and not (name.startswith(BOTH_SIDES) and serve is serve_api):
+        assert name in ELSEWHERE, f"{name} was not reached: say why"
+
+
+@functools.cache
+def expected(serve: Callable[[], Any]) -> Any:
+    """Return what is served while the tap is off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MOE_WATCH_ENDPOINT")
+        frontend.sender.cache_clear()
+        return serve()
+
+
+@pytest.mark.parametrize("good", [0, 4], ids=["from the start", "later"])
+@pytest.mark.parametrize("name", of(*ENGINE_SIDE, *BOTH_SIDES))
+def test_an_exception_in_the_engine_switches_the_tap_off_and_nothing_else(
+    name: str, good: int, senders: list[Sender], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All requests get all their tokens, the state says off, the log says it once."""
+    check(name, serve_compiled if "StepBuffer" in name else serve_engine, good, (senders, monkeypatch, caplog))
+
+
+@pytest.mark.parametrize("good", [0, 4], ids=["from the start", "later"])
+@pytest.mark.parametrize("name", of(*API_SIDE, *BOTH_SIDES))
+def test_an_exception_in_the_api_server_switches_the_tap_off_and_nothing_else(
+    name: str, good: int, senders: list[Sender], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All clients get their answers, the state says off, the log says it once."""
+    check(name, serve_api, good, (senders, monkeypatch, caplog))
+
+
+def test_every_function_of_the_tap_is_held_to_it() -> None:
+    """No module is forgotten, and no exception from the rule is out of date."""
+    assert {name.split(".")[0] for name in FUNCTIONS} == {*ENGINE_SIDE, *API_SIDE, *BOTH_SIDES}
+    assert set(FUNCTIONS) >= ENTRIES | BORNE | set(ELSEWHERE)
+
+
+def test_a_hook_that_fails_does_not_fail_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of vLLM that is not what it was is imported all the same."""
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+
+    def act(module: ModuleType) -> None:
+        raise AttributeError(module.__name__)
+
+    imports.when_imported("colorsys", act)
+    assert importlib.import_module("colorsys").rgb_to_hls
+
+
+def test_status_of_a_failure_is_kept() -> None:
+    """The first reason stays, however many failures follow."""
+    status = Status()
+    assert status.fail("here", ZeroDivisionError("first"))
+    assert not status.fail("there", ZeroDivisionError("second"))
+    assert (status.state, status.errors) == ("off", 2)
+    assert "first" in status.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ class Stage:
         self._stack = stack
         self.requests = 0
         for old in self.out.glob("moe-watch.db*"):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()  # the spool is a folder
         self._vllm_port = servers.free_port()
         self.env = {
             "MOE_WATCH_ENDPOINT": f"ipc://{self.out}/tap.sock",

@@ -25,6 +25,7 @@ def content() -> dict[str, Any]:
         "What the routers do, layer by layer, against the baseline.",
         [
             Row("Drift", _drift()),
+            Row("Siblings: the same traffic elsewhere", _siblings()),
             Row("Canaries: the same prompts again", _canaries()),
             Row("Layers and experts that moved", _movers()),
             Row("Confidence of the routers", _confidence()),
@@ -81,6 +82,38 @@ def _drift() -> list[Any]:
             "none",
             limit=Limit(1.0),
             width=24,
+        ),
+    ]
+
+
+def _siblings() -> list[Any]:
+    return [
+        series(
+            "Difference from siblings",
+            "Evidence that a replica routes the shared traffic differently than the model's other replicas; it is "
+            "flagged at 1. Absent with one replica.",
+            [Query(f"max by (model, replica) (moe_watch_replica_evidence_ratio{{{MOE_WATCH}}})", "{{replica}}")],
+            "none",
+            limit=Limit(1.0),
+            width=16,
+            height=6,
+        ),
+        number(
+            "Replicas that differ",
+            "Replicas that are flagged now. One of many points at its node or build.",
+            Query(f"sum(max by (model, replica) (moe_watch_replica_deviates{{{MOE_WATCH}}}))", "differ"),
+            "none",
+            limit=Limit(1),
+            width=4,
+            height=6,
+        ),
+        number(
+            "OOD requests of the fleet",
+            "Share of out-of-distribution requests over all replicas of the model together, of the last hour or so.",
+            Query('max by (model) (moe_watch_fleet_ood_ratio{model=~"$model"})', "{{model}}"),
+            "percentunit",
+            width=4,
+            height=6,
         ),
     ]
 
@@ -149,6 +182,15 @@ def _movers() -> list[Any]:
             },
             unit="percentunit",
         ),
+        series(
+            "Experts that moved for certain",
+            "Experts of each layer that the open drift moved, told by the requests after its alarm with at most a "
+            "tenth of them named falsely. Empty while no drift is open, and until 500 such requests came.",
+            [Query(f"max by (layer) (moe_watch_moved_experts{{{MOE_WATCH}}})", _LAYER)],
+            "short",
+            width=24,
+            height=6,
+        ),
     ]
 
 
@@ -166,6 +208,21 @@ def _confidence() -> list[Any]:
             "Mean probability of the first expert minus the second's. Small margins let rounding choose the expert.",
             [Query(f"min by (layer) (moe_watch_router_margin_ratio{{{MOE_WATCH}}})", _LAYER)],
             "none",
+        ),
+        series(
+            "Router entropy against the baseline",
+            "The same less its mean on the baseline's requests, worst replica; 0 is as always.",
+            [
+                Query(
+                    f"max by (layer) (moe_watch_router_entropy_nats{{{MOE_WATCH}}} "
+                    f"- moe_watch_router_entropy_baseline_nats{{{MOE_WATCH}}})",
+                    _LAYER,
+                )
+            ],
+            "none",
+            low=None,
+            width=24,
+            height=6,
         ),
     ]
 

@@ -12,6 +12,7 @@ from moe_watch.detect.events import Dating
 from moe_watch.detect.live import Alarm
 
 if TYPE_CHECKING:
+    from moe_watch.companions import Siblings
     from moe_watch.watch import Watch
 
 _MOST_DEAD: Final = 3  # dead experts that a line names
@@ -62,3 +63,20 @@ def of_dead(watch: Watch, found: Assessment) -> Told:
         f"were all well, the chance of that would be {chance:.1g} at most"
     )
     return summary, {"experts": places, "requests_since": idle, "probability": chance}
+
+
+def of_siblings(watch: Watch, found: Siblings) -> Told:
+    """Return line and evidence of a replica that routes differently than its siblings."""
+    layers = (found.where or {}).get("layers") or []
+    where = f", most in layer {layers[0]}" if layers else ""
+    summary = (
+        f"{watch.model.model} at {watch.model.replica}: routes differently than its {found.replicas - 1} siblings"
+        f"{where} ({found.standing.measure})"
+    )
+    return summary, {
+        "measure": found.standing.measure,
+        "siblings": found.replicas - 1,
+        "blocks": found.standing.blocks,
+        "layer": layers[0] if layers else None,
+        "where": found.where,
+    }

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from moe_watch import fleet
+from moe_watch.detect.replica import Standing
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import Settings
 from moe_watch.shadow.watch import Change, QualityWatch
@@ -35,12 +37,25 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Siblings:
+    """What the comparison of the model's replicas says of one of them, and of all together."""
+
+    standing: Standing
+    replicas: int
+    flagged_at: float  # 0 while it is not flagged
+    where: dict[str, Any] | None  # layers and experts in which it differs
+    scored: int  # requests of all replicas with a p-value, lately
+    unusual: int  # out-of-distribution ones among them
+
+
+@dataclass(frozen=True)
 class News:
-    """What was found out about one replica: alarms of quality, and the last check by canaries when it is a new one."""
+    """What was found out about one replica: alarms of quality, and what is new of canaries and siblings, else None."""
 
     replica: str
     quality: list[Change]
     canary: CanaryRun | None
+    siblings: Siblings | None = None
 
 
 @dataclass
@@ -52,6 +67,7 @@ class Companions:
     board: Board
     _quality: QualityWatch = field(init=False)
     _canary: dict[Served, int] = field(default_factory=dict)  # the run that was seen last
+    _compared: dict[Served, float] = field(default_factory=dict)  # through when
 
     def __post_init__(self) -> None:
         """Begin with nothing seen."""
@@ -60,12 +76,24 @@ class Companions:
     def news(self, served: Sequence[Served], now: float) -> list[News]:
         """Return what is new of each model served; a store that is away gives no news."""
         out = []
+        states = {one.identity: _guarded(fleet.read, self.engine, one.identity) for one in served}
         for one in served:
             quality = _guarded(self._quality.update, one.model, one.replica, now) or []
             canary = _guarded(self._new_check, one)
-            if quality or canary is not None:
-                out.append(News(one.replica, quality, canary))
+            siblings = self._new_comparison(one, states[one.identity])
+            if quality or canary is not None or siblings is not None:
+                out.append(News(one.replica, quality, canary, siblings))
         return out
+
+    def _new_comparison(self, served: Served, state: fleet.State | None) -> Siblings | None:
+        """Return how the replica compares with its siblings, unless that was seen before or it was never compared."""
+        name = served.replica
+        if state is None or name not in state.standings or self._compared.get(served) == state.through:
+            return None
+        self._compared[served] = state.through
+        scored, unusual = (sum(pair[side] for pair in state.scored) for side in (0, 1))
+        since, where = state.since.get(name, 0.0), state.where.get(name)
+        return Siblings(state.standings[name], len(state.standings), since, where, scored, unusual)
 
     def _new_check(self, served: Served) -> CanaryRun | None:
         """Return the last check by canaries unless it was seen before, or was of another model under the same name."""

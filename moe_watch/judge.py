@@ -11,7 +11,7 @@ from typing import Final
 
 from moe_watch import status, wire
 from moe_watch.companions import News, Served
-from moe_watch.export import metrics, publish
+from moe_watch.export import described, metrics, publish
 from moe_watch.export.snapshot import Board
 from moe_watch.happenings import Happenings, differences
 from moe_watch.join import Joined
@@ -160,15 +160,18 @@ class Judge:
             if one.canary is not None:
                 publish.canary(self._board, watch, one.canary)
                 _check_canaries(watch, one.canary, now)
+            if one.siblings is not None:
+                publish.siblings(self._board, watch, one.siblings)
+                watch.compare(one.siblings, now)
 
     def describe(self, now: float) -> list[status.Replica]:
         """Return what is seen now, replica by replica."""
-        return [publish.described(self.watches[replica], now) for replica in sorted(self.watches)]
+        return [described.replica(self.watches[replica], now) for replica in sorted(self.watches)]
 
     def matrix(self, replica: str) -> status.Matrix | None:
         """Return expert shares of one replica; None for an unknown one."""
         watch = self.watches.get(replica)
-        return None if watch is None else publish.matrix(watch)
+        return None if watch is None else described.matrix(watch)
 
 
 def _active(normals: dict[str, Normal], identity: str) -> object:

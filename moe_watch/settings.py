@@ -82,6 +82,10 @@ class DetectSettings(BaseModel):
     coverage_floor: float = Field(
         0.5, ge=0, le=1, description="Share of requests with routing below which the tap is blind"
     )
+    siblings: bool = Field(
+        default=True,
+        description="Compare the replicas of one model; false behind a load balancer that looks at what requests say",
+    )
     baseline_min_requests: int = Field(500, ge=50, description="Fewest requests that a baseline is fitted on")
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, retention, wire
+from moe_watch import __version__, fleet, retention, wire
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel
@@ -99,6 +99,7 @@ class Sidecar:
         yield otel.export_forever(self.board, self.settings.otlp)
         yield canaries.run(self.settings, self._store)
         yield retention.run(self.settings, self._store)
+        yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])
         if self.settings.shadow.inside:
             yield shadow.run(self.settings, self._store)
 

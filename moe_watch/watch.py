@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moe_watch import aggregate, alarms, assess, rows, whereabouts, wire
 from moe_watch.assess import Assessment
+from moe_watch.companions import Siblings
 from moe_watch.detect import dead, live, moments
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
@@ -196,14 +197,27 @@ class Watch:
 
     def _say_where(self, told: Whereabouts) -> None:
         """Put the layers and experts that moved into the open alarm."""
-        episode = self.open.get("traffic")
-        if episode is None or told.found is None:
+        if told.found is not None:
+            ids = [self.layer_id(row) for row in range(self.layers)]
+            self._add_evidence("traffic", {"where": whereabouts.evidence(told.found, ids)})
+
+    def compare(self, found: Siblings, now: float) -> None:
+        """Open or end the alarm of a replica that differs from its siblings."""
+        if not found.standing.deviates:
+            self.end("replica", now)
             return
-        ids = [self.layer_id(row) for row in range(self.layers)]
-        where = whereabouts.evidence(told.found, ids)
-        known = {**episode.values["evidence"], "where": where}
-        self.open["traffic"] = NewEpisode(episode.identity, {**episode.values, "evidence": known})
-        self._pending.episodes.append(self.open["traffic"])
+        summary, evidence = alarms.of_siblings(self, found)
+        self.begin("replica", found.flagged_at, now, summary, evidence)
+        if self.open["replica"].values["evidence"].get("where") != evidence["where"]:
+            self._add_evidence("replica", evidence)
+
+    def _add_evidence(self, kind: str, more: dict[str, Any]) -> None:
+        """Add what became known of an open alarm."""
+        episode = self.open.get(kind)
+        if episode is not None:
+            known = {**episode.values["evidence"], **more}
+            self.open[kind] = NewEpisode(episode.identity, {**episode.values, "evidence": known})
+            self._pending.episodes.append(self.open[kind])
 
     def begin(self, kind: str, began_at: float, now: float, summary: str, evidence: dict[str, Any]) -> None:
         """Open an alarm of ``kind`` unless one is open."""

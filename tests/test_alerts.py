@@ -48,7 +48,7 @@ def test_the_alerts_of_the_design_exist() -> None:
     assert set(NAMES) == {
         "RoutingDrift", "TrafficDrift", "CanaryChanged", "OODRateHigh", "QualityGap", "GarbledOutput",
         "ExpertImbalance", "DeadExperts", "MoEAdvantageLost", "TTFTBudgetBurn", "KVCachePressure", "TapDown",
-        "FramesDropped", "BaselineStale",
+        "FramesDropped", "BaselineStale", "ReplicaDeviates",
     }  # fmt: skip
 
 
@@ -135,7 +135,15 @@ def test_whatever_fires_something_of_the_highest_severity_is_heard(firing: set[s
 
 def test_a_broken_model_pages_once() -> None:
     """A wrong router moves canaries, routing, quality and OOD rate: one alert speaks."""
-    firing = {"CanaryChanged", "RoutingDrift", "QualityGap", "OODRateHigh", "TrafficDrift", "DeadExperts"}
+    firing = {
+        "CanaryChanged",
+        "RoutingDrift",
+        "QualityGap",
+        "OODRateHigh",
+        "TrafficDrift",
+        "DeadExperts",
+        "ReplicaDeviates",
+    }
     assert [name for name in firing if not firing & set(silencers(name))] == ["CanaryChanged"]
 
 
@@ -143,6 +151,12 @@ def test_a_site_without_data_pages_once() -> None:
     """A dead tap leaves last values behind: only TapDown speaks."""
     firing = {"TapDown", "FramesDropped", "RoutingDrift", "TrafficDrift", "OODRateHigh", "BaselineStale"}
     assert [name for name in firing if not firing & set(silencers(name))] == ["TapDown"]
+
+
+def test_a_bad_node_pages_once() -> None:
+    """Its other requests and its worse text are the same fault."""
+    firing = {"ReplicaDeviates", "TrafficDrift", "OODRateHigh", "QualityGap"}
+    assert [name for name in firing if not firing & set(silencers(name))] == ["ReplicaDeviates"]
 
 
 @pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")

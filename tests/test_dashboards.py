@@ -122,6 +122,7 @@ def test_each_page_lets_its_variables_work(uid: str) -> None:
         for name, selector in re.findall(r"\b(moe_watch_\w+|vllm:\w+)\b(?:\{(.*?)\})?", asked.expr):
             if name.startswith("vllm:") or "model" in EXPORTED[name].labels:
                 assert "$model" in selector, (asked.panel, name)
+            if name.startswith("vllm:") or "replica" in EXPORTED[name].labels:
                 assert "$replica" in selector, (asked.panel, name)
 
 

@@ -90,7 +90,7 @@ def _replica(replica: status.Replica, now: float) -> Table:
     for episode in replica.episodes:
         table.add_row(f"[red]{episode.kind}[/red]", f"since {_span(now - episode.began_at)}: {episode.summary}")
         if episode.where is not None:
-            table.add_row("where", " ".join(phrases.where(episode.where)))
+            table.add_row("where", " ".join(phrases.where(episode.where, episode.kind)))
     if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
         table.add_row("moved", "; ".join(moved))

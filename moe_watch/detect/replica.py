@@ -1,83 +1,124 @@
 """Does one replica route differently from its siblings, which serve the same traffic.
 
-Leave one out: each replica's mean square-root shares against those of all others together, in standard errors of
-requests; the statistic is the largest over experts. Its p-value comes from handing the requests to the replicas at
-random (permutation by request), and holds over all replicas and experts together because each permutation keeps the
-maximum over both (Westfall and Young, 1993). A replica that deviates spoils the comparison of its siblings, so it is
-taken out before they are compared again. Needs a load balancer that does not look at the content of requests.
+Time is cut into blocks. Replicas that serve alike are exchangeable within a block, whatever its traffic, so that each
+of k is among the j that deviate most with probability j / k. That is bet on: ``1 - lambda + lambda k / j`` when it
+happens and ``1 - lambda`` when not has expectation 1, its Shiryaev-Roberts sum is an e-detector, and so is the mean of
+such sums over measures of deviation, bets and replicas (Shin, Ramdas and Rinaldo, "E-detectors", arXiv 2203.03532):
+a replica is flagged where its own sum reaches k A, so false flags come A blocks apart or more. Nothing is assumed of
+the distribution of requests; sessions that end within a block do no harm. What it needs is a load balancer that does
+not look at the content of requests, and three replicas, or two and a baseline to say which of them is off.
+
+Deviation is from all siblings together, in standard errors of requests: over all experts, in the worst layer, and at
+the worst expert. A replica that was flagged spoils the comparison of its siblings, so it is left out of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import FEWEST_TOKENS
-from moe_watch.detect.shares import hellinger
+from moe_watch.detect.moments import Floats, Moments
 
-FEWEST: Final = 50  # requests of a replica; with fewer it is not judged
-_PERMUTATIONS: Final = 399
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How a replica compares with its siblings: p over all replicas, and where it deviates most."""
-
-    replica: str
-    p: float
-    layer: int
-    expert: int
-    share: float  # of the layer's choices at this replica
-    siblings: float  # and at the others
+FEWEST: Final = 30  # requests of a replica in a block; with fewer it is not compared
+MEASURES: Final = ("all layers", "one layer", "one expert")
+_BETS: Final = (0.3, 0.9)
+_CALM: Final = 12  # blocks by which a flag is taken back
+_FEW: Final = 1e-6  # variance of a square-root share below which an expert is not in use
 
 
-def deviations(batches: Mapping[str, Batch], error: float = 0.01, seed: int = 0) -> list[Deviation]:
-    """Return a deviation for each replica with enough requests, the greatest first; none where there is no sibling.
+class Standing(msgspec.Struct, frozen=True):
+    """Where one replica stands; ``evidence`` is log evidence over log threshold, and it is flagged at 1.
 
-    All replicas that serve alike have p > ``error`` with a probability of at least 1 - ``error``.
+    ``mass [measures x 2 x bets]`` are the sums; ``measure`` is set while it is flagged: what gave it away; ``first``
+    tells of its latest blocks since whether it deviated most by that measure.
     """
-    routed = {name: batch.total[batch.tokens >= FEWEST_TOKENS] for name, batch in batches.items()}
-    kept = {name: counts for name, counts in routed.items() if len(counts) >= FEWEST}
-    random = np.random.default_rng(seed)
-    found: list[Deviation] = []
-    while len(kept) > 1:
-        round_ = _compare(kept, random)
-        if round_[0].p > error:
-            return [*found, *round_]
-        found.append(round_[0])
-        del kept[round_[0].replica]
-    return found
+
+    mass: list[float]
+    evidence: float = 0.0
+    blocks: int = 0
+    measure: str = ""
+    first: list[bool] = []
+
+    @property
+    def deviates(self) -> bool:
+        """Say whether it is flagged."""
+        return bool(self.measure)
 
 
-def _compare(kept: Mapping[str, NDArray[np.uint32]], random: np.random.Generator) -> list[Deviation]:
-    """Return the deviations of all replicas, given their counts ``[n, layers, experts]``, the greatest first."""
-    counts = np.concatenate(list(kept.values()))
-    label = np.repeat(np.arange(len(kept)), [len(own) for own in kept.values()])
-    rows = hellinger(counts).reshape(len(counts), -1)
-    rows -= rows.mean(0)
-    rows /= np.maximum(rows.std(0), 1e-6)
-    statistic = _against_others(rows, label)
-    null = np.array([np.abs(_against_others(rows, random.permutation(label))).max() for _ in range(_PERMUTATIONS)])
-    found = []
-    for index in np.argsort(-np.abs(statistic).max(1)):
-        top = int(np.abs(statistic[index]).argmax())
-        layer, expert = divmod(top, counts.shape[2])
-        p = (1 + int((null >= abs(statistic[index, top])).sum())) / (1 + len(null))
-        own, others = (counts[mask, layer].sum(0) for mask in (label == index, label != index))
-        shares = float(own[expert] / own.sum()), float(others[expert] / others.sum())
-        found.append(Deviation(list(kept)[index], p, layer, expert, *shares))
-    return found
+def new() -> Standing:
+    """Return the standing of a replica that was never compared."""
+    return Standing([0.0] * (len(MEASURES) * 2 * len(_BETS)))
 
 
-def _against_others(rows: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return, for each replica, mean less mean of the others in standard errors ``[replicas, features]``."""
-    member = (label == np.arange(label.max() + 1)[:, None]).astype(np.float32)
-    sums, n = member @ rows, member.sum(1, keepdims=True)
-    total, everyone = sums.sum(0), n.sum()
-    difference = sums / n - (total - sums) / (everyone - n)
-    return np.asarray(difference / np.sqrt(1 / n + 1 / (everyone - n)), np.float64)
+def observe(
+    standings: Mapping[str, Standing],
+    block: Mapping[str, Moments],
+    run_length: float,
+    normal: Moments | None = None,
+) -> dict[str, Standing]:
+    """Return the standings of all replicas after ``block``, the sums over each replica's requests in it.
+
+    ``normal`` is the baseline, by which two replicas are told apart.
+    """
+    after = {name: standings.get(name, new()) for name in {**standings, **block}}
+    kept = {name: sums for name, sums in block.items() if sums.requests >= FEWEST}
+    healthy = {name: sums for name, sums in kept.items() if not after[name].deviates}
+    _advance(after, healthy, list(healthy), run_length, normal)
+    for name in [name for name in kept if after[name].deviates and standings[name].deviates]:
+        _advance(after, {**healthy, name: kept[name]}, [name], run_length, normal)
+    return after
+
+
+def _advance(
+    after: dict[str, Standing],
+    compared: Mapping[str, Moments],
+    judged: list[str],
+    run_length: float,
+    normal: Moments | None,
+) -> None:
+    """Move the standings of ``judged`` on by how they rank among ``compared``."""
+    k = len(compared)
+    if k < 2 or (k == 2 and normal is None):
+        return
+    scores = deviations(list(compared.values()), normal if k == 2 else None)
+    rank = (scores[None] >= scores[:, None]).sum(1)  # [k, measures], 1: deviates most; ties count against it
+    place = {name: index for index, name in enumerate(compared)}
+    for name in judged:
+        after[name] = _after(after[name], rank[place[name]], k, run_length)
+
+
+def _after(before: Standing, rank: NDArray[np.int64], k: int, run_length: float) -> Standing:
+    """Return the standing after a block in which the replica was ``rank [measures]`` of ``k``."""
+    within = np.array([1, max(1, k // 5)])
+    happened = rank[:, None, None] <= within[:, None]
+    bet = np.array(_BETS)
+    worth = np.where(happened, 1 - bet + bet * k / within[:, None], 1 - bet)
+    mass = (np.reshape(before.mass, worth.shape) + 1) * worth
+    threshold = k * run_length
+    mass = np.minimum(mass, threshold * mass.size)
+    evidence = float(np.log1p(mass.mean()) / np.log1p(threshold))
+    state = Standing(mass.ravel().tolist(), evidence, before.blocks + 1)
+    if not before.deviates:
+        top = MEASURES[int(mass.sum((1, 2)).argmax())] if evidence >= 1 else ""
+        return msgspec.structs.replace(state, measure=top)
+    first = [*before.first, bool(rank[MEASURES.index(before.measure)] == 1)][-_CALM:]
+    if len(first) == _CALM and sum(first) <= _CALM * (1 + 1 / k) / 2:  # half way between always and by chance
+        return new()
+    return msgspec.structs.replace(state, evidence=max(1.0, evidence), measure=before.measure, first=first)
+
+
+def deviations(replicas: list[Moments], normal: Moments | None = None) -> Floats:
+    """Return how far each of k replicas is from all others together, or from ``normal``, by ``[k, measures]``."""
+    n = np.array([sums.requests for sums in replicas], np.float64)[:, None, None]
+    roots, shares = (np.stack([getattr(sums, name) for sums in replicas]) for name in ("root", "share"))
+    mean = roots / n
+    variance = (shares / n - mean**2).mean(0)
+    others = (roots.sum(0) - roots) / (n.sum() - n) if normal is None else normal.mean[None]
+    error = 1 / n + 1 / (n.sum() - n if normal is None else normal.requests)
+    z = np.where(variance > _FEW, (mean - others) / np.sqrt(np.maximum(variance, _FEW) * error), 0.0)
+    layer = (z**2).mean(2)
+    return np.stack([layer.mean(1), layer.max(1), np.abs(z).max((1, 2))], 1)

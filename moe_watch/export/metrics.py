@@ -112,6 +112,20 @@ DRIFT_EVIDENCE = _gauge(
 )
 EPISODES = _counter("episodes_total", "Alarms raised since the sidecar started, by kind.", "kind")
 
+REPLICA_DEVIATES = _gauge("replica_deviates", "1 while this replica routes differently than its siblings, else 0.")
+REPLICA_EVIDENCE = _gauge(
+    "replica_evidence_ratio", "Evidence that this replica differs from its siblings over the threshold; flagged at 1."
+)
+FLEET_REPLICAS = _add(
+    "gauge", "fleet_replicas", "Replicas of this model that were compared with each other.", ("model",)
+)
+FLEET_OOD_RATIO = _add(
+    "gauge", "fleet_ood_ratio", "Share of out-of-distribution requests over all replicas of this model.", ("model",)
+)
+FLEET_OOD_RATIO_LOWER = _add(
+    "gauge", "fleet_ood_ratio_lower", "Lower confidence bound of moe_watch_fleet_ood_ratio.", ("model",)
+)
+
 # The tap
 TAP_UP = _gauge("tap_up", "1 when the tap of this replica spoke in the last 30 s and records routing, else 0.")
 TAP_INFO = _gauge(

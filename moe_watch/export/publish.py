@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_watch import status, wire
 from moe_watch.aggregate import outcome
+from moe_watch.companions import Siblings
 from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board, Exemplar
 from moe_watch.settings import Settings
 from moe_watch.store.models import CanaryRun
-from moe_watch.watch import Normal, Seen, Watch
+from moe_watch.watch import Seen, Watch
 
 TOP_MOVERS = 10
 
@@ -24,6 +24,7 @@ def begin(board: Board, watch: Watch) -> None:
     """Make every yes-or-no gauge and every counter of a replica exist, at 0."""
     labels = watch.labels
     board.set(metrics.TAP_UP, 0, *labels)
+    board.set(metrics.REPLICA_DEVIATES, 0, *labels)
     info = (watch.model.vllm_version, watch.model.tap_version, watch.model.runner)
     board.replace(metrics.TAP_INFO, labels, {(*info, watch.model.moe_backend, watch.model.quantization): 1.0})
     for kind in metrics.DRIFT_KINDS:
@@ -185,11 +186,23 @@ def canary(board: Board, watch: Watch, run: CanaryRun) -> None:
     board.set_state(metrics.CANARY_VERDICT, run.verdict, metrics.CANARY_VERDICTS, *labels)
     board.set(metrics.CANARY_CHANGED, float(run.verdict in metrics.CANARY_CHANGED_VERDICTS), *labels)
     board.set(metrics.CANARY_FIRST_LAYER, -1 if run.first_layer is None else watch.layer_id(run.first_layer), *labels)
-    by_load = {
+    by_load: dict[tuple[str, ...], float] = {
         (load,): float(ratio) for load, ratio in (run.evidence.get("by_load") or {"": run.effect or 0.0}).items()
     }
     board.replace(metrics.CANARY_EFFECT, labels, by_load)
     board.set(metrics.CANARY_LAST_RUN, run.at, *labels)
+
+
+def siblings(board: Board, watch: Watch, found: Siblings) -> None:
+    """Show how a replica compares with its siblings, and what they say together."""
+    labels, model = watch.labels, watch.model.model
+    board.set(metrics.REPLICA_DEVIATES, float(found.standing.deviates), *labels)
+    board.set(metrics.REPLICA_EVIDENCE, found.standing.evidence, *labels)
+    board.set(metrics.FLEET_REPLICAS, found.replicas, model)
+    if found.scored:
+        rate = clopper_pearson(found.unusual, found.scored)
+        board.set(metrics.FLEET_OOD_RATIO, rate.value, model)
+        board.set(metrics.FLEET_OOD_RATIO_LOWER, rate.lower, model)
 
 
 def shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -227,65 +240,3 @@ def ood_share(watch: Watch) -> status.Share:
         return status.Share(None, 0.0, 1.0, 0)
     rate = clopper_pearson(int(flags.sum()), len(flags))
     return status.Share(rate.value, rate.lower, rate.upper, len(flags))
-
-
-def described(watch: Watch, now: float) -> status.Replica:
-    """Return everything that is known of one replica."""
-    up, tap_state, why = watch.heard.tap(now)
-    verdict, reason = watch.judge(now)
-    joined, covered = watch.recent.shares()
-    age = None if watch.heard.at is None else now - watch.heard.at
-    model, normal, observed = watch.model, watch.normal, watch.observation
-    return status.Replica(
-        model=model.model,
-        identity=watch.identity,
-        replica=model.replica,
-        layers=watch.layers,
-        experts=watch.experts,
-        top_k=model.top_k,
-        verdict=verdict,
-        reason=reason,
-        since=watch.since,
-        tap=status.Tap(
-            up, tap_state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner
-        ),
-        baseline=_baseline(normal),
-        requests=watch.requests,
-        routed=watch.routed,
-        coverage=covered if math.isfinite(covered) else None,
-        join_ratio=joined if math.isfinite(joined) else None,
-        ood=ood_share(watch),
-        evidence=observed.evidence if observed is not None else 0.0,
-        channels=dict(observed.channels) if observed is not None else {},
-        episodes=[
-            status.Episode(
-                kind,
-                e.values["began_at"],
-                e.values["flagged_at"],
-                e.values["summary"],
-                msgspec.convert(where, status.Where) if (where := e.values["evidence"].get("where")) else None,
-            )
-            for kind, e in watch.open.items()
-        ],
-        movers=movers(watch),
-        suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
-    )
-
-
-def _baseline(normal: Normal | None) -> status.Baseline | None:
-    if normal is None:
-        return None
-    return status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests)
-
-
-def matrix(watch: Watch) -> status.Matrix:
-    """Return the expert shares of the latest windows beside the baseline's."""
-    latest = watch.latest()
-    return status.Matrix(
-        watch.model.model,
-        watch.model.replica,
-        [watch.layer_id(index) for index in range(watch.layers)],
-        latest.routed_requests,
-        shares(latest.counts.sum(0)).round(6).tolist(),
-        None if watch.normal is None else shares(watch.normal.fitted.counts).round(6).tolist(),
-    )

@@ -257,4 +257,24 @@ MONITOR: Final = (
     ),
 )
 
-ALERTS: Final = (*MODEL, *TRAFFIC, *SERVING, *MONITOR)
+FLEET: Final = (
+    Alert(
+        name="ReplicaDeviates",
+        severity="critical",
+        incident="model",
+        expr=(
+            f"max {BY} (moe_watch_replica_evidence_ratio) and on (model, replica) "
+            f"(max {BY} (moe_watch_replica_deviates) == 1)"
+        ),
+        wait=limit.VERDICT_FOR,
+        summary=f"{SUBJECT} routes differently than its siblings do on the same traffic",
+        description=(
+            "Minute after minute its requests go to other experts than those of all other replicas of the model: a bad "
+            "node, another build or another configuration, unless the load balancer sends it other requests. Evidence "
+            'stands at {{ $value | printf "%.1f" }} of the threshold.'
+        ),
+        dashboard="moe-watch-routing",
+    ),
+)
+
+ALERTS: Final = (*MODEL, *TRAFFIC, *SERVING, *MONITOR, *FLEET)

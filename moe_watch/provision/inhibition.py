@@ -18,14 +18,20 @@ _NEEDS_DATA: Final = (
     "ExpertImbalance",
     "BaselineStale",
     "FramesDropped",
+    "ReplicaDeviates",
 )
 
 SILENCES: Final[dict[str, tuple[str, ...]]] = {
     "TapDown": _NEEDS_DATA,
     # The canary says which layer and since when; live drift, dead experts and worse text are the same fault seen again.
-    "CanaryChanged": ("RoutingDrift", "DeadExperts", "QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
-    "RoutingDrift": ("DeadExperts", "QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
-    "DeadExperts": ("QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
+    "CanaryChanged": (
+        *("RoutingDrift", "ReplicaDeviates", "DeadExperts", "QualityGap"),
+        *("TrafficDrift", "OODRateHigh", "ExpertImbalance"),
+    ),
+    "RoutingDrift": ("ReplicaDeviates", "DeadExperts", "QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
+    # Dead experts at one replica alone say more than that it differs; all other signs of it are the same fault again.
+    "ReplicaDeviates": ("QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
+    "DeadExperts": ("ReplicaDeviates", "QualityGap", "TrafficDrift", "OODRateHigh", "ExpertImbalance"),
     "GarbledOutput": ("QualityGap",),
     "TrafficDrift": ("OODRateHigh", "BaselineStale"),
     "TTFTBudgetBurn": ("KVCachePressure", "ExpertImbalance"),

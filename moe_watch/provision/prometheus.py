@@ -15,6 +15,7 @@ GROUPS: Final = {
     "moe-watch-traffic": catalogue.TRAFFIC,
     "moe-watch-serving": catalogue.SERVING,
     "moe-watch-monitor": catalogue.MONITOR,
+    "moe-watch-fleet": catalogue.FLEET,
 }
 RULES_FILE: Final = "moe-watch.rules.yml"
 EXAMPLE_PAGER: Final = "http://pager.example/moe-watch"

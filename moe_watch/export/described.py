@@ -1,0 +1,73 @@
+"""Says in ``status`` structs what is on the board, and what is too much for it."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from moe_watch import status
+from moe_watch.export.publish import movers, ood_share, shares
+from moe_watch.watch import Normal, Watch
+
+
+def replica(watch: Watch, now: float) -> status.Replica:
+    """Return everything that is known of one replica."""
+    up, tap_state, why = watch.heard.tap(now)
+    verdict, reason = watch.judge(now)
+    joined, covered = watch.recent.shares()
+    age = None if watch.heard.at is None else now - watch.heard.at
+    model, normal, observed = watch.model, watch.normal, watch.observation
+    return status.Replica(
+        model=model.model,
+        identity=watch.identity,
+        replica=model.replica,
+        layers=watch.layers,
+        experts=watch.experts,
+        top_k=model.top_k,
+        verdict=verdict,
+        reason=reason,
+        since=watch.since,
+        tap=status.Tap(
+            up, tap_state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner
+        ),
+        baseline=_baseline(normal),
+        requests=watch.requests,
+        routed=watch.routed,
+        coverage=covered if math.isfinite(covered) else None,
+        join_ratio=joined if math.isfinite(joined) else None,
+        ood=ood_share(watch),
+        evidence=observed.evidence if observed is not None else 0.0,
+        channels=dict(observed.channels) if observed is not None else {},
+        episodes=[
+            status.Episode(
+                kind,
+                e.values["began_at"],
+                e.values["flagged_at"],
+                e.values["summary"],
+                msgspec.convert(where, status.Where) if (where := e.values["evidence"].get("where")) else None,
+            )
+            for kind, e in watch.open.items()
+        ],
+        movers=movers(watch),
+        suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
+    )
+
+
+def _baseline(normal: Normal | None) -> status.Baseline | None:
+    if normal is None:
+        return None
+    return status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests)
+
+
+def matrix(watch: Watch) -> status.Matrix:
+    """Return the expert shares of the latest windows beside the baseline's."""
+    latest = watch.latest()
+    return status.Matrix(
+        watch.model.model,
+        watch.model.replica,
+        [watch.layer_id(index) for index in range(watch.layers)],
+        latest.routed_requests,
+        shares(latest.counts.sum(0)).round(6).tolist(),
+        None if watch.normal is None else shares(watch.normal.fitted.counts).round(6).tolist(),
+    )

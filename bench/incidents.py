@@ -53,7 +53,7 @@ def record_(*, setting: str, minutes: float, anew: bool) -> None:
         return
     with stack(setting) as running:
         while rounds < ROUNDS and time.monotonic() < deadline:
-            rounds = running.record(min(2, ROUNDS - rounds))
+            rounds = running.record(min(4, ROUNDS - rounds))
             click.echo(f"{setting}: {rounds} healthy rounds")
 
 
@@ -72,7 +72,7 @@ def faults_(*, setting: str, minutes: float, only: str | None) -> None:
             if time.monotonic() > deadline:
                 return
             running.call("inject_fault", row.fault)
-            _check(running, f"faults_{setting}", row.fault)
+            _check(running, f"faults_{setting}", row.fault, sizes=row.sizes)
             running.call("mend")
 
 
@@ -117,10 +117,10 @@ def healthy_(*, setting: str, minutes: float, rounds: int) -> None:
             _check(running, f"healthy_{setting}", str(number))
 
 
-def _check(running: Stack, stage: str, name: str) -> None:
+def _check(running: Stack, stage: str, name: str, *, sizes: bool = False) -> None:
     """Replay and judge one round; keep which row of the store it became."""
     start = time.monotonic()
-    done = running.check()
+    done = running.check(sizes=sizes)
     OUT.mkdir(parents=True, exist_ok=True)
     with (OUT / f"{stage}.jsonl").open("a") as file:
         file.write(json.dumps({"name": name, "run": done.run.id, "at": time.time()}) + "\n")

@@ -34,6 +34,7 @@ class Row:
     at: Place = ""  # where routing is to be seen first, ``behind`` layers after it
     behind: int = 0
     beside: bool = False  # needs a network beside the experts
+    sizes: bool = False  # lives at some batch sizes only: replayed at one request at a time, too
 
     def first_layer(self, layers: int) -> int | None:
         """Return which of ``layers`` is to be named as the first that moved."""
@@ -59,7 +60,7 @@ class Restart:
 
 
 INJECTED = (
-    Row("none", "healthy, faults mended", "nothing", HARMLESS),
+    Row("none", "healthy, faults mended", "nothing", HARMLESS, sizes=True),
     Row("negative_logits", "vLLM 37591, flashinfer 2822", "top-k starts from 0, all logits negative", ROUTING, "first"),
     Row("read_as_fp32", "flashinfer PR 2889", "bf16 logits read as fp32", ROUTING, "first"),
     Row("equal_weights", "flashinfer PR 3499", "right ids, equal weights, all layers", MODEL, "first", 1),
@@ -67,8 +68,8 @@ INJECTED = (
     Row("not_renormalised", "vLLM PR 43223", "softmax order: weights do not sum to 1", MODEL, "first", 1),
     Row("scale_lost", "sglang PR 31449", "scale 1.0: half of a layer's experts 4 times too large", MODEL, "third", 1),
     Row("coarse_router", "sglang PR 33764", "router GEMM with 3 bits of mantissa", ROUTING, "first"),
-    Row("coarse_router_small_batch", "sglang PR 33764", "the same, in steps of at most 8 tokens", ROUTING, "first"),
-    Row("past_the_bound", "vllm-ascend PR 11391", "invalid ids past 256 tokens a step", ROUTING, "first"),
+    Row("coarse_router_small_batch", "sglang PR 33764", "the same, to 8 tokens a step", ROUTING, "first", sizes=True),
+    Row("past_the_bound", "vllm-ascend PR 11391", "invalid ids past 256 tokens a step", ROUTING, "first", sizes=True),
     Row("router_4_bits", "routers quantised with the rest", "router weights at 4 bits", ROUTING, "first"),
     Row("approximate_top_k", "Anthropic 2025-09-17", "5 % of tokens lose their best expert", ROUTING, "first"),
     Row("upper_half_ignored", "kekzl/imp PR 2056", "experts above a bound are never chosen", ROUTING, "first"),
@@ -97,12 +98,12 @@ HELD_OUT = (
     Row("held_zeroed", "dead expert", "one expert of the middle layer gives nothing", MODEL, "middle", 1),
     Row("held_scale", "scale 1.0", "half of the middle layer's experts twice too large", MODEL, "middle", 1),
     Row("held_coarse_router", "router in fewer bits", "router GEMM with 4 bits of mantissa", ROUTING, "first"),
-    Row("held_coarse_large", "router, large batches", "3 bits, in steps of 17 tokens or more", ROUTING, "first"),
+    Row("held_coarse_large", "router, large batches", "3 bits, from 17 tokens a step", ROUTING, "first", sizes=True),
     Row("held_router_5_bits", "router in fewer bits", "router weights at 5 bits", ROUTING, "first"),
     Row("held_approximate", "approximate top-k", "2 % of tokens lose their best expert", ROUTING, "first"),
     Row("held_second_best", "approximate top-k", "10 % lose their second best, middle layer", ROUTING, "middle"),
     Row("held_disabled", "expert masked", "one expert masked in the middle layer alone", ROUTING, "middle"),
-    Row("held_past_the_bound", "invalid ids, large steps", "past 384 tokens a step", ROUTING, "first"),
+    Row("held_past_the_bound", "invalid ids, large steps", "past 384 tokens a step", ROUTING, "first", sizes=True),
     Row("held_nan", "NaN in a router", "NaN, last layer but one", (*MODEL, "blind"), "last but one"),
     Row("held_3_bits", "too few bits", "all experts at 3 bits", MODEL, "first", 1),
     Row("held_6_bits", "benign control", "all experts at 6 bits", HARMLESS),

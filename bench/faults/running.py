@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from faults.catalogue import Restart
 from moe_watch.canary import prompts, replay
 from moe_watch.canary.check import Checked, check, record
 from moe_watch.canary.prompts import CanarySet
+from moe_watch.canary.replay import Load
 from moe_watch.demo import servers
 from moe_watch.store import engine
 
 BENCH = Path(__file__).parents[1]
 OUT = BENCH.parent / "out" / "incidents"
-LOADS = tuple(replay.LOADS.values())
 ERROR = 0.001
 SETTINGS = ("quiet", "noisy", "second-quiet", "second-noisy")
 """Which model, and whether its matrix products sum in a random order."""
@@ -40,6 +40,14 @@ def checkpoint(setting: str) -> Path:
     return OUT / "second" / "checkpoint" if second else BENCH.parent / "moe_watch" / "demo" / "models" / "moe"
 
 
+def loads(setting: str) -> list[Load]:
+    """Return all batch compositions for the demo's quiet model, those of several requests at a time for the others.
+
+    One request at a time is more than half of the time that a round takes.
+    """
+    return [load for load in replay.LOADS.values() if setting == "quiet" or load.canaries > 1]
+
+
 def canaries(setting: str) -> CanarySet:
     """Return the set that ships; for the second model, every second prompt of it, which takes half the time."""
     ships = prompts.load()
@@ -53,20 +61,21 @@ class Stack:
     vllm: servers.Server
     store: Engine
     canaries: CanarySet
+    loads: Sequence[Load]
 
     def call(self, method: str, *args: str) -> None:
         """Call a method of the worker extension."""
         body = {"method": method, "args": list(args)}
         httpx.post(f"{self.vllm.url}/collective_rpc", json=body, timeout=120).raise_for_status()
 
-    def check(self) -> Checked:
-        """Replay one round and judge it, as ``moe-watch canary run`` does."""
-        return asyncio.run(self._check())
+    def check(self, *, sizes: bool) -> Checked:
+        """Replay one round and judge it, as ``moe-watch canary run`` does; at all ``sizes`` of batch or the larger."""
+        return asyncio.run(self._check([load for load in self.loads if sizes or load.canaries > 1]))
 
-    async def _check(self) -> Checked:
+    async def _check(self, loads: Sequence[Load]) -> Checked:
         async with replay.client(self.vllm.url) as http:
             server = await replay.probe(http, self.canaries)
-            return await check(http, server, self.store, loads=LOADS, error=ERROR)
+            return await check(http, server, self.store, loads=loads, error=ERROR)
 
     def record(self, rounds: int) -> int:
         """Add ``rounds`` healthy rounds to the reference; return how many it has."""
@@ -75,7 +84,7 @@ class Stack:
     async def _record(self, rounds: int) -> int:
         async with replay.client(self.vllm.url) as http:
             server = await replay.probe(http, self.canaries)
-            return await record(http, server, LOADS, self.store, rounds=rounds, add=True)
+            return await record(http, server, self.loads, self.store, rounds=rounds, add=True)
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def stack(setting: str, restart: Restart | None = None) -> Iterator[Stack]:
     try:
         sidecar.wait_ready("/healthz", 60)
         vllm.wait_ready("/health", 300)
-        running = Stack(vllm, engine.connect(env["MOE_WATCH_STORE__URL"]), canaries(setting))
+        running = Stack(vllm, engine.connect(env["MOE_WATCH_STORE__URL"]), canaries(setting), loads(setting))
         running.call("set_noise", "1" if setting.endswith("noisy") else "0")
         yield running
     finally:

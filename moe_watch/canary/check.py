@@ -59,7 +59,7 @@ async def record(
     holes would hide faults.
     """
     version = server.canaries.version
-    await play(http, server, [LOADS[_IDLE]], engine, seed=0, wait_s=0)  # warms up kernels and caches
+    await play(http, server, loads[-1:], engine, seed=0, wait_s=0)  # warms up kernels and caches
     played = []
     for _ in range(rounds):
         one = await play(http, server, loads, engine, seed=secrets.randbelow(1 << 31))

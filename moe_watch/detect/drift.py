@@ -11,9 +11,10 @@ Three things that real traffic does and independent draws do not:
 
 - Requests of one session are alike, and so events come in clusters. ``session`` r is the number of requests in a row
   over which the calibration set is seen to depend. A bet that an event has won rests for the next r - 1 requests, so a
-  session pays once. Where the requests of a session are positively associated, an event after none before it in the
-  session is no more likely than an event at all, and the product of e-values keeps an expectation of at most 1.
-  A count of clustered events says less than one of single ones: its upper limit is that for the number of clusters.
+  session pays once. Two payments keep the expectation of a session's product at 1 or less. With the rate of events, if
+  the requests of a session are positively associated: an event after none before it is then no more likely than any.
+  With the share p of sessions that have an event, ``p up + (1 - p)(1 - lambda)^r = 1``; shorter sessions lose less, as
+  1 - (1 - lambda)^l is concave in l. A count of clustered events has the upper limit of the number of clusters.
 - Traffic has a day. Where the rate of an event varies within the baseline by more than chance, ``bound`` is that of the
   baseline's own most eventful stretch: what is usual at noon is no drift at noon.
 - Some shifts do not matter. ``tolerance`` is a share of requests: up to so many may come from anywhere.
@@ -79,24 +80,44 @@ def bank(
     """
     columns: list[tuple[float, ...]] = []
     near = _session(scores, kinds)
+    # Of the calibration set's neighbours only a share ``kept`` were neighbours in the traffic.
+    session = 1 + int(np.ceil((near - 1) / kept))
     for kind in dict.fromkeys(kinds):
         stake = STAKES[kind]
         known = {c: known for c, k in enumerate(kinds) if k == kind and len(known := _known(scores[:, c])) > 1}
         uneven = any(_uneven(_event(values, max(stake.levels))[1], near) for values in known.values())
         share = stake.weight / max(len(known), 1) / len(stake.levels) / len(stake.bets)
         for channel, values in known.items():
-            busiest = _busiest(_event(values, max(stake.levels))[1], near) if uneven else 1.0
+            common = _event(values, max(stake.levels))[1]
+            busiest, clustered = _busiest(common, near) if uneven else 1.0, _alike(common, near)
             for level in stake.levels:
                 threshold, happened = _event(values, level)
-                alike = _alike(happened, near)
-                bound = busiest * _upper(happened.sum() / alike, len(happened) / alike, run_length) + tolerance
-                columns += [(channel, threshold, min(1.0, bound), bet, share) for bet in stake.bets]
-    channels, threshold, bound, bet, weight = np.array(columns).T
-    # Of the calibration set's neighbours only a share ``kept`` were neighbours in the traffic.
-    session = 1 + int(np.ceil((near - 1) / kept))
-    return Bank(
-        channels.astype(np.int64), threshold, bound, 1 - bet + bet / bound, 1 - bet, weight / weight.sum(), session
-    )
+                single, sessions = _bounds(happened, near, clustered, run_length)
+                single = min(1.0, busiest * single + tolerance)
+                sessions = min(1.0, session * (busiest * sessions + tolerance))
+                columns += [
+                    (channel, threshold, single, _payoff(bet, single, sessions, session), 1 - bet, share)
+                    for bet in stake.bets
+                ]
+    channels, threshold, bound, up, down, weight = np.array(columns).T
+    return Bank(channels.astype(np.int64), threshold, bound, up, down, weight / weight.sum(), session)
+
+
+def _bounds(happened: NDArray[np.bool_], near: int, clustered: float, run_length: float) -> tuple[float, float]:
+    """Return upper limits of the rate of events and of the rate of their clusters, a request."""
+    n, alike = len(happened), _alike(happened, near)
+    clusters = happened.sum() / alike
+    alike = max(clustered, alike)  # rare events are too few to say how they cluster
+    return _upper(happened.sum() / alike, n / alike, run_length), _upper(clusters, n, run_length)
+
+
+def _payoff(bet: float, rate: float, sessions: float, session: int) -> float:
+    """Return what an event pays at most, for events of at most ``rate`` in at most a share ``sessions`` of sessions.
+
+    Two e-values of a session, the larger of which is paid: that of positively associated requests, and that of one
+    event at most with every other request of the session lost.
+    """
+    return max(1 - bet + bet / rate, (1 - (1 - sessions) * (1 - bet) ** session) / sessions)
 
 
 def _known(column: NDArray[np.floating]) -> Array:

@@ -55,12 +55,15 @@ class HttpSettings(BaseModel):
 
 
 class OtlpSettings(BaseModel):
-    """Where metrics go by OTLP besides being scraped; OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE are honoured."""
+    """Where metrics and flagged requests go by OTLP; OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE are honoured."""
 
     endpoint: str | None = Field(
         None, description="Base URL of an OTLP/HTTP collector such as http://collector:4318; unset: off"
     )
     interval_s: float = Field(15.0, gt=0, description="Time between two exports, seconds")
+    traces: bool = Field(
+        default=True, description="Send a span for each flagged request, in the trace that its client began"
+    )
 
 
 class StoreSettings(BaseModel):

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moe_watch import __version__, fleet, retention, wire
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
-from moe_watch.export import metrics, otel
+from moe_watch.export import metrics, otel, traces
 from moe_watch.export.snapshot import Board
 from moe_watch.ingest import Intake
 from moe_watch.join import Join, Joined
@@ -97,6 +97,7 @@ class Sidecar:
         """Yield what runs beside the pipeline and may fail without ending it."""
         yield self._follow_companions()
         yield otel.export_forever(self.board, self.settings.otlp)
+        yield traces.export_forever(self.board.spans, self.settings.otlp)
         yield canaries.run(self.settings, self._store)
         yield retention.run(self.settings, self._store)
         yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])

@@ -160,6 +160,7 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
     user: Tag = ""  # hash of the "user" field, so that a person's requests can be forgotten
     canary: bool = False
     disconnected: bool = False
+    traceparent: Tag = ""  # W3C trace context that came with the request, so that a span of ours joins vLLM's trace
     sample: Sample | None = None
     sample_rate: float = 0.0
     started_at: float

@@ -140,6 +140,15 @@ def test_canaries_are_marked_and_not_sampled(monkeypatch: pytest.MonkeyPatch) ->
     assert served.frame().sample is None
 
 
+def test_the_trace_that_a_request_came_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it came, cut to what a frame holds; without one it is empty."""
+    served = Served(monkeypatch)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for came, told in (({"traceparent": trace}, trace), ({"traceparent": "x" * 5000}, "x" * 64), ({}, "")):
+        served.post(ask(), **came)
+        assert served.frame().traceparent == told
+
+
 def test_images_domain_and_user_are_told_without_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture is counted, a person is a hash, a domain is the client's word."""
     served = Served(monkeypatch, sample_rate=1.0)

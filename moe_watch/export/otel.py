@@ -134,4 +134,5 @@ def _exemplars(series: Series) -> list[Exemplar]:
     found = series.exemplar
     if found is None:
         return []
-    return [Exemplar({"request_id": found.request_id}, found.value, int(found.at * _NS))]
+    trace = int(found.trace_id, 16) if found.trace_id else None
+    return [Exemplar({"request_id": found.request_id}, found.value, int(found.at * _NS), trace_id=trace)]

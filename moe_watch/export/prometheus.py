@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -11,6 +12,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as PrometheusExemplar
 
 from moe_watch.export.snapshot import Board, Exemplar, Family, Histogram, Series
+
+_EXEMPLAR: Final = 128
 
 
 class BoardCollector(Collector):
@@ -76,7 +79,10 @@ def _bucket(family: Family, exemplar: Exemplar | None) -> int:
 
 
 def _exemplar(exemplar: Exemplar) -> PrometheusExemplar:
-    return PrometheusExemplar({"request_id": exemplar.request_id[:100]}, exemplar.value, exemplar.at)
+    """Return the exemplar in the 128 characters that OpenMetrics allows for names and values of labels."""
+    trace = {"trace_id": exemplar.trace_id} if exemplar.trace_id else {}
+    room = _EXEMPLAR - len("request_id") - sum(len(name) + len(value) for name, value in trace.items())
+    return PrometheusExemplar({"request_id": exemplar.request_id[:room], **trace}, exemplar.value, exemplar.at)
 
 
 def _number(series: Series) -> float:

@@ -13,6 +13,8 @@ from moe_watch.companions import Siblings
 from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board, Exemplar
+from moe_watch.export.traces import Flagged, trace_id
+from moe_watch.join import Joined
 from moe_watch.settings import Settings
 from moe_watch.store.models import CanaryRun
 from moe_watch.watch import Seen, Watch
@@ -84,13 +86,33 @@ def batch(board: Board, watch: Watch, seen: Seen, settings: Settings, now: float
         flagged = np.flatnonzero(seen.ood.p <= settings.detect.ood_alpha)
         if len(flagged):
             worst = int(flagged[np.argmin(seen.ood.p[flagged])])
-            example = Exemplar(seen.scored[worst].request_id, 1.0, now)
-            board.add(metrics.OOD_REQUESTS, len(flagged), *labels, exemplar=example)
+            board.add(metrics.OOD_REQUESTS, len(flagged), *labels, exemplar=_example(seen.scored[worst], 1.0, now))
+        for index in flagged:
+            board.spans.add(_span(watch, seen.scored[index], float(seen.ood.p[index])))
+
+
+def _example(request: Joined, value: float, at: float) -> Exemplar:
+    trace = trace_id(request.request.traceparent) if request.request is not None else ""
+    return Exemplar(request.request_id, value, at, trace)
+
+
+def _span(watch: Watch, request: Joined, p: float) -> Flagged:
+    asked = request.request
+    return Flagged(
+        request.request_id,
+        *watch.labels,
+        baseline=watch.normal.active.version if watch.normal is not None else 0,
+        p=p,
+        started_at=asked.started_at if asked is not None else request.finished_at,
+        finished_at=request.finished_at,
+        traceparent=asked.traceparent if asked is not None else "",
+    )
 
 
 def _latency(board: Board, watch: Watch, seen: Seen, budget: dict[str, float]) -> None:
     labels = watch.labels
-    timed = [request.latency for request in seen.requests if request.latency is not None]
+    known = [request for request in seen.requests if request.latency is not None]
+    timed = [request.latency for request in known if request.latency is not None]
     if not timed:
         return
     board.add(metrics.CORRUPTED_REQUESTS, sum(latency.corrupted for latency in timed), *labels)
@@ -101,7 +123,7 @@ def _latency(board: Board, watch: Watch, seen: Seen, budget: dict[str, float]) -
     for bucket in np.unique(contexts):
         inside = np.flatnonzero(contexts == bucket)
         slowest = int(inside[np.nanargmax(np.nan_to_num(ttft[inside]))])
-        example = Exemplar(timed[slowest].request_id, float(np.nan_to_num(ttft[slowest])), timed[slowest].finished_at)
+        example = _example(known[slowest], float(np.nan_to_num(ttft[slowest])), timed[slowest].finished_at)
         context = metrics.CONTEXTS[bucket]
         board.observe(metrics.TTFT, ttft[inside], *labels, context, exemplar=example)
         board.add(metrics.TTFT_REQUESTS, len(inside), *labels, context)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_watch.export import metrics
 from moe_watch.export.metrics import Metric
+from moe_watch.export.traces import Spans
 
 LabelValues = tuple[str, ...]
 
@@ -26,6 +27,7 @@ class Exemplar:
     request_id: str
     value: float
     at: float  # seconds since the epoch
+    trace_id: str = ""  # 32 hexadecimal digits, where the request came with a trace
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Board:
     """Where values are put and read; see ``export.metrics`` for the names."""
 
     started_at: float = 0.0  # seconds since the epoch: when counters were 0
+    spans: Spans = field(default_factory=Spans)  # of flagged requests, which leave one by one
     _values: dict[Metric, dict[LabelValues, float | Histogram]] = field(default_factory=dict)
     _exemplars: dict[tuple[Metric, LabelValues], Exemplar] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)

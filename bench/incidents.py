@@ -9,6 +9,7 @@ its own; what they find is kept under ``out/incidents``, and a stage that was cu
 - ``faults``: each fault of ``faults/catalogue.py`` is put into the live model, judged, and taken out again;
 - ``restarts``: vLLM is started anew, healthy and in broken configurations;
 - ``healthy --rounds N``: healthy rounds until there are N, none of which may be flagged;
+- ``transformers``: the second model in transformers, broken by the same faults, and healthy again and again;
 - ``table``: judges every stored round again, as the code is now, resamples the healthy ones, and writes
   ``bench/results/incidents.json`` and the tables in ``docs/incidents.md``.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import click
 from faults import scoring, tables
 from faults.catalogue import HELD_OUT, INJECTED, RESTARTS, Row
-from faults.running import OUT, SETTINGS, Stack, stack, work
+from faults.running import OUT, SETTINGS, TRANSFORMERS, Stack, stack, work
 
 HERE = Path(__file__).parent
 ROUNDS = 8
@@ -125,6 +126,30 @@ def _check(running: Stack, stage: str, name: str, *, sizes: bool = False) -> Non
     with (OUT / f"{stage}.jsonl").open("a") as file:
         file.write(json.dumps({"name": name, "run": done.run.id, "at": time.time()}) + "\n")
     click.echo(f"{stage:20} {name:28} {time.monotonic() - start:4.0f} s  {done.run.summary}")
+
+
+@main.command("transformers")
+@click.option("--setting", type=click.Choice(TRANSFORMERS), default=TRANSFORMERS[0], show_default=True)
+@_minutes
+@click.option("--rounds", default=100, show_default=True, help="Healthy rounds.")
+def transformers_(*, setting: str, minutes: float, rounds: int) -> None:
+    """Break the second model in transformers, and replay it healthy; rounds that are there are left."""
+    from faults.offline import WITHOUT, Model  # noqa: PLC0415 - torch is slow to import
+
+    deadline, model, folder = time.monotonic() + 60 * minutes, Model(), work(setting)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.noisy = setting.endswith("noisy")
+    wanted = [f"reference-{number:04}" for number in range(ROUNDS)]
+    wanted += [f"faults-{row.fault}" for row in (*INJECTED, *HELD_OUT) if row.fault not in WITHOUT]
+    wanted += [f"healthy-{number:04}" for number in range(rounds)]
+    for seed, name in enumerate(wanted):
+        path = folder / f"{name}.npz"
+        if path.exists() or time.monotonic() > deadline:
+            continue
+        if name.startswith("faults-"):
+            model.inject(name.removeprefix("faults-"))
+        path.write_bytes(model.round(seed).to_bytes())
+        model.mend()
 
 
 @main.command("table")

@@ -11,7 +11,8 @@ import torch
 from faults.catalogue import Place, index
 
 if TYPE_CHECKING:
-    from faults.worker import Layer, Undo
+    from faults.undo import Undo
+    from faults.worker import Layer
 
 Route = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # logits to weights and ids, both [tokens, k]
 Break = Callable[[Route, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]

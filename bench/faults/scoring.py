@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
-from faults.running import ERROR, OUT, SETTINGS, work
+from faults.running import ERROR, OUT, SETTINGS, TRANSFORMERS, work
 from moe_watch.canary import words
-from moe_watch.detect.canary import FAULTS, Judgement, judge
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
+from moe_watch.detect.replay import Replay, Round, same_loads
 from moe_watch.store import canaries, engine
 
 SIZES = (10, 20, 40, 70, 106)
@@ -37,47 +37,70 @@ def recorded(setting: str) -> int:
     return sum(row.reference for row in known)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The rounds of one setting."""
+
+    reference: list[Round]
+    faults: dict[str, Round]
+    restarts: dict[str, Round]
+    healthy: list[Round]
+
+
+def of_vllm(setting: str) -> Stored:
+    """Return what vLLM gave."""
+    store = engine.connect(f"sqlite:///{work(setting)}/moe-watch.db")
+    known = sorted(canaries.runs(store, limit=10_000), key=lambda row: row.id)
+
+    def rounds(stage: str) -> dict[str, Round]:
+        return {name: canaries.round_of(store, run) for name, run in kept(OUT / f"{stage}_{setting}.jsonl").items()}
+
+    reference = [canaries.round_of(store, row.id) for row in known if row.reference]
+    return Stored(reference, rounds("faults"), rounds("restarts"), list(rounds("healthy").values()))
+
+
+def of_transformers(setting: str) -> Stored:
+    """Return what the stage ``transformers`` gave."""
+
+    def rounds(stage: str) -> dict[str, Round]:
+        found = sorted(work(setting).glob(f"{stage}-*.npz"))
+        return {path.stem.partition("-")[2]: Round.from_bytes(path.read_bytes()) for path in found}
+
+    reference, healthy = (list(rounds(stage).values()) for stage in ("reference", "healthy"))
+    return Stored(reference, rounds("faults"), {}, healthy)
+
+
 def score(resamples: int) -> Found:
     """Judge all that is stored and return it by setting."""
-    return {s: _setting(s, resamples) for s in SETTINGS if (work(s) / "moe-watch.db").exists()}
+    scored = {s: _setting(of_vllm(s), resamples) for s in SETTINGS if recorded(s) >= FEWEST_ROUNDS}
+    scored |= {s: _setting(of_transformers(s), 0) for s in TRANSFORMERS if work(s).exists()}
+    return scored
 
 
-def _setting(setting: str, resamples: int) -> Found:
-    store = _Stored(setting)
-    faults, restarts = kept(OUT / f"faults_{setting}.jsonl"), kept(OUT / f"restarts_{setting}.jsonl")
-    healthy = kept(OUT / f"healthy_{setting}.jsonl")
-    again = [restarts[row.name] for row in RESTARTS if row.name in restarts and row.name.startswith("restart_")]
+def _setting(stored: Stored, resamples: int) -> Found:
+    again = [found for name, found in stored.restarts.items() if name.startswith("restart_")]
+    pool = [*stored.reference, *stored.healthy, *again]
+
+    def part(rows: Sequence[Row] | Sequence[Restart], found: dict[str, Round]) -> dict[str, Found]:
+        named = {row.fault if isinstance(row, Row) else row.name: row for row in rows}
+        return {name: _score(stored.reference, row, found[name]) for name, row in named.items() if name in found}
+
     return {
-        "shape": store.reference[0].shape[1:],
-        "rounds": len(store.reference),
-        "faults": {row.fault: _score(store, row, faults[row.fault]) for row in INJECTED if row.fault in faults},
-        "held_out": {row.fault: _score(store, row, faults[row.fault]) for row in HELD_OUT if row.fault in faults},
-        "restarts": {row.name: _score(store, row, restarts[row.name]) for row in RESTARTS if row.name in restarts},
-        "healthy": _count(store.judged(run) for run in healthy.values()),
-        "resampled": _resampled(store, [*healthy.values(), *again], resamples),
+        "shape": stored.reference[0].shape,
+        "rounds": len(stored.reference),
+        "loads": [replay.load for replay in stored.reference[0].replays],
+        "faults": part(INJECTED, stored.faults),
+        "held_out": part(HELD_OUT, stored.faults),
+        "restarts": part(RESTARTS, stored.restarts),
+        "healthy": _count(judge(stored.reference, one, error=ERROR) for one in stored.healthy),
+        "resampled": {"pool": len(pool)} | _resampled(pool, len(stored.reference), resamples),
     }
 
 
-class _Stored:
-    """The rounds of one setting."""
-
-    def __init__(self, setting: str) -> None:
-        self._store = engine.connect(f"sqlite:///{work(setting)}/moe-watch.db")
-        known = canaries.runs(self._store, limit=10_000)
-        self.reference = [self.round(row.id) for row in sorted(known, key=lambda row: row.id) if row.reference]
-
-    def round(self, run: int) -> Round:
-        return canaries.round_of(self._store, run)
-
-    def judged(self, run: int) -> Judgement:
-        return judge(self.reference, self.round(run), error=ERROR)
-
-
-def _score(store: _Stored, row: Row | Restart, run: int) -> Found:
-    new = store.round(run)
-    judged = judge(store.reference, new, error=ERROR)
+def _score(reference: Sequence[Round], row: Row | Restart, new: Round) -> Found:
+    judged = judge(reference, new, error=ERROR)
     right = judged.verdict in row.accept
-    expected = row.first_layer(new.shape[1])
+    expected = row.first_layer(reference[0].shape[1])
     return {
         "verdict": judged.verdict,
         "reason": judged.reason,
@@ -86,8 +109,9 @@ def _score(store: _Stored, row: Row | Restart, run: int) -> Found:
         "first_layer": judged.first_layer,
         "expected_layer": expected,
         "layer_right": None if expected is None else judged.first_layer == expected,
-        "canaries": _needed(store.reference, new, row.accept) if right and row.accept != HARMLESS else None,
+        "canaries": _needed(reference, new, row.accept) if right and row.accept != HARMLESS else None,
         "loads": list(judged.loads),
+        "tested": list(judged.tested),
         "effect": judged.effect,
         "largest": max((e.value - e.floor for e in judged.effects if e.feature.layer is not None), default=0.0),
         "loss": None if judged.loss is None else asdict(judged.loss),
@@ -129,19 +153,20 @@ def _count(judged: Iterator[Judgement]) -> Found:
     }
 
 
-def _resampled(store: _Stored, healthy: Sequence[int], times: int) -> Found:
-    """Judge as often as ``times`` a healthy round made of parts against eight others.
+def _resampled(pool: Sequence[Round], rounds: int, times: int) -> Found:
+    """Judge as often as ``times`` a healthy round made of parts against ``rounds`` others.
 
     The replays of a round, one for each load, were made one after the other and are independent: a resampled round
     takes each from another round. No part of the round that is judged is in its reference.
     """
-    pool = [*store.reference, *(store.round(run) for run in healthy)]
-    rounds, random = len(store.reference), np.random.default_rng(0)
-    return {"pool": len(pool)} | _count(_resample(pool, rounds, random, seed) for seed in range(times))
+    random = np.random.default_rng(0)
+    loads = same_loads(pool)
+    return _count(_resample(pool, loads, rounds, random, seed) for seed in range(times if len(pool) > rounds else 0))
 
 
-def _resample(pool: Sequence[Round], rounds: int, random: np.random.Generator, seed: int) -> Judgement:
-    loads = [replay.load for replay in pool[0].replays]
+def _resample(
+    pool: Sequence[Round], loads: Sequence[str], rounds: int, random: np.random.Generator, seed: int
+) -> Judgement:
     drawn = {load: random.permutation(len(pool))[: rounds + 1] for load in loads}
     mixed = [Round(tuple(pool[drawn[load][i]].at(load) for load in loads)) for i in range(rounds + 1)]
     return judge(mixed[:-1], mixed[-1], error=ERROR, seed=seed)

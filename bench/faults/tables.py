@@ -14,6 +14,8 @@ _NAMES = {
     "noisy": "demo, noisy",
     "second-quiet": "second, quiet",
     "second-noisy": "second, noisy",
+    "second-transformers-quiet": "second in transformers, quiet",
+    "second-transformers-noisy": "second in transformers, noisy",
 }
 Found = dict[str, Any]
 
@@ -50,12 +52,15 @@ def _faults(scored: Found, settings: Sequence[str], part: str, rows: Sequence[Ro
     yield "| --- | --- | --- |" + " --- |" * len(names)
     for row in rows:
         cells = [_cell(scored[setting][part].get(row.fault)) for setting in settings]
-        layers = scored[settings[0]]["shape"][0]
+        layers = scored[settings[0]]["shape"][1]
         yield f"| {row.incident} | {row.how} | {_expected(row, layers)} | {' | '.join(cells)} |"
 
 
 def _restarts(scored: Found) -> Iterable[str]:
     settings = [setting for setting in scored if scored[setting]["restarts"]]
+    if not settings:
+        yield "Not run."
+        return
     yield "| restart | what changed | expected | " + " | ".join(_NAMES[s] for s in settings) + " |"
     yield "| --- | --- | --- |" + " --- |" * len(settings)
     for row in RESTARTS:
@@ -77,7 +82,7 @@ def _cell(found: Found | None) -> str:
     if found["first_layer"] is not None and not harmless:
         wrong = found["layer_right"] is False
         parts.append(f"**layer {found['first_layer']}**" if wrong else f"layer {found['first_layer']}")
-    if found["flagged"] and len(found["loads"]) not in {0, 4}:
+    if found["flagged"] and found["loads"] and found["loads"] != found["tested"]:
         parts.append(f"at load {', '.join(found['loads'])}")
     if found["canaries"]:
         parts.append(f"{found['canaries']} canaries")

@@ -7,8 +7,7 @@ before vLLM packs them for its kernel, because faults need them in their natural
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vllm.model_executor.layers.fused_moe import GateLinear, MoERunner
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
 from faults import noise, routers, weights
+from faults.undo import Undo
 
 PLAIN: dict[int, dict[str, torch.Tensor]] = {}
 """Weights of each layer's experts before packing, by id of the module that holds them."""
@@ -48,26 +48,6 @@ class Layer:
         """Replace ``w13_weight`` or ``w2_weight`` of all experts, given in their natural layout."""
         packed = cpu_prepack_moe_weight(values.to(self.plain[name].dtype), self.plain["isa"])
         getattr(self.experts, name).data.copy_(packed)
-
-
-@dataclass
-class Undo:
-    """What has to be done to mend the model."""
-
-    steps: list[Callable[[], None]] = field(default_factory=list)
-
-    def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of one object, to be removed again."""
-        before = owner.__dict__.get(name, ...)
-        object.__setattr__(owner, name, value)
-        self.steps.append(
-            lambda: owner.__dict__.pop(name) if before is ... else object.__setattr__(owner, name, before)
-        )
-
-    def experts(self, layer: Layer, name: str, values: torch.Tensor) -> None:
-        """Replace weights of a layer's experts, to be restored."""
-        layer.set_experts(name, values)
-        self.steps.append(lambda: layer.set_experts(name, layer.plain[name]))
 
 
 class Faults:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
+from vllm.distributed import parallel_state
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from moe_watch.tap import frontend, plugin
 from moe_watch.tap.counts import Shape
+from moe_watch.tap.sender import Sender
 from tests import fake_engine
 
 SHAPE = Shape(3, 16, 4)  # of the configuration that the fake engine is built with
@@ -76,6 +84,7 @@ class FakeWorker:
     def __init__(self, runner: LoadedRunner, config: Any) -> None:
         self.model_runner = runner
         self.vllm_config = config
+        self.warm_up: Callable[[], Any] = lambda: runner._dummy_run(7)
 
     def init_device(self) -> None:
         """Do nothing."""
@@ -83,9 +92,9 @@ class FakeWorker:
     def load_model(self) -> None:
         """Have it already."""
 
-    def compile_or_warm_up_model(self) -> None:
+    def compile_or_warm_up_model(self) -> Any:
         """Route tokens of nobody."""
-        self.model_runner._dummy_run(7)
+        return self.warm_up()
 
 
 class AttachedEngine(fake_engine.Engine):
@@ -94,11 +103,12 @@ class AttachedEngine(fake_engine.Engine):
     traced = False
 
     def _put_runner(self, config: Any) -> None:
+        plugin.register()
         config.compilation_config.mode = 3 if self.traced else 0
         self.runner = LoadedRunner(self.generation, self.seed)
         wrapper = WorkerWrapperBase.__new__(WorkerWrapperBase)
         wrapper.vllm_config = config
-        wrapper.worker = worker = FakeWorker(self.runner, config)  # type: ignore[assignment]
+        wrapper.worker = self.worker = worker = FakeWorker(self.runner, config)  # type: ignore[assignment]
         wrapper.init_device()
         worker.load_model()
         worker.compile_or_warm_up_model()
@@ -108,3 +118,30 @@ class TracedEngine(AttachedEngine):
     """Its model's code is said to be compiled."""
 
     traced = True
+
+
+@contextlib.contextmanager
+def attaching(monkeypatch: pytest.MonkeyPatch, work: Path) -> Iterator[list[Sender]]:
+    """Switch the tap on, for as long as this lasts; yield the senders that it makes."""
+    made: list[Sender] = []
+
+    class Remembered(Sender):
+        def __init__(self, *args: Any) -> None:
+            made.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setenv("MOE_WATCH_ENDPOINT", f"ipc://{work}/s")
+    monkeypatch.setattr(frontend, "Sender", Remembered)
+    monkeypatch.setattr("moe_watch.tap.attach.Sender", Remembered)
+    monkeypatch.setattr(plugin, "_hooked", False)
+    monkeypatch.setattr(parallel_state, "get_tp_group", lambda: SimpleNamespace(rank_in_group=0))
+    for owner, name in ((Scheduler, "_free_request"), (Scheduler, "schedule"), (WorkerWrapperBase, "init_device")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    frontend.sender.cache_clear()
+    try:
+        yield made
+    finally:
+        for sender in made:
+            if "_thread" in vars(sender):
+                sender.close(5)
+        frontend.sender.cache_clear()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,11 +31,8 @@ from moe_watch.tap.status import Status
 
 pytest.importorskip("vllm.v1.core.sched.scheduler")
 
-from vllm.distributed import parallel_state
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from moe_watch.tap import frontend, imports, plugin
+from moe_watch.tap import frontend, imports
 from tests import fake_api, fake_engine, fake_worker
 
 # Nothing of the tap is around these: vLLM, the ASGI server, the interpreter or a thread calls them, and their bodies
@@ -140,32 +137,13 @@ class Fault:
 @pytest.fixture
 def senders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Sender]]:
     """Switch the tap on; return the senders that it makes."""
-    made: list[Sender] = []
-
-    class Remembered(Sender):
-        def __init__(self, *args: Any) -> None:
-            made.append(self)
-            super().__init__(*args)
-
-    monkeypatch.setenv("MOE_WATCH_ENDPOINT", f"ipc://{tmp_path}/s")
     monkeypatch.setenv("MOE_WATCH_SAMPLE_RATE", "1")
-    monkeypatch.setattr(frontend, "Sender", Remembered)
-    monkeypatch.setattr("moe_watch.tap.attach.Sender", Remembered)
-    monkeypatch.setattr(plugin, "_hooked", False)
-    monkeypatch.setattr(parallel_state, "get_tp_group", lambda: SimpleNamespace(rank_in_group=0))
-    for owner, name in ((Scheduler, "_free_request"), (Scheduler, "schedule"), (WorkerWrapperBase, "init_device")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    frontend.sender.cache_clear()
-    yield made
-    for sender in made:
-        if "_thread" in vars(sender):
-            sender.close(5)
-    frontend.sender.cache_clear()
+    with fake_worker.attaching(monkeypatch, tmp_path) as made:
+        yield made
 
 
 def serve_engine(kind: type[fake_worker.AttachedEngine] = fake_worker.AttachedEngine) -> list[int]:
     """Serve requests behind the real scheduler with the tap attached by its plugin; return the lengths of outputs."""
-    plugin.register()
     engine = kind(seed=3, max_batched=256)
     generator = random.Random(3)  # noqa: S311
     for number in range(24):

@@ -7,21 +7,21 @@ import gzip
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from moe_watch import backtest
 from moe_watch.detect import gap, gap_alarm, quality
-from moe_watch.detect.gap import Estimate
+from moe_watch.detect.gap import Estimate, Floats
 from moe_watch.detect.quality import Observed
 from moe_watch.shadow import signals
 from moe_watch.shadow.trial import CLIP, Kind
-from moe_watch.store import engine, shadows
-from moe_watch.store.models import Request
+from moe_watch.store import baselines, engine, requests, served, shadows
 
 RUN_LENGTH = 10_000
 ALPHA = 0.01
@@ -47,19 +47,36 @@ SAID = {
 }
 
 
-def load(folder: Path) -> tuple[dict[str, Observed], dict[str, float | None]]:
-    """Return what the shadow found in the last stretch of each name, and the share that routing flagged in it."""
+def load(folder: Path) -> tuple[dict[str, Observed], dict[str, Routed]]:
+    """Return what the shadow found in the last stretch of each name, and what routing alone says of it."""
     stretches = [json.loads(line) for line in (folder / "stretches.jsonl").read_text().splitlines()]
-    ends = [stretch["since"] for stretch in stretches[1:]] + [math.inf]
-    found, flagged = {}, {}
-    with Session(engine.connect(f"sqlite:///{folder}/moe-watch.db")) as session:
+    ends = [stretch["since"] for stretch in stretches[1:]] + [1e12]
+    store = engine.connect(f"sqlite:///{folder}/moe-watch.db")
+    active = baselines.active(store)
+    model = next((one for one in served.by_name(store, None) if one.identity in active), None)
+    fitted = None if model is None else baselines.load(store, active[model.identity].id)
+    found, routed = {}, {}
+    with Session(store) as session:
         for stretch, end in zip(stretches, ends, strict=True):
-            since, until = stretch["since"], min(end, 1e12)
-            found[stretch["name"]] = shadows.observed(session, since, until)
-            query = select(Request.ood_p).where(Request.finished_at > since, Request.finished_at <= until)
-            p = np.array(list(session.scalars(query.where(Request.ood_p.is_not(None)))))
-            flagged[stretch["name"]] = float((p <= ALPHA).mean()) if len(p) else None
-    return found, flagged
+            found[stretch["name"]] = shadows.observed(session, stretch["since"], end)
+            if model is not None and fitted is not None and stretch["name"] != "learned":
+                parts = requests.fingerprints(store, model, stretch["since"], end, replica="bench")
+                stream = (backtest.Recorded(part.batch, list(part.request_ids)) for part in parts)
+                routed[stretch["name"]] = _routed(backtest.run("bench", stream, fitted, RUN_LENGTH, ALPHA))
+    return found, routed
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What routing says of a stretch: requests, how many are out of distribution, and after how many is an alarm."""
+
+    requests: int
+    unusual: int
+    alarm: int | None
+
+
+def _routed(outcome: backtest.Outcome) -> Routed:
+    return Routed(outcome.requests, outcome.unusual, outcome.fired[0].request + 1 if outcome.fired else None)
 
 
 def healthy(data: Path) -> dict[str, dict[str, Any]]:
@@ -113,19 +130,24 @@ def delay(learned: Observed, seen: Observed, kind: Kind) -> int | None:
     return alarms[0].at + 1 if alarms else None
 
 
-def numbers(folder: Path) -> dict[str, Any]:
-    """Return everything that the tables say."""
-    found, beside = load(folder) if (folder / "stretches.jsonl").exists() else ({}, {})
-    file = folder / "healthy.json"
+def numbers(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return everything that the tables say; of a stretch that several folders have the first one's counts."""
+    found: dict[str, Observed] = {}
+    beside: dict[str, Routed] = {}
+    for folder in reversed(folders):
+        if (folder / "stretches.jsonl").exists():
+            seen, routed = load(folder)
+            found, beside = found | seen, beside | routed
+    file = folders[0] / "healthy.json"
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
     if "learned" in found:
         said["normal"] = {name: _triple(e) for name, e in _by_domain(found["learned"]).items()}
     if "mixed" in found:
         said["ood"] = _curve(found["mixed"])
     faults = {
-        name.removeprefix("fault:"): _fault(found["learned"], seen, beside[name])
-        for name, seen in found.items()
-        if name.startswith("fault:")
+        fault: _fault(found["learned"], found[f"fault:{fault}"], beside[f"fault:{fault}"])
+        for fault in SAID
+        if f"fault:{fault}" in found
     }
     return said | {"faults": faults, "healthy": json.loads(file.read_text()) if file.exists() else {}}
 
@@ -145,7 +167,7 @@ def _curve(seen: Observed) -> dict[str, Any]:
     }
 
 
-def _fault(learned: Observed, seen: Observed, ood_rate: float | None) -> dict[str, Any]:
+def _fault(learned: Observed, seen: Observed, routed: Routed) -> dict[str, Any]:
     compared = quality.compare(learned, seen, tolerance=TOLERANCES["quality"])
     return {
         "requests": len(seen.at),
@@ -157,8 +179,18 @@ def _fault(learned: Observed, seen: Observed, ood_rate: float | None) -> dict[st
         "garbled": _triple(gap.share(seen.garbled, seen.sample_weight)),
         "defects": {kind: float(np.nanmean(flags)) for kind, flags in seen.defects.items()},
         "top1": _triple(gap.mean(seen.top1, seen.weight)),
-        "ood_rate": ood_rate,
+        "top1_change": _change(learned.top1, seen.top1),
+        "ood_rate": routed.unusual / max(routed.requests, 1),
+        "alarm_routing": routed.alarm,
     }
+
+
+def _change(before: Floats, after: Floats) -> list[float | None]:
+    """Return the change of a mean with its interval."""
+    old, new = (gap.mean(values, np.ones(len(values))) for values in (before, after))
+    half = math.hypot(old.upper - old.value, new.upper - new.value)
+    value = new.value - old.value
+    return [value, value - half, value + half, new.requests]
 
 
 def _triple(estimate: Estimate) -> list[float | None]:
@@ -167,9 +199,9 @@ def _triple(estimate: Estimate) -> list[float | None]:
     ]
 
 
-def write(folder: Path, results: Path, document: Path) -> None:
+def write(folders: Sequence[Path], results: Path, document: Path) -> None:
     """Write the numbers, and the tables between the marks of ``document``."""
-    said = numbers(folder)
+    said = numbers(folders)
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(said, indent=1) + "\n")
     text = document.read_text()
@@ -201,19 +233,31 @@ def _ood(curve: dict[str, Any]) -> str:
 def _faults(faults: dict[str, Any]) -> str:
     lines = [
         (
-            "| fault | gap, nats per token | MoE's own change | blamed | QualityGap after | GarbledOutput after "
-            "| garbled | dense model's first choice | OOD by routing |"
+            "| fault | gap, nats per token | MoE's own change | garbled | dense model's first choice, change "
+            "| routing alarm | QualityGap | GarbledOutput | caught by |"
         ),
         "| " + " | ".join(["---"] * 9) + " |",
     ]
     for name, row in faults.items():
-        after = [f"{row[key]} requests" if row[key] else "-" for key in ("alarm_quality", "alarm_garbled")]
-        routing = "-" if row["ood_rate"] is None else f"{row['ood_rate']:.1%}"
+        after = [f"after {row[key]}" if row[key] else "-" for key in ALARMS]
+        value, low, high, _ = (100 * x for x in row["top1_change"])
         lines.append(
-            f"| {SAID[name]} | {_said(row['gap'])} | {_said(row['effect'])} | {row['cause']} | {after[0]} | {after[1]} "
-            f"| {_share(row['garbled'])} | {row['top1'][0]:.1%} | {routing} |"
+            f"| {SAID[name]} | {_said(row['gap'])} | {_said(row['effect'])} | {_share(row['garbled'])} "
+            f"| {value:+.1f} points ({low:+.1f} to {high:+.1f}) | {' | '.join(after)} | {_caught(row)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+ALARMS = ("alarm_routing", "alarm_quality", "alarm_garbled")
+
+
+def _caught(row: dict[str, Any]) -> str:
+    """Name the signals that saw the fault: alarms, and what the report would blame the MoE for."""
+    names = {"alarm_routing": "routing", "alarm_quality": "QualityGap", "alarm_garbled": "GarbledOutput"}
+    found = [name for key, name in names.items() if row[key]]
+    found += ["gap in the report"] if row["cause"] in {"moe", "both"} else []
+    found += ["first choice"] if row["top1_change"][2] < 0 else []
+    return ", ".join(found) or "nothing"
 
 
 def _healthy(sources: dict[str, Any]) -> str:

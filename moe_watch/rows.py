@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from moe_watch import aggregate, wire
 from moe_watch.detect.ood import OodScores
@@ -99,7 +98,7 @@ def _add_fingerprints(of: Sequence[tuple[NewRequest, wire.Routing]]) -> None:
 def _confidence(routing: wire.Routing) -> bytes | None:
     if routing.entropy is None or routing.margin is None:
         return None
-    return arrays.pack_plain(np.array([routing.entropy, routing.margin], np.float32))
+    return arrays.pack_plain([*routing.entropy, *routing.margin])
 
 
 def _sample(joined: Joined, keep_days: float) -> dict[str, Any] | None:

@@ -5,7 +5,10 @@ Shapes are not stored: they follow from the model's row. Counts of requests are 
 
 from __future__ import annotations
 
+import sys
 import zlib
+from array import array
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -20,15 +23,18 @@ _DTYPES: Final = {code[0]: np.dtype(f"<{name}") for name, code in _CODES.items()
 _PLAIN: Final = b"F"  # float32 as they are: those of one request are too few to deflate
 
 
-def pack(array: NDArray[np.generic]) -> bytes:
+def pack(values: NDArray[np.generic]) -> bytes:
     """Return unsigned integers or floats of any shape as bytes; raise ``KeyError`` for another type."""
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     return _CODES[little.dtype.str[1:]] + zlib.compress(little.tobytes(), _LEVEL)
 
 
-def pack_plain(array: NDArray[np.floating]) -> bytes:
-    """Return floats of any shape as float32, not deflated."""
-    return _PLAIN + np.ascontiguousarray(array, "<f4").tobytes()
+def pack_plain(values: Iterable[float]) -> bytes:
+    """Return a few floats as float32, not deflated."""
+    floats = array("f", values)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return _PLAIN + floats.tobytes()
 
 
 def unpack(raw: bytes, shape: tuple[int, ...]) -> NDArray[np.generic]:

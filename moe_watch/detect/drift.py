@@ -85,18 +85,18 @@ def bank(
     for kind in dict.fromkeys(kinds):
         stake = STAKES[kind]
         known = {c: known for c, k in enumerate(kinds) if k == kind and len(known := _known(scores[:, c])) > 1}
-        uneven = any(_uneven(_event(values, max(stake.levels))[1], near) for values in known.values())
+        common = {channel: _event(values, max(stake.levels))[1] for channel, values in known.items()}
+        uneven = any(_uneven(happened, near) for happened in common.values())
         share = stake.weight / max(len(known), 1) / len(stake.levels) / len(stake.bets)
         for channel, values in known.items():
-            common = _event(values, max(stake.levels))[1]
-            busiest, clustered = _busiest(common, near) if uneven else 1.0, _alike(common, near)
+            busiest, alike = _busiest(common[channel], near) if uneven else 1.0, _alike(common[channel], near)
             for level in stake.levels:
                 threshold, happened = _event(values, level)
-                single, sessions = _bounds(happened, near, clustered, run_length)
-                single = min(1.0, busiest * single + tolerance)
-                sessions = min(1.0, session * (busiest * sessions + tolerance))
+                rates = _bounds(happened, near, alike, run_length)
+                rate, sessions = (busiest * bound + tolerance for bound in rates)
+                rate, sessions = min(1.0, rate), min(1.0, session * sessions)
                 columns += [
-                    (channel, threshold, single, _payoff(bet, single, sessions, session), 1 - bet, share)
+                    (channel, threshold, rate, _payoff(bet, rate, sessions, session), 1 - bet, share)
                     for bet in stake.bets
                 ]
     channels, threshold, bound, up, down, weight = np.array(columns).T

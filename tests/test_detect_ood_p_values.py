@@ -1,4 +1,4 @@
-"""p-values keep their promise for requests of 10 to 100,000 tokens, by simulation with fixed seeds; wrong ones do not."""
+"""p-values keep their promise from 10 to 100,000 tokens, by simulation with fixed seeds; wrong formulas do not."""
 
 from __future__ import annotations
 

@@ -152,8 +152,8 @@ def _fit_part(sample: Batch, name: str, sets: Sets) -> Part | None:
 
 
 def _components(name: str, fitted: int, size: int) -> int:
-    """Return how many components to try: no more than the requests can tell, nor a quarter of all directions."""
-    return max(2, min(_MOST_COMPONENTS[name], fitted // _REQUESTS_PER_COMPONENT, size // 4))
+    """Return how many components to try: no more than the requests can tell, nor two thirds of all directions."""
+    return max(2, min(_MOST_COMPONENTS[name], fitted // _REQUESTS_PER_COMPONENT, size * 2 // 3))
 
 
 def _fit_views(sample: Batch, part: Part, sets: Sets) -> Views:

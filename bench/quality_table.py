@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quality_power
 from sqlalchemy.orm import Session
 
 from moe_watch import backtest
@@ -142,6 +143,7 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
     if "learned" in found:
         said["normal"] = {name: _triple(e) for name, e in _by_domain(found["learned"]).items()}
+        said["power"] = quality_power.power(found["learned"].gap, REFERENCE, RUN_LENGTH, TOLERANCES["quality"])
     if "mixed" in found:
         said["ood"] = _curve(found["mixed"])
     faults = {
@@ -205,7 +207,13 @@ def write(folders: Sequence[Path], results: Path, document: Path) -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(said, indent=1) + "\n")
     text = document.read_text()
-    for mark, make in (("normal", _normal), ("ood", _ood), ("faults", _faults), ("healthy", _healthy)):
+    for mark, make in (
+        ("normal", _normal),
+        ("power", quality_power.table),
+        ("ood", _ood),
+        ("faults", _faults),
+        ("healthy", _healthy),
+    ):
         if not said.get(mark):
             continue  # not measured: what the document says stays
         start, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"

@@ -1,36 +1,40 @@
-"""Load of a real sidecar over its real socket: ``python bench/ingest.py [--store URL] [--seconds 20]``.
+"""Load of a real sidecar over its real socket: ``python bench/ingest.py [--postgres]``.
 
 Synthetic replicas send 30 x 128 fingerprints with latency and request frames, at rising rates, to ``moe-watch serve``
-with every detector on. The sidecar is held to one core and the senders to the other. Printed for each rate: requests
-taken, frames lost, delay from finish to metric, CPU and memory. Writes ``bench/results/ingest_<store>.json``.
+with every detector on. The sidecar is held to one core; the senders, and Postgres, share the other. Printed for each
+rate: requests taken, frames lost, delay from finish to metric, CPU and memory. Writes
+``bench/results/ingest_<store>.json``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import httpx
-import numpy as np
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
-from simulate import World
+from taps import Taps
 
 from moe_watch import wire
 from moe_watch.demo import servers
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tests import postgres
+
 RESULTS = Path(__file__).parent / "results"
-REPLICAS = 4
-POOL = 512  # different fingerprints
 LEARN = 1500
-LAYERS, EXPERTS, TOP_K = 30, 128, 8
+HEALTH_S = 5.0
+SIDECAR, SENDERS = 0, 1  # cores
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Step:
     sent_per_s: float
     written_per_s: float
     not_sent: int  # the socket was full
-    lost: int  # sent and never counted
+    waiting: int  # sent and not yet written when the sending stopped
+    lost: int  # sent and never written
     delay_p50_s: float
     delay_p99_s: float
     cpu_us_per_request: float
@@ -51,61 +56,30 @@ class Step:
 class Replicas:
     """Sends requests as several taps would, each request as three frames."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, taps: Taps) -> None:
         self._socket = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 2048)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
-        self._seq = [0] * REPLICAS
-        self._next = 0
-        batch = World(longest=2048).draw(POOL, np.random.default_rng(1))
-        self._prompt = [wire.pack_counts(counts) for counts in batch.prompt]
-        self._decode = [wire.pack_counts(counts) for counts in batch.decode]
-        self._tokens = [
-            (int(p[0].sum()) // TOP_K, int(d[0].sum()) // TOP_K)
-            for p, d in zip(batch.prompt, batch.decode, strict=True)
-        ]
+        self._taps = taps
+        self._health_at = 0.0
         self.not_sent = 0
-
-    def announce(self) -> None:
-        """Say what is served, as taps do when they start."""
-        for replica in range(REPLICAS):
-            self._send(
-                replica, wire.Model, model="bench-30x128", layers=LAYERS, layer_ids=list(range(LAYERS)),
-                experts=EXPERTS, top_k=TOP_K, vllm_version="bench", tap_version="bench", runner="v1",
-            )  # fmt: skip
-            self._send(replica, wire.Health, role="engine", state="on")
+        self.send(taps.announce())
 
     def request(self) -> None:
-        """Send one finished request."""
-        index, replica = self._next, self._next % REPLICAS
-        self._next += 1
-        name, now, (prompt, decode) = f"chatcmpl-{os.getpid()}-{index}", time.time(), self._tokens[index % POOL]
-        self._send(
-            replica, wire.Routing, request_id=name, model="bench-30x128", layers=LAYERS, experts=EXPERTS, top_k=TOP_K,
-            prompt=self._prompt[index % POOL], decode=self._decode[index % POOL],
-            prompt_tokens=prompt, prompt_routed=prompt, decode_routed=decode,
-            entropy=[3.0] * LAYERS, margin=[0.1] * LAYERS, batch_mean=8.0, finished_at=now,
-        )  # fmt: skip
-        self._send(
-            replica, wire.Latency, request_id=name, finish_reason="stop", e2e_s=1.0, queue_s=0.0, prefill_s=0.2,
-            decode_s=0.8, ttft_s=0.2, tpot_s=0.02, prompt_tokens=prompt, output_tokens=decode + 1, finished_at=now,
-        )  # fmt: skip
-        self._send(
-            replica, wire.Request, request_id=name, model="bench-30x128", endpoint="/v1/chat/completions", status=200,
-            started_at=now - 1, finished_at=now,
-        )  # fmt: skip
+        """Send one finished request, and what the taps say of themselves when it is time to."""
+        if time.monotonic() - self._health_at > HEALTH_S:
+            self._health_at = time.monotonic()
+            self.send(self._taps.healths())
+        self.send(self._taps.request())
 
-    def _send(self, replica: int, kind: type[wire.AnyFrame], **fields: object) -> None:
-        frame = kind(
-            replica=f"bench-{replica}", source=f"bench-{replica}-{os.getpid()}", seq=self._seq[replica],
-            sent_at=time.time(), **fields,
-        )  # fmt: skip
-        try:
-            self._socket.send(wire.encode(frame), zmq.NOBLOCK)
-            self._seq[replica] += 1
-        except zmq.Again:
-            self.not_sent += 1
+    def send(self, frames: Iterable[wire.AnyFrame]) -> None:
+        """Send, unless the socket is full."""
+        for frame in frames:
+            try:
+                self._socket.send(wire.encode(frame), zmq.NOBLOCK)
+            except zmq.Again:
+                self.not_sent += 1
 
 
 class Sidecar:
@@ -115,7 +89,7 @@ class Sidecar:
         self.endpoint = f"ipc://{work}/tap.sock"
         self.env = {"MOE_WATCH_ENDPOINT": self.endpoint, "MOE_WATCH_STORE__URL": store, "OMP_NUM_THREADS": "1"}
         self.server = servers.start_sidecar(work, env=self.env)
-        os.sched_setaffinity(self.server.process.pid, {0})
+        os.sched_setaffinity(self.server.process.pid, {SIDECAR})
         self.server.wait_ready("/readyz", 60)
 
     def counter(self, name: str) -> float:
@@ -186,13 +160,15 @@ def step(sidecar: Sidecar, replicas: Replicas, rate: float, seconds: float) -> S
         sidecar.counter("moe_watch_store_rows_total"), sidecar.cpu_s(), sidecar.delays(), replicas.not_sent
     )  # fmt: skip
     sent, took = pace(replicas, rate, seconds)
+    at_end = sidecar.counter("moe_watch_store_rows_total") - rows
     written = sidecar.settle(rows + sent) - rows
     after = sidecar.delays()
     return Step(
         offered_per_s=rate,
         sent_per_s=round(sent / took, 1),
-        written_per_s=round(written / took, 1),
+        written_per_s=round(at_end / took, 1),
         not_sent=replicas.not_sent - missed,
+        waiting=int(sent - at_end),
         lost=int(sent - written),
         delay_p50_s=quantile(delays, after, 0.5),
         delay_p99_s=quantile(delays, after, 0.99),
@@ -202,32 +178,32 @@ def step(sidecar: Sidecar, replicas: Replicas, rate: float, seconds: float) -> S
 
 
 @click.command()
-@click.option("--store", help="SQLAlchemy URL; a fresh SQLite file by default.")
-@click.option("--seconds", default=15.0, show_default=True, help="How long each rate is offered.")
-@click.option("--rates", default="250,500,1000,1500,2000,3000", show_default=True)
-def main(store: str | None, seconds: float, rates: str) -> None:
+@click.option("--postgres", "on_postgres", is_flag=True, help="A Postgres of its own instead of a SQLite file.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is offered.")
+@click.option("--rates", default="500,1000,2000,3000,3500,4000", show_default=True)
+def main(*, on_postgres: bool, seconds: float, rates: str) -> None:
     """Offer rising rates to one sidecar and print what it made of them."""
-    os.sched_setaffinity(0, {1})
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        url = store or f"sqlite:///{work}/bench.db"
+    os.sched_setaffinity(0, {SENDERS})
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = f"sqlite:///{work}/bench.db"
+        if on_postgres:
+            url = stack.enter_context(postgres.running()).url("bench")
         sidecar = Sidecar(work, url)
+        stack.callback(sidecar.server.stop)
         try:
             steps = list(measure(sidecar, seconds, [float(rate) for rate in rates.split(",")]))
         except httpx.HTTPError as error:
             raise click.ClickException(f"{error}\n{sidecar.server.log_tail()}") from error
-        finally:
-            sidecar.server.stop()
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"ingest_{url.partition(':')[0].partition('+')[0]}.json"
+    path = RESULTS / f"ingest_{'postgresql' if on_postgres else 'sqlite'}.json"
     path.write_text(json.dumps([asdict(one) for one in steps], indent=1) + "\n")
 
 
 def measure(sidecar: Sidecar, seconds: float, rates: list[float]):  # noqa: ANN201 - a generator of Step
     """Learn a baseline, then yield a step for each rate."""
-    replicas = Replicas(sidecar.endpoint)
+    replicas = Replicas(sidecar.endpoint, Taps())
     time.sleep(0.5)
-    replicas.announce()
     sent, _ = pace(replicas, 200, LEARN / 200)
     if sidecar.settle(sent) < sent:
         raise click.ClickException(f"not all was taken: {httpx.get(sidecar.server.url + '/api/v1/status').text[:2000]}")

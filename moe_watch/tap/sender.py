@@ -22,7 +22,7 @@ log = logging.getLogger("moe_watch.tap")
 Role = Literal["engine", "api"]
 HEALTH_S: Final = 5.0
 _MODEL_EVERY: Final = 10  # healths
-_COLLECT_S: Final = 0.01  # frames of this time are sent together, so that the thread takes the GIL less often
+_COLLECT_S: Final = 0.1  # frames of this time are sent together: waking two threads costs more than a frame does
 _IDLE_S: Final = 0.25
 _IN_FLIGHT: Final = 256  # frames that ZMQ may hold; those are lost when the sidecar dies
 

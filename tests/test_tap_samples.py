@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from moe_watch import wire
+from moe_watch import rows, wire
 from moe_watch.settings import TapSettings
 from moe_watch.tap import bodies, exchange, frontend, redact, samples
 from moe_watch.tap.sender import Sender
@@ -169,6 +169,37 @@ def test_any_body_is_borne(body: bytes) -> None:
     """What is not of the API asks for nothing."""
     asked = bodies.said(body)
     assert (asked.choices, asked.images) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("one", 1), ([5, 6, 7], 1), ([], 1), (["one"], 1), (["one", "two"], 2), ([[5, 6], [7], [8]], 3)],
+)
+def test_each_prompt_of_a_completion_has_n_choices(prompt: object, prompts: int) -> None:
+    """A list of token ids is one prompt, a list of texts or of such lists is several."""
+    asked = bodies.said(json.dumps({"prompt": prompt, "n": 2}).encode())
+    assert (asked.prompts, asked.choices) == (prompts, 2 * prompts)
+
+
+def test_each_of_several_prompts_keeps_its_own_text() -> None:
+    """A sample of several prompts lists them, each redacted, with the outputs prompt by prompt."""
+    asked = bodies.said(json.dumps({"prompt": ["to ann@example.org", 'say "b"'], "n": 2}).encode())
+    answer = json.dumps({"choices": [{"index": index, "text": str(index)} for index in range(4)]}).encode()
+    sample = bodies.sample(asked, answer, redact.redact, 1000, cut=False)
+    assert (sample.prompts, sample.outputs) == (2, ["0", "1", "2", "3"])
+    found = [rows._prompt(sample, wire.place(choice, 2, 4)[0]) for choice in (0, 1, 128, 129)]
+    assert found == ["to [EMAIL]", "to [EMAIL]", 'say "b"', 'say "b"']
+    assert [wire.place(choice, 2, 4)[1] for choice in (0, 1, 128, 129)] == [0, 1, 2, 3]
+
+
+def test_long_outputs_of_many_choices_fit_a_frame() -> None:
+    """However much a client asks for, a sample is never too large to send."""
+    asked = bodies.said(json.dumps({"prompt": ["p" * 10_000] * 100, "n": 8}).encode())
+    answer = json.dumps({"choices": [{"index": index, "text": "o" * 60_000} for index in range(800)]}).encode()
+    sample = bodies.sample(asked, answer, redact.redact, 10**9, cut=False)
+    assert len(sample.outputs) == 800
+    assert sample.output_truncated
+    assert len(wire._encoder.encode(sample)) < wire.MAX_FRAME_BYTES
 
 
 @pytest.mark.parametrize("raw", [b"", b"data: {", b"data: []\n\n", b'{"choices": null}', b'{"choices": [7]}'])

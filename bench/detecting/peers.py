@@ -33,9 +33,10 @@ NEEDS: Final = {
     "evidently": ["evidently==0.7.23", "pandas<3"],
     "alibi": ["alibi-detect==0.13.0", "numpy<2", "torch==2.13.0"],
 }
-SEED: Final = 0
+SIZE: Final = 4000  # requests of a baseline
 BASELINES: Final = 6
 STREAMS: Final = 36
+REFERENCE: Final = 2000  # further normal requests that a peer is given
 NULL: Final = 10_000  # requests of a normal stream
 CHANGE: Final = 500  # normal requests before a change
 AFTER: Final = 4000  # requests behind it
@@ -48,10 +49,10 @@ WORDS: Final = {
 Arrays = dict[str, NDArray[Any]]
 
 
-def run(version: str) -> dict[str, Any]:
+def run(seed: int) -> dict[str, Any]:
     """Return the rows of every detector; makes the environments that are missing (needs a package index)."""
-    scored = [streams_file for streams_file in pools.prepare("steady", SEED, version) if "-4000a-" in streams_file.name]
-    arrays, ours = _streams([pools.scored(path) for path in scored[:BASELINES]])
+    scored = [path for path in pools.prepare("steady", seed) if path.stem.startswith(f"steady-{SIZE}-")]
+    arrays, ours = _streams([pools.scored(path) for path in scored[:BASELINES]], seed)
     HOME.mkdir(parents=True, exist_ok=True)
     file = HOME / "streams.npz"
     np.savez(file, **arrays)
@@ -76,13 +77,13 @@ def _environment(name: str) -> Path:
     return folder
 
 
-def _streams(scored: list[pools.Scored]) -> tuple[Arrays, dict[str, Any]]:
+def _streams(scored: list[pools.Scored], seed: int) -> tuple[Arrays, dict[str, Any]]:
     """Return what the peers read, and moe-watch's own row on the same streams."""
-    rng = np.random.default_rng(SEED)
-    pieces = {piece.name: piece for piece in pools.sources(SEED)["steady"]}
-    rare = f"topic{World(SEED).popular.argmin()}"
+    rng = np.random.default_rng(seed)
+    pieces = {piece.name: piece for piece in pools.sources(seed)["steady"]}
+    rare = f"topic{World(seed).popular.argmin()}"
     source = {"far10": "far", "near10": "near", "far2": "far", "near2": "near", "moved": "moved", "mix10": rare}
-    drawn = {n: pools.fingerprints("steady", pieces[n], SEED) for n in {"normal", *source.values()}}
+    drawn = {n: pools.fingerprints("steady", pieces[n], seed) for n in {"normal", *source.values()}}
     pool = np.arange(STREAMS) % BASELINES
     arrays: Arrays = {
         "null_pool": pool,
@@ -93,11 +94,13 @@ def _streams(scored: list[pools.Scored]) -> tuple[Arrays, dict[str, Any]]:
     for name, share in SHARES.items():
         arrays[f"{name}_at"] = rng.random((STREAMS, CHANGE + AFTER)) < share
         arrays[f"{name}_at"][:, :CHANGE] = False
+    known = pools.fingerprints("steady", pieces["fit"], seed)
     columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ("reference", "normal", *SHARES)}
     for index in range(BASELINES):
-        fitted, fresh = (pools.fingerprints("steady", pieces[f"fit{index + i}"], SEED) for i in (0, 1))
-        view = _View(fitted.select(slice(0, 4000)))
-        columns["reference"].append(view.columns(fresh.select(slice(0, 2000))))
+        rows = pools.chosen("steady", SIZE, len(known), np.random.default_rng([seed, SIZE, index]))
+        fresh = np.setdiff1d(np.arange(len(known)), rows)[:REFERENCE]
+        view = _View(known.select(rows))
+        columns["reference"].append(view.columns(known.select(fresh)))
         seen = {name: view.columns(batch) for name, batch in drawn.items()}
         columns["normal"].append(seen["normal"])
         for name in SHARES:

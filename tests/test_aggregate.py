@@ -192,3 +192,32 @@ def test_no_window_begins_twice(times: list[float]) -> None:
     repeated = [now for index, now in enumerate(times) if now in times[:index]]
     begun = [start for start, now in starts if now not in repeated]
     assert len(begun) == len(set(begun))
+
+
+def test_scores_are_counted_by_domain_and_modality() -> None:
+    """Scored and flagged requests add up over the parts; those too short to score are in none of them."""
+    requests = _requests(60, 4)
+    p = np.where(np.arange(60) % 3 == 0, 0.003, 0.5)
+    p[:5] = np.nan
+    window = Window(3, 8)
+    window.add_scores(p, p <= 0.01, requests)
+    for by in ("domains", "modalities"):
+        assert sum(window.tallies[f"scored_{by}"].values()) == window.sums["scored"] == 55
+        assert sum(window.tallies[f"ood_{by}"].values()) == window.sums["ood"]
+        assert set(window.tallies[f"ood_{by}"]) <= set(window.tallies[f"scored_{by}"])
+    assert set(window.tallies["scored_modalities"]) == {"image", "text"}
+
+
+def test_parts_beyond_the_limit_are_flagged_under_the_name_they_are_scored_under() -> None:
+    """A domain that no longer fits counts as "other" on both sides, so that no share is above 1."""
+    tap, join = Tap(), Join(5.0)
+    names = [f"cmpl-{k}" for k in range(MOST_DOMAINS + 5)]
+    requests = [
+        one
+        for k, name in enumerate(names)
+        for one in join.add([tap.routing(name), tap.latency(name), tap.request(name, domain=f"d{k}")], 0.0)
+    ]
+    window = Window(3, 8)
+    flagged = np.arange(len(names)) >= MOST_DOMAINS
+    window.add_scores(np.where(flagged, 0.003, 0.5), flagged, requests)
+    assert window.tallies["ood_domains"] == {"other": window.tallies["scored_domains"]["other"]}

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from moe_watch.report import from_routing, from_windows
 from moe_watch.report.gather import gather
 from moe_watch.report.review import Report, Review
-from moe_watch.report.sections import Change, Load, Quality, Suspects
+from moe_watch.report.sections import Change, Load, Ood, Quality, Suspects
 from moe_watch.report.terms import Missing, Period
 from moe_watch.settings import Settings
 from moe_watch.store import models
@@ -125,6 +125,54 @@ def test_the_gap_rises_with_the_ood_score() -> None:
     assert quality.rise is not None
     assert (quality.rise.low or 0) > 0
     assert quality.deciles[-1].value > quality.deciles[0].value
+
+
+def test_unusual_requests_are_split_by_domain_and_modality() -> None:
+    """The new domain has the highest share, images and text are told apart, and both add up to the whole."""
+    found = week().ood
+    assert isinstance(found, Ood)
+    assert found.domains[0].name == NEW_DOMAIN
+    assert {part.name for part in found.modalities} == {"image", "text"}
+    assert sum(part.requests for part in found.modalities) <= found.rate.requests
+    hits = [round(sum(p.rate.value * p.requests for p in parts)) for parts in (found.modalities, found.domains)]
+    assert hits[0] == hits[1] <= round(found.rate.value * found.rate.requests)
+
+
+def test_latencies_of_both_models_are_compared_with_the_period_before(tmp_path: Path) -> None:
+    """Where the MoE alone got slower that is its own; where both did it is not."""
+    engine = store_factory.make(tmp_path / "slow.db", SHORT)
+    period = Period(UNTIL - 0.5 * DAY, UNTIL)
+    slower = models.Request.finished_at > period.since
+    with Session(engine) as session, session.begin():
+        session.execute(update(models.Request).values(batch_mean=4.0))
+        session.execute(update(models.Request).where(slower).values(tpot_s=models.Request.tpot_s * 1.6))
+    tpot, ttft = report_of(engine, period).reviews[0].slowdowns
+    assert (tpot.cause, ttft.cause) == ("moe", "none")
+    assert tpot.effect.value == pytest.approx(0.6, abs=0.2)
+    with Session(engine) as session, session.begin():
+        both = models.Shadow.at > period.since
+        session.execute(update(models.Shadow).where(both).values(dense_tpot_s=models.Shadow.dense_tpot_s * 1.6))
+    assert report_of(engine, period).reviews[0].slowdowns[0].cause == "traffic"
+
+
+def test_versions_are_compared(tmp_path: Path) -> None:
+    """Two configurations under one name each have their own gap, and the report on one says which it is."""
+    engine = store_factory.make(tmp_path / "versions.db", SHORT)
+    with Session(engine) as session, session.begin():
+        first = session.scalar(select(models.Model))
+        assert first is not None
+        shape = {"layers": first.layers, "experts": first.experts, "top_k": first.top_k, "detail": first.detail}
+        session.add(models.Model(identity="other", name=first.name, first_seen=UNTIL - 3600, **shape))
+        session.flush()
+        second = session.scalar(select(models.Model.id).where(models.Model.identity == "other"))
+        late = UNTIL - 0.25 * DAY
+        session.execute(update(models.Request).where(models.Request.finished_at > late).values(model_id=second))
+    quality = report_of(engine, Period(UNTIL - DAY, UNTIL)).reviews[0].quality
+    assert isinstance(quality, Quality)
+    versions = quality.groups["version"]
+    assert len(versions) == 2
+    assert sum(version.name.endswith(", this one") for version in versions) == 1
+    assert all(version.gap is not None for version in versions)
 
 
 def test_a_silent_stretch_is_named() -> None:

@@ -185,7 +185,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(checkpoint(shape, Path(folder)), Path(folder), stack, names, gpu=gpu)
         seed = int(time.time())
-        size = {level: 4 * level for level in levels}
+        size = {level: 2 * level for level in levels}
         for _, level, name in itertools.product(range(2), levels, names):  # warms up, and finds the size of a load
             texts = [prompt.text for prompt in mixture(size[level], seed)]
             rate = bench.load(name, texts, level).requests_per_s

@@ -113,6 +113,8 @@ def write(file: Path) -> None:
     for shape, lines in written(file).items():
         name = f"{shape} on a GPU" if file == path(gpu=True) else shape
         mark, end = f"<!-- overhead {name} -->\n", f"<!-- end overhead {name} -->"
-        head, _, rest = page.partition(mark)
+        head, marked, rest = page.partition(mark)
+        if not marked:
+            raise SystemExit(f"{PAGE} has no place for {name}")
         page = head + mark + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
     PAGE.write_text(page)

@@ -6,7 +6,8 @@ matrix product sums in a random order, as GPU kernels do; vLLM on a CPU is deter
 its own; what they find is kept under ``out/incidents``, and a stage that was cut off goes on where it was:
 
 - ``record``: eight healthy rounds become the reference;
-- ``faults``: each fault of ``faults/catalogue.py`` is put into the live model, judged, and taken out again;
+- ``faults``: the same where it is missing; then each fault of ``faults/catalogue.py`` is put into the live model,
+  judged, and taken out again;
 - ``restarts``: vLLM is started anew, healthy and in broken configurations;
 - ``healthy --rounds N``: healthy rounds until there are N, none of which may be flagged;
 - ``transformers``: the second model in transformers, broken by the same faults, and healthy again and again;
@@ -49,13 +50,19 @@ def record_(*, setting: str, minutes: float, anew: bool) -> None:
         for path in OUT.glob(f"*_{setting}.jsonl"):
             path.unlink()
     deadline = time.monotonic() + 60 * minutes
-    rounds = scoring.recorded(setting)
-    if rounds >= ROUNDS:
+    if scoring.recorded(setting) >= ROUNDS:
         return
     with stack(setting) as running:
-        while rounds < ROUNDS and time.monotonic() < deadline:
-            rounds = running.record(min(4, ROUNDS - rounds))
-            click.echo(f"{setting}: {rounds} healthy rounds")
+        _complete(running, setting, deadline)
+
+
+def _complete(running: Stack, setting: str, deadline: float) -> bool:
+    """Record what the reference lacks; say whether it is complete."""
+    rounds = scoring.recorded(setting)
+    while rounds < ROUNDS and time.monotonic() < deadline:
+        rounds = running.record(min(2, ROUNDS - rounds))
+        click.echo(f"{setting}: {rounds} healthy rounds")
+    return rounds >= ROUNDS
 
 
 @main.command("faults")
@@ -63,13 +70,13 @@ def record_(*, setting: str, minutes: float, anew: bool) -> None:
 @_minutes
 @click.option("--only", help="Names of faults, comma-separated; those are made again.")
 def faults_(*, setting: str, minutes: float, only: str | None) -> None:
-    """Inject every fault that was not injected yet."""
+    """Inject every fault that was not injected yet, after the reference is recorded."""
     rows = _wanted(setting, only)
     if not rows:
         return
     deadline = time.monotonic() + 60 * minutes
     with stack(setting) as running:
-        for row in rows:
+        for row in rows if _complete(running, setting, deadline) else ():
             if time.monotonic() > deadline:
                 return
             running.call("inject_fault", row.fault)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 
@@ -20,4 +22,19 @@ def configure(style: Literal["console", "json"]) -> None:
         # Plain tracebacks: the rich ones show local variables, and those may hold a user's text.
         plain = structlog.dev.plain_traceback
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
-    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error that loses a line when it cannot be written, as on a full disk, instead of ending the process."""
+
+    def write(self, line: str) -> int:
+        """Write ``line`` if that is possible."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(line)
+        return len(line)
+
+    def flush(self) -> None:
+        """Write what waits if that is possible."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()

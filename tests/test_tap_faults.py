@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ from moe_watch.tap.status import Status
 pytest.importorskip("vllm.v1.core.sched.scheduler")
 
 
-from moe_watch.tap import frontend, imports
+from moe_watch.tap import attach, frontend, imports
 from tests import fake_api, fake_engine, fake_worker
 
 # Nothing of the tap is around these: vLLM, the ASGI server, the interpreter or a thread calls them, and their bodies
@@ -267,6 +267,23 @@ def test_a_hook_that_fails_does_not_fail_the_import(monkeypatch: pytest.MonkeyPa
 
     imports.when_imported("colorsys", act)
     assert importlib.import_module("colorsys").rgb_to_hls
+
+
+def test_a_rebalance_goes_on_when_it_cannot_be_told() -> None:
+    """EPLB moves its experts whatever becomes of the event."""
+
+    def fail(kind: str, _: str) -> None:
+        if kind == "eplb_rebalance":
+            raise ZeroDivisionError("injected")
+
+    sender = fake_engine.RecordingSender()
+    runner = SimpleNamespace(eplb_state=SimpleNamespace(rearrange=lambda *_, **__: "moved"))
+    attach._report_rebalances(runner, sender)  # type: ignore[arg-type]
+    assert runner.eplb_state.rearrange() == "moved"
+    assert sender.events == [("eplb_rebalance", "")]
+    sender.event = fail  # type: ignore[method-assign]
+    assert runner.eplb_state.rearrange() == "moved"
+    assert sender.status.state == "off"
 
 
 def test_status_of_a_failure_is_kept() -> None:

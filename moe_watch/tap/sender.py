@@ -88,7 +88,7 @@ class Sender:
             try:
                 self.event("tap_off", self.status.reason)
             except Exception:
-                log.exception("moe-watch tap could not say that it is off; serving goes on")
+                log.exception("moe-watch tap could not say that it is off")
 
     def announce(self, model: Build) -> None:
         """Send ``model`` on every connection and with every tenth health."""

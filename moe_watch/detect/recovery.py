@@ -20,6 +20,7 @@ from moe_watch.detect.drift import Bank, Sums, factors
 
 Array = NDArray[np.float64]
 PATIENCE: Final = 1000.0
+_BESIDE: Final = 20  # requests without an event that the estimate of a drift's rate adds: alarms come at its heights
 _BETS: Final = np.array([0.1, 0.5, 0.99])
 
 
@@ -41,7 +42,8 @@ def begin(bank: Bank, sums: Sums, bet: int) -> Recovery:
     """Return the watch for the end of a drift that ``bet`` has found."""
     up, down, bound = np.log(bank.up[bet]), np.log(bank.down[bet]), float(bank.bound[bet])
     requests = max(int(sums.age[bet]), 1)
-    seen = (float(sums.climb[bet]) - requests * down) / (up - down) / requests
+    events = (float(sums.climb[bet]) - requests * down) / (up - down)
+    seen = events / (requests + _BESIDE)
     rate = min(bound + max(seen - bound, 0) / 3, 0.99)
     channel, threshold = int(bank.channel[bet]), float(bank.threshold[bet])
     return Recovery(bet, channel, threshold, rate, np.zeros(len(_BETS)), 0, sums.mass, sums.rest)

@@ -174,9 +174,6 @@ LAYER_SHIFT = _gauge(
 EXPERT_LOAD_MAX = _gauge(
     "expert_load_max_to_mean_ratio", "Load of the busiest expert over the mean load of this layer; 1 is even.", "layer"
 )
-EXPERT_LOAD_MAX_LOWER = _gauge(
-    "expert_load_max_to_mean_ratio_lower", "Lower confidence bound of it, over requests.", "layer"
-)
 EXPERT_LOAD_ENTROPY = _gauge(
     "expert_load_entropy_ratio", "Entropy of the load over this layer's experts over its maximum; 1 is even.", "layer"
 )

@@ -23,8 +23,6 @@ OOD_TIMES_EXPECTED: Final = 2.0
 GARBLED_RATIO: Final = 0.02
 # Busiest expert-parallel rank over the mean of the ranks: the whole step waits for the busiest.
 RANK_LOAD_RATIO: Final = 1.5
-# The same for the experts of one layer, against the layer's own baseline: trained models are never even.
-EXPERT_LOAD_TIMES_BASELINE: Final = 2.0
 # Tokens per second of the MoE over the dense model at equal concurrency; below 1 the MoE costs memory for nothing.
 MOE_ADVANTAGE_RATIO: Final = 1.0
 

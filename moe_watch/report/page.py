@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from moe_watch.report import as_html
+from moe_watch.report import as_html, phrases
 from moe_watch.report.as_html import Now
 from moe_watch.report.gather import gather
 from moe_watch.report.terms import Period
 from moe_watch.settings import Settings
-from moe_watch.status import Status
+from moe_watch.status import Replica, Status
 
 HOUR_S: Final = 3600.0
 REFRESH_S: Final = 30
@@ -66,11 +66,16 @@ def render(engine: Engine, settings: Settings, now: float, lines: tuple[Now, ...
 
 
 def lines(status: Status) -> tuple[Now, ...]:
-    """Return what the sidecar says of each replica at this moment."""
+    """Return what the sidecar says of each replica at this moment, and where its alarms are as far as that is known."""
     return tuple(
-        Now(replica.replica, replica.model, _TONES.get(replica.verdict, "bad"), replica.verdict, replica.reason)
-        for replica in status.replicas
+        Now(one.replica, one.model, _TONES.get(one.verdict, "bad"), one.verdict, ". ".join([one.reason, *_where(one)]))
+        for one in status.replicas
     )
+
+
+def _where(replica: Replica) -> list[str]:
+    known = [(episode.where, episode.kind) for episode in replica.episodes]
+    return [sentence for where, kind in known if where is not None for sentence in phrases.where(where, kind)]
 
 
 def headers() -> dict[str, str]:

@@ -10,6 +10,7 @@ from canary_world import Fault, World
 from scipy.stats import binom
 
 from moe_watch.detect.canary import Judgement, TooFewRounds, judge
+from moe_watch.detect.reach import unreached
 from moe_watch.detect.replay import Replay, Round
 
 ALL = (0, 1, 2, 3)
@@ -202,3 +203,13 @@ def test_a_change_that_only_all_layers_together_make_certain_has_its_size() -> N
     found = judge(world.reference(8), world.round(Fault(0.12, ALL)))
     assert [(e.feature.kind, e.feature.layer) for e in found.effects] == [("prompt", None)]
     assert (found.verdict, found.reason) == ("routing", "size")
+
+
+def test_experts_that_the_canaries_hardly_use_are_told() -> None:
+    """A fault of an expert that no canary reaches cannot be seen by canaries, so it is named when they are recorded."""
+    world = World(noise=0.0)
+    reference = world.reference(4)
+    for one in reference:
+        for counts in (only(one).prompt, only(one).decode):
+            counts[:, 2, 5] = 0
+    assert np.argwhere(unreached(reference)).tolist() == [[2, 5]]

@@ -17,6 +17,8 @@ from moe_watch.canary import prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
+from moe_watch.detect.reach import LEAST, unreached
+from moe_watch.detect.replay import Round
 from moe_watch.settings import Settings
 from moe_watch.store import canaries
 from moe_watch.store.models import CanaryRun
@@ -99,9 +101,21 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
             server = await replay.probe(http, wanted)
             total = await record(http, server, loads, store, rounds=rounds, add=add, on_round=show)
     scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
+    known = await asyncio.to_thread(canaries.references, store, server.model, server.canaries.version)
     return (
         f"recorded {rounds} rounds of {len(wanted.prompts)} canaries ({server.canaries.endpoint}, set "
-        f"{server.canaries.version}) of {server.model}; the reference has {total} rounds now{scored}"
+        f"{server.canaries.version}) of {server.model}; the reference has {total} rounds now{scored}{_reach(known)}"
+    )
+
+
+def _reach(reference: list[Round]) -> str:
+    """Say how many experts the prompts hardly reach: what canaries cannot see has to be known."""
+    few = unreached(reference)
+    if not few.any():
+        return ""
+    return (
+        f"\n{few.sum()} of {few.size} experts get less than {LEAST:.1%} of their layer's choices: a fault of these "
+        "alone would not be seen; prompts that are more like your traffic reach more of them (--prompts)"
     )
 
 

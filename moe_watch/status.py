@@ -73,6 +73,15 @@ class Mover(msgspec.Struct, frozen=True):
     baseline: float
 
 
+class Siblings(msgspec.Struct, frozen=True):
+    """How a replica compares with the model's other replicas, and what all of them say together."""
+
+    replicas: int  # all that were compared, this one included
+    evidence: float  # that this one differs, over the threshold: flagged at 1
+    deviates: bool
+    fleet_ood: Share  # of all replicas together
+
+
 class Suspect(msgspec.Struct, frozen=True):
     """A request flagged as out of distribution."""
 
@@ -105,6 +114,7 @@ class Replica(msgspec.Struct, frozen=True):
     episodes: list[Episode]
     movers: list[Mover]
     suspects: list[Suspect]
+    siblings: Siblings | None = None  # None while there is nobody to compare with
 
 
 class Store(msgspec.Struct, frozen=True):

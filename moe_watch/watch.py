@@ -71,6 +71,7 @@ class Watch:
         self.observation: live.Observation | None = None
         self.assessment: Assessment | None = None
         self.whereabouts: Whereabouts | None = None  # of the open traffic drift
+        self.siblings: Siblings | None = None  # as they were compared last
         self.heard = Heard()
         self.happened = Happenings()
         self.open: dict[str, NewEpisode] = {}
@@ -203,6 +204,7 @@ class Watch:
 
     def compare(self, found: Siblings, now: float) -> None:
         """Open or end the alarm of a replica that differs from its siblings."""
+        self.siblings = found
         if not found.standing.deviates:
             self.end("replica", now)
             return

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine
 
 from bench.simulate import World
 from moe_watch import fleet, wire
 from moe_watch.aggregate import Window
+from moe_watch.commands.status import _replica
 from moe_watch.companions import Companions, Served
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.moments import of_batch
@@ -156,6 +160,13 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     (replica,) = bench.judge.describe(bench.now)
     assert "routes differently than its 5 siblings, most in layer 5" in replica.episodes[0].summary
     assert replica.episodes[0].where is not None
+    assert replica.siblings is not None
+    assert (replica.siblings.replicas, replica.siblings.deviates) == (6, True)
+    assert replica.siblings.fleet_ood.n == 6 * 12 * 40
+    screen = StringIO()
+    Console(width=400, file=screen).print(_replica(replica, bench.now))
+    assert "differs from the 5 others" in screen.getvalue()
+    assert "Most moved: layers 5" in screen.getvalue()
     minutes(database, 12, 20)
     watch(database, 12, 20)
     bench.judge.learn(companions.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)

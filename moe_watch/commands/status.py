@@ -87,6 +87,8 @@ def _replica(replica: status.Replica, now: float) -> Table:
         interval = f"{replica.ood.lower:.1%} to {replica.ood.upper:.1%}"
         table.add_row("unusual", f"{_percent(replica.ood.value)} of the latest {replica.ood.n} ({interval})")
         table.add_row("evidence", f"{replica.evidence:.2f} of the alarm threshold")
+    if replica.siblings is not None and replica.siblings.replicas > 1:
+        table.add_row("siblings", _siblings(replica.siblings))
     for episode in replica.episodes:
         table.add_row(f"[red]{episode.kind}[/red]", f"since {_span(now - episode.began_at)}: {episode.summary}")
         if episode.where is not None:
@@ -98,6 +100,13 @@ def _replica(replica: status.Replica, now: float) -> Table:
         shown = ", ".join(f"{suspect.request_id} (p {suspect.p:.4f})" for suspect in replica.suspects[:3])
         table.add_row("explain", f"{shown}")
     return table
+
+
+def _siblings(found: status.Siblings) -> str:
+    like = "[red]differs from[/red]" if found.deviates else "like"
+    fleet = found.fleet_ood
+    together = f"; of all together {_percent(fleet.value)} of {fleet.n} requests are unusual" if fleet.n else ""
+    return f"{like} the {found.replicas - 1} others ({found.evidence:.2f} of the threshold){together}"
 
 
 def _shape(replica: status.Replica) -> str:

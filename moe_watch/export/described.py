@@ -7,7 +7,8 @@ import math
 import msgspec
 
 from moe_watch import status
-from moe_watch.export.publish import movers, ood_share, shares
+from moe_watch.companions import Siblings
+from moe_watch.export.publish import movers, ood_share, share, shares
 from moe_watch.watch import Normal, Watch
 
 
@@ -51,6 +52,16 @@ def replica(watch: Watch, now: float) -> status.Replica:
         ],
         movers=movers(watch),
         suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
+        siblings=None if watch.siblings is None else _siblings(watch.siblings),
+    )
+
+
+def _siblings(found: Siblings) -> status.Siblings:
+    return status.Siblings(
+        found.replicas,
+        found.standing.evidence,
+        found.standing.deviates,
+        share(found.unusual, found.scored),
     )
 
 

@@ -258,7 +258,10 @@ def moved_experts(watch: Watch) -> NDArray[np.float64]:
 def ood_share(watch: Watch) -> status.Share:
     """Return the share of the latest scored requests that are out of distribution."""
     flags = watch.recent.ood.rows()
-    if not len(flags):
-        return status.Share(None, 0.0, 1.0, 0)
-    rate = clopper_pearson(int(flags.sum()), len(flags))
-    return status.Share(rate.value, rate.lower, rate.upper, len(flags))
+    return share(int(flags.sum()), len(flags))
+
+
+def share(hits: int, n: int) -> status.Share:
+    """Return ``hits`` among ``n`` as a share with its interval."""
+    rate = clopper_pearson(hits, n)
+    return status.Share(rate.value if n else None, rate.lower, rate.upper, n)

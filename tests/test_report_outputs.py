@@ -202,6 +202,7 @@ def test_a_fleet_begins_with_an_overview() -> None:
     assert "2 models in this period" in page
     assert 'href="#model-2"' in page
     assert 'id="model-2"' in page
+    assert "2 configurations of one model" in as_html.render(replace(report(), reviews=(review, review)))
 
 
 def test_the_page_is_small_enough_to_mail() -> None:

@@ -169,6 +169,16 @@ def test_unusual_requests_are_told_from_a_worse_model(alike: tuple[float, float]
     assert headline in verdict.headline
 
 
+def test_an_alarm_of_the_canaries_needs_no_traffic() -> None:
+    """A deployment that was found broken before its first request is told as that, not as nothing known."""
+    broken = with_drift("routing")
+    none = replace(broken.coverage, requests=0, routed=0, scored=0)
+    verdict = words.verdict(replace(broken, coverage=none, ood=NOTHING, quality=NOTHING, change=NOTHING))
+    assert verdict.headline.startswith("The same prompts go to other experts since")
+    assert (verdict.tone, verdict.actions[0].command) == ("bad", "moe-watch explain episode:7")
+    assert any("no request came" in action.text for action in verdict.actions)
+
+
 def test_worse_output_is_told_under_the_alarm_of_its_cause() -> None:
     """Where only unusual requests are answered worse the headline is the traffic's; output is no drift of routing."""
     review = with_shift(0.15, 0.25, "moe", (-0.02, 0.03))

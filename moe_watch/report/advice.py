@@ -44,9 +44,11 @@ def actions(review: Review) -> tuple[Action, ...]:
 
 def _all(review: Review) -> Iterator[Action]:
     coverage = review.coverage
-    if not coverage.requests or coverage.routed < review.promises.coverage_floor * coverage.requests:
+    if coverage.routed < review.promises.coverage_floor * coverage.requests:
         yield Action("Find out why requests come without their routing.", "moe-watch doctor")
     yield from _of_drifts(review.timeline.drifts)
+    if not coverage.requests:
+        yield Action("Find out why no request came, if there was traffic.", "moe-watch doctor")
     yield from _of_load(review.load)
     yield from _of_baseline(review)
     yield from _of_latency(review.latency)

@@ -42,14 +42,13 @@ def verdict(review: Review) -> Verdict:
 
 
 def _state(review: Review) -> State:
-    coverage = review.coverage
-    if not coverage.requests:
-        return "empty"
+    coverage, worst = review.coverage, _worst(review)
     if coverage.routed < review.promises.coverage_floor * coverage.requests:
         return "blind"
-    worst = _worst(review)
     if worst is not None:
         return _STATE_OF.get(worst.kind, "deployment")
+    if not coverage.requests:
+        return "empty"
     return "steady" if coverage.scored else "learning"
 
 

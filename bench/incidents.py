@@ -10,7 +10,7 @@ its own; what they find is kept under ``out/incidents``, and a stage that was cu
   judged, and taken out again;
 - ``restarts``: vLLM is started anew, healthy and in broken configurations;
 - ``healthy --rounds N``: healthy rounds until there are N, none of which may be flagged;
-- ``transformers``: the second model in transformers, broken by the same faults, and healthy again and again;
+- ``transformers``: either model in transformers, broken by the same faults, and healthy again and again;
 - ``table``: judges every stored round again, as the code is now, resamples the healthy ones, and writes
   ``bench/results/incidents.json`` and the tables in ``docs/incidents.md``.
 """
@@ -84,8 +84,12 @@ def faults_(*, setting: str, minutes: float, only: str | None) -> None:
             running.call("mend")
 
 
+def _rows(setting: str) -> list[Row]:
+    return [row for row in (*INJECTED, *HELD_OUT) if not (row.beside and setting.startswith("second"))]
+
+
 def _wanted(setting: str, only: str | None) -> list[Row]:
-    rows = [row for row in (*INJECTED, *HELD_OUT) if not (row.beside and setting.startswith("second"))]
+    rows = _rows(setting)
     if only is not None:
         return [row for row in rows if row.fault in only.split(",")]
     done = scoring.kept(OUT / f"faults_{setting}.jsonl")
@@ -140,14 +144,13 @@ def _check(running: Stack, stage: str, name: str, *, sizes: bool = False) -> Non
 @_minutes
 @click.option("--rounds", default=100, show_default=True, help="Healthy rounds.")
 def transformers_(*, setting: str, minutes: float, rounds: int) -> None:
-    """Break the second model in transformers, and replay it healthy; rounds that are there are left."""
+    """Break a model in transformers, and replay it healthy; rounds that are there are left."""
     from faults.offline import WITHOUT, Model  # noqa: PLC0415 - torch is slow to import
 
-    deadline, model, folder = time.monotonic() + 60 * minutes, Model(), work(setting)
+    deadline, model, folder = time.monotonic() + 60 * minutes, Model(setting), work(setting)
     folder.mkdir(parents=True, exist_ok=True)
-    model.noisy = setting.endswith("noisy")
     wanted = [f"reference-{number:04}" for number in range(ROUNDS)]
-    wanted += [f"faults-{row.fault}" for row in (*INJECTED, *HELD_OUT) if row.fault not in WITHOUT]
+    wanted += [f"faults-{row.fault}" for row in _rows(setting) if row.fault not in WITHOUT]
     wanted += [f"healthy-{number:04}" for number in range(rounds)]
     for seed, name in enumerate(wanted):
         path = folder / f"{name}.npz"

@@ -1,4 +1,4 @@
-"""The second model in transformers, broken by the same faults: cheap enough for hundreds of healthy rounds.
+"""The models in transformers, broken by the same faults: cheap enough for hundreds of healthy rounds.
 
 It has no engine: prompts are computed whole, a group at a time, padded, and only the next token is chosen. So faults of
 steps of few tokens cannot be made. What stands for a load is the size of the groups, whose members change from round to
@@ -17,15 +17,14 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from faults import routers, weights
-from faults.running import checkpoint
+from faults.running import canaries, checkpoint
 from faults.undo import Undo
-from moe_watch.canary import prompts
 from moe_watch.canary.reference import token_digest
 from moe_watch.canary.replay import padded
 from moe_watch.detect.replay import Replay, Round
 
 LOADS = {"4": 4, "16": 16}
-WITHOUT = ("coarse_router_small_batch", "shared_expert_lost")
+WITHOUT = ("coarse_router_small_batch",)
 _STEP = 16
 
 
@@ -67,7 +66,9 @@ class _Layer:
     experts: Any
     plain: dict[str, torch.Tensor]
     gate_weight: torch.Tensor
-    mlp: None = None
+    mlp: Any  # what runs beside the experts, None where nothing does
+    before: Callable[[torch.Tensor], torch.Tensor]  # what the router does to its input
+    scale: torch.Tensor | None  # [experts] of the experts' weights, which then stay in float32
 
     def set_experts(self, name: str, values: torch.Tensor) -> None:
         target = self.experts.gate_up_proj if name == "w13_weight" else self.experts.down_proj
@@ -75,27 +76,28 @@ class _Layer:
 
     def route(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Do what the model's router does, in the steps in which vLLM does it."""
-        logits, _ = self.gate.forward(states)
+        logits, _ = self.gate.forward(self.before(states))
         values, ids = self.router._compute_routing(states, logits, None)  # noqa: SLF001 - what faults override
         self.router.capture_fn(ids)
-        return logits, values.to(states.dtype), self.router._apply_eplb_mapping(ids).long()  # noqa: SLF001
+        scaled = values.to(states.dtype) if self.scale is None else values * self.scale[ids.long()]
+        return logits, scaled, self.router._apply_eplb_mapping(ids).long()  # noqa: SLF001
 
 
 class Model:
     """The model, and the tokens of the canaries."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: str) -> None:
         torch.set_num_threads(1)
-        self.noisy = False
-        path = checkpoint("second")
+        self.noisy = setting.endswith("noisy")
+        path = checkpoint(setting)
         self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         self._model.set_experts_implementation("eager")
-        self._layers = [self._tapped(layer.mlp) for layer in self._model.model.layers]
+        self._layers = [self._tapped(layer) for layer in self._model.model.layers]
         for module in self._model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.forward = lambda x, m=module: self._product(x, m.weight)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        asked = [list(prompt.messages) for prompt in prompts.load().prompts[::2]]
+        asked = [list(prompt.messages) for prompt in canaries(setting).prompts]
         texts = [tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=False) for m in asked]
         self._ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self._undo = Undo()
@@ -106,16 +108,23 @@ class Model:
         cut = _STEP * int(torch.randint(1, x.shape[-1] // _STEP, (1,)))
         return functional.linear(x[..., :cut], weight[:, :cut]) + functional.linear(x[..., cut:], weight[:, cut:])
 
-    def _tapped(self, block: Any) -> _Layer:
-        plain = {"w13_weight": block.experts.gate_up_proj, "w2_weight": block.experts.down_proj}
+    def _tapped(self, decoder: Any) -> _Layer:
+        """Put the faults' view of a layer in place of its router: of Gemma 4, or of Qwen3-MoE."""
+        gemma = hasattr(decoder, "router")
+        router, experts = (decoder.router, decoder.experts) if gemma else (decoder.mlp.gate, decoder.mlp.experts)
+        weight = (router.proj if gemma else router).weight.detach()
+        plain = {"w13_weight": experts.gate_up_proj, "w2_weight": experts.down_proj}
         layer = _Layer(
-            _Router(block.gate.num_experts, block.gate.top_k),
-            _Gate(block.gate.weight.detach(), self._product),
-            block.experts,
+            _Router(len(weight), router.config.top_k_experts if gemma else router.top_k),
+            _Gate(weight, self._product),
+            experts,
             {name: values.detach().clone() for name, values in plain.items()},
-            block.gate.weight.detach(),
+            weight,
+            decoder.mlp if gemma else None,
+            (lambda x: router.norm(x) * router.scale * router.scalar_root_size) if gemma else (lambda x: x),
+            router.per_expert_scale.detach() if gemma else None,
         )
-        block.gate.forward = layer.route
+        router.forward = layer.route
         return layer
 
     def inject(self, name: str) -> None:

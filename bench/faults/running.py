@@ -27,7 +27,7 @@ OUT = BENCH.parent / "out" / "incidents"
 ERROR = 0.001
 SETTINGS = ("quiet", "noisy", "second-quiet", "second-noisy")
 """Which model, and whether its matrix products sum in a random order."""
-TRANSFORMERS = ("second-transformers-quiet", "second-transformers-noisy")
+TRANSFORMERS = tuple(f"{model}transformers-{kind}" for model in ("", "second-") for kind in ("quiet", "noisy"))
 
 
 def work(setting: str) -> Path:

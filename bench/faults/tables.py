@@ -14,6 +14,8 @@ _NAMES = {
     "noisy": "demo, noisy",
     "second-quiet": "second, quiet",
     "second-noisy": "second, noisy",
+    "transformers-quiet": "demo in transformers, quiet",
+    "transformers-noisy": "demo in transformers, noisy",
     "second-transformers-quiet": "second in transformers, quiet",
     "second-transformers-noisy": "second in transformers, noisy",
 }

@@ -33,6 +33,7 @@ _LONGEST: Final = 15  # windows of a block at most, where requests are few
 _RIPE: Final = 0.8  # of the replicas must have enough requests
 _CLAIM_S: Final = 60.0  # after which a claim that led to nothing is void
 _BACK: Final = 30  # windows behind an answer to where a replica differs
+_AGAIN: Final = 5  # blocks after which the answer is looked for again, until experts can be named
 _GONE_S: Final = 86_400.0  # a replica that was not seen for so long is forgotten
 _LATEST: Final = 60  # blocks behind the fleet's share of unusual requests
 
@@ -143,7 +144,8 @@ def moments(window: Window) -> Moments:
 
 def _say_where(engine: Engine, model: Model, state: State, name: str, *, since: float) -> None:
     """Find the layers and experts in which a flagged replica differs, until they can be named."""
-    if state.where.get(name, {}).get("experts") is not None:
+    told = state.where.get(name)
+    if told is not None and (told["experts"] is not None or state.standings[name].blocks % _AGAIN):
         return
     found = {other: moments(window) for other, window in fleet.by_replica(engine, model, since, state.through).items()}
     mine = found.pop(name, None)

@@ -13,6 +13,7 @@ Latencies are vLLM's own, from the store. ``--only`` measures one of them and ke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -47,6 +48,7 @@ LATENCIES = {
     "ttft_p95": "time to first token, 95th percentile",
     "tpot_p50": "time per output token, median",
     "tpot_p95": "time per output token, 95th percentile",
+    "cpu": "CPU time of the MoE's processes for a request",
 }
 
 
@@ -56,6 +58,7 @@ class Turn:
 
     ttft: Floats
     tpot: Floats
+    cpu_s: float  # that the MoE's processes used for one request: other work on the machine does not change it
 
 
 Pair = dict[bool, Turn]  # whether the shadow was on
@@ -111,7 +114,7 @@ def sidecar(work: Path, dense: servers.Server | None) -> Iterator[servers.Server
 
 def load(work: Path, moe: servers.Server, seconds: float, seed: int) -> Turn:
     """Keep ``CONCURRENCY`` requests under way for ``seconds``; return what vLLM says of each."""
-    since, end = time.time(), time.monotonic() + seconds
+    since, end, used = time.time(), time.monotonic() + seconds, cpu(moe)
     prompts = mixture(3000, seed)
     with on(REST):
         asyncio.run(
@@ -124,11 +127,23 @@ def load(work: Path, moe: servers.Server, seconds: float, seed: int) -> Turn:
                 stop=lambda: time.monotonic() > end,
             )
         )
+    used = cpu(moe) - used
     time.sleep(2)  # the sidecar writes the last ones
     with Session(engine.connect(f"sqlite:///{work}/store.db")) as session:
         query = select(Request.ttft_s, Request.tpot_s).where(Request.finished_at > since, Request.tpot_s > 0)
         ttft, tpot = zip(*session.execute(query), strict=True)
-    return Turn(np.array(ttft), np.array(tpot))
+    return Turn(np.array(ttft), np.array(tpot), used / len(ttft))
+
+
+def cpu(server: servers.Server) -> float:
+    """Return the seconds of CPU that a server and the processes in its group have used so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == server.process.pid:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @click.command()
@@ -175,6 +190,12 @@ def summary(pairs: list[Pair]) -> dict[str, Any]:
                 "off_ms": round(1000 * float(np.median(off)), 2),
                 "ratio": [round(x, 3) for x in (ratio.value, ratio.lower, ratio.upper)],
             }
+    off, with_shadow = (np.array([pair[on].cpu_s for pair in pairs]) for on in (False, True))
+    ratio = rounds(with_shadow, off)
+    said["cpu"] = {
+        "off_ms": round(1000 * float(np.median(off)), 2),
+        "ratio": [round(x, 3) for x in (ratio.value, ratio.lower, ratio.upper)],
+    }
     return said
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moe_watch import wire
 from moe_watch.detect.balance import Balance, balance, contiguous, over_ranks
 from moe_watch.detect.blind import Sight, sight
-from moe_watch.detect.dead import DeadExperts, dead_experts
+from moe_watch.detect.dead import DeadExperts, Use, dead_experts
 from moe_watch.recent import Recent
 from moe_watch.settings import DetectSettings
 
@@ -29,15 +29,15 @@ class Assessment:
     sight: Sight
 
 
-def assess(model: wire.Model, recent: Recent, used: NDArray[np.float64] | None, settings: DetectSettings) -> Assessment:
-    """Return what ``recent`` says; ``used [layers, experts]`` is the share of normal requests that choose an expert."""
+def assess(model: wire.Model, recent: Recent, normal: Use | None, settings: DetectSettings) -> Assessment:
+    """Return what ``recent`` says; ``normal`` is how the baseline's traffic uses the experts."""
     counts = recent.counts.rows().astype(np.int64)
     flags = recent.flags.rows()[-_SIGHT_REQUESTS:]
     routed = int(flags[:, 1].sum()) if len(flags) else 0
     return Assessment(
         balance(counts, _RESAMPLES),
         _over_ranks(model, counts),
-        dead_experts(recent.idle, used, settings.average_run_length),
+        dead_experts(recent.idle, recent.passed, normal, settings.average_run_length),
         sight(counts, routed, len(flags), settings.coverage_floor),
     )
 

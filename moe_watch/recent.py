@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_watch.detect.batch import Batch
+from moe_watch.detect.normal import FEWEST_TOKENS
 
 LATEST: Final = 1000  # requests behind shares such as the OOD ratio
 FINGERPRINTS: Final = 256  # requests behind load balance and its intervals
@@ -69,13 +70,16 @@ class Recent:
         self.finished_at = Ring(_TIMES, (), np.float64)  # of the routed ones
         self.counts = Ring(FINGERPRINTS if layers else 1, (layers, experts), np.uint16)
         self.idle = np.zeros((layers, experts), np.int64)  # requests since the expert was chosen, at least
+        self.passed = np.zeros((layers, experts), np.int64)  # choices of its layer in them
         self.suspects: deque[Suspicion] = deque(maxlen=_SUSPECTS)
 
     def add_routing(self, batch: Batch) -> None:
         """Remember the fingerprints of ``batch``; a count above 65,535 is kept as that."""
         latest = batch.total[-FINGERPRINTS:]
         self.counts.push(np.minimum(latest, np.iinfo(np.uint16).max))
-        self.idle = np.where(batch.total.any(0), 0, self.idle + len(batch))
+        chosen = batch.total.sum(0, dtype=np.int64)
+        self.idle = np.where(chosen > 0, 0, self.idle + int((batch.tokens >= FEWEST_TOKENS).sum()))
+        self.passed = np.where(chosen > 0, 0, self.passed + chosen.sum(1, keepdims=True))
         if batch.finished_at is not None:
             self.finished_at.push(batch.finished_at)
 

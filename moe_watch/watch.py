@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from moe_watch import aggregate, alarms, assess, rows, whereabouts, wire
 from moe_watch.assess import Assessment
@@ -82,7 +81,7 @@ class Watch:
         self.verdict, self.since = "idle", now
         self._detect, self._store = detect, store
         self._state: live.LiveState | None = None
-        self._used: NDArray[np.float64] | None = None
+        self._used: dead.Use | None = None
         self._pending = Writes()
         self._written_at = now
         self._dirty = False
@@ -111,7 +110,7 @@ class Watch:
         try:
             self._state = live.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
             self.normal = normal
-            self._used = dead.use(normal.fitted.users, normal.fitted.requests)
+            self._used = dead.use(normal.fitted.users, normal.fitted.requests, normal.fitted.counts)
         except Exception:  # noqa: BLE001 - a baseline that cannot be used must not end the sidecar
             self._errors += 1
             _log.exception("the baseline cannot be used: fit a new one", version=normal.active.version)

@@ -59,6 +59,18 @@ def test_an_error_that_forgets_how_requests_vary_names_experts_falsely(monkeypat
     assert np.mean([bool(found.experts) for found in trials(None)]) > 0.9
 
 
+@pytest.mark.parametrize("tokens", [20, 600])
+def test_another_length_of_requests_moves_next_to_nothing(tokens: int) -> None:
+    """Square roots of few counts are smaller, which is no move; a real move is still found among them."""
+    random = np.random.default_rng(4)
+    normal = drawn(2000, 100)
+    longer = localise(normal, of_batch(WORLD.draw(800, random, tokens=tokens)))
+    assert len(longer.experts or ()) <= 8
+    both = localise(normal, of_batch(WORLD.draw(800, random, tokens=tokens, moved=(5, 0.1))))
+    assert both.layers[0] == 5
+    assert {0, 1, 2, 3} <= {one.expert for one in both.experts or () if one.layer == 5 and one.effect > 0}
+
+
 def test_no_expert_is_named_from_few_requests() -> None:
     """Below 500 requests the layers are ranked, and no expert is named: None, which is not the same as none."""
     normal = drawn(1000, 1)

@@ -4,8 +4,10 @@ The unit is the request: each expert's square-root share in fresh requests is co
 Welch's t (1947), and experts are selected by Benjamini and Hochberg's procedure (1995) at a level corrected for any
 dependence (Benjamini and Yekutieli, 2001), since shares of one request hang together. Tests that take tokens as the
 unit flag nearly every expert. Welch's t needs many requests for skewed shares, so below ``FEWEST`` requests no expert
-is named. Fresh means that the requests came after the alarm: those that raised it are unusual by selection. Compare
-like with like: a change of lengths alone moves square-root shares of rare experts.
+is named. Fresh means that the requests came after the alarm: those that raised it are unusual by selection.
+
+Another length of requests moves square-root shares although no share moves: the square root of few counts is smaller on
+average. A share itself is unbiased at any length, so an expert only counts as moved as far as its mean share moved too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from moe_watch.detect.moments import Floats, Moments
 FEWEST: Final = 500
 FEWEST_RANKED: Final = 50  # requests below which layers are not ranked either
 FALSE_DISCOVERIES: Final = 0.1
+_GENUINE: Final = 0.5  # least part of an expert's shift that its mean share must bear out
 _NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
 
 
@@ -45,7 +48,8 @@ class Moved:
 class Localisation:
     """Layers from the most to the least moved, their evidence, and the experts that moved.
 
-    ``evidence [layers]`` is the mean of t^2 over a layer's experts, 1 on average where nothing moved; ``effect
+    ``evidence [layers]`` is the mean of t^2 over a layer's experts as far as their shares bear it out, at most 1 on
+    average where nothing moved; ``effect
     [layers, experts]`` as in ``Moved``; ``experts`` is None, not empty, where there are too few requests to name any.
     """
 
@@ -67,11 +71,14 @@ def localise(normal: Moments, fresh: Moments, false_discoveries: float = FALSE_D
     spread = np.sqrt(normal.variance)
     shift = fresh.mean - normal.mean
     effect = np.divide(shift, spread, out=np.zeros_like(shift), where=spread > _NO_SPREAD)
-    evidence = (statistic**2).mean(1) if min(normal.requests, fresh.requests) > 1 else np.ones(len(shift))
+    genuine = _genuine(normal, fresh)
+    fewest = min(normal.requests, fresh.requests)
+    evidence = ((statistic * genuine.clip(0, 1)) ** 2).mean(1) if fewest > 1 else np.ones(len(shift))
     order = np.argsort(-evidence, kind="stable")
-    if min(normal.requests, fresh.requests) < FEWEST:
+    if fewest < FEWEST:
         return Localisation(fresh.requests, order, evidence, effect, None)
-    named = np.argwhere(select(2 * stdtr(degrees, -np.abs(statistic)), false_discoveries))
+    selected = select(2 * stdtr(degrees, -np.abs(statistic)), false_discoveries)
+    named = np.argwhere(selected & (genuine >= _GENUINE))
     before, now = normal.load, fresh.load
     experts = [
         Moved(*map(int, at), *(float(values[tuple(at)]) for values in (before, now, effect, statistic))) for at in named
@@ -91,6 +98,13 @@ def select(p: NDArray[np.floating], false_discoveries: float) -> NDArray[np.bool
     limits = false_discoveries * ranks / ordered.size / (1 / ranks).sum()
     passed = np.flatnonzero(ordered <= limits)
     return np.asarray(p <= ordered[passed[-1]] if passed.size else np.zeros(p.shape, bool))
+
+
+def _genuine(normal: Moments, fresh: Moments) -> Floats:
+    """Return the shift of the mean share over the one that the shift of its square root speaks for; 1 is all of it."""
+    shift = fresh.share / max(fresh.requests, 1) - normal.share / max(normal.requests, 1)
+    spoken = 2 * normal.mean * (fresh.mean - normal.mean)
+    return np.asarray(np.divide(shift, spoken, out=np.ones_like(shift), where=np.abs(spoken) > _NO_SPREAD**2))
 
 
 def _welch(normal: Moments, fresh: Moments) -> tuple[Floats, Floats]:

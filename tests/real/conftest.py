@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import moe_watch.demo
+from tests.real.families import Mixtral, Others, serving_mixtral, serving_others
 from tests.real.vllm_server import Tapped, tapped
 
 if TYPE_CHECKING:
@@ -51,3 +52,17 @@ def reference() -> Reference:
     from tests.real.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
 
     return Reference(MODELS / "moe")
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixtral]:
+    """Serve Mixtral with random weights, with the tap and without."""
+    with serving_mixtral(tmp_path_factory.mktemp("mixtral"), STRICT) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Others]:
+    """Serve Qwen3-MoE with random weights, and the tiny MoE compiled."""
+    with serving_others(tmp_path_factory.mktemp("others"), MODELS / "moe", STRICT) as servers:
+        yield servers

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-import random
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from moe_watch import wire
+from moe_watch.join import Join
+from tests.real.exactness import (
+    MOST_DIFFERENT,
+    Served,
+    assert_adds_up,
+    assert_counted_for_requests,
+    random_prompts,
+    serve,
+    share_different,
+)
 from tests.real.routing_reference import Reference
 from tests.real.vllm_server import Tapped
 
 pytestmark = pytest.mark.real
-
-MOST_DIFFERENT = 0.001  # share of expert choices that may differ in float32: ties and the order of additions
-
-
-@dataclass
-class Served:
-    """One text that the server completed, and the routing frame of it."""
-
-    prompt: list[int]
-    output: list[int]
-    frame: wire.Routing
-
-    @property
-    def counts(self) -> tuple[Any, Any]:
-        """Return the counts of the prompt and of decoding."""
-        frame = self.frame
-        return tuple(wire.unpack_counts(part, frame.layers, frame.experts) for part in (frame.prompt, frame.decode))
-
-
-def serve(tapped: Tapped, prompts: list[list[int]], concurrency: int, *, tokens: int = 24, **body: Any) -> list[Served]:
-    """Complete ``prompts`` and return them with their routing."""
-
-    def one(prompt: list[int]) -> tuple[list[int], list[int], str]:
-        reply = tapped.server.complete(prompt, max_tokens=tokens, return_token_ids=True, **body)
-        return prompt, reply["choices"][0]["token_ids"], reply["id"]
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        done = list(pool.map(one, prompts))
-    return [Served(prompt, output, tapped.collector.routing(name)[0]) for prompt, output, name in done]
-
-
-def random_prompts(n: int, seed: int, longest: int = 150) -> list[list[int]]:
-    """Return ``n`` prompts of random token ids, some longer than a step may be."""
-    generator = random.Random(seed)  # noqa: S311
-    return [[2, *generator.choices(range(300, 4000), k=generator.randint(1, longest))] for _ in range(n)]
-
-
-def assert_adds_up(served: Served) -> None:
-    """Check that every layer counted each routed position top-k times, and that all positions are accounted for."""
-    frame = served.frame
-    prompt, decode = served.counts
-    assert (prompt.sum(1) == frame.prompt_routed * frame.top_k).all()
-    assert (decode.sum(1) == frame.decode_routed * frame.top_k).all()
-    assert frame.prompt_tokens == len(served.prompt)
-    assert frame.prompt_routed + frame.cached_tokens == len(served.prompt)
-    assert frame.decode_routed == len(served.output) - 1, "the last sampled token is never routed"
-
-
-def share_different(reference: Reference, served: list[Served]) -> float:
-    """Return the share of expert choices that transformers makes otherwise."""
-    different = total = 0
-    for one in served:
-        text, end = one.prompt + one.output, len(one.prompt)
-        cached = one.frame.cached_tokens
-        expected = reference.counts(text, cached, end), reference.counts(text, end, len(text) - 1)
-        for ours, theirs in zip(one.counts, expected, strict=True):
-            different += int(np.abs(ours.astype(int) - theirs.astype(int)).sum()) // 2
-            total += int(theirs.sum())
-    return different / total
 
 
 @pytest.mark.parametrize("concurrency", [1, 32])
@@ -130,6 +79,117 @@ def test_a_stop_token_is_not_routed(vllm_strict: Tapped) -> None:
     served = serve(vllm_strict, [[2, 600, 601, 602]], 1, stop_token_ids=[stop])[0]
     assert len(served.output) <= 4
     assert_adds_up(served)
+
+
+def continuation(vllm: Tapped, prompt: list[int], tokens: int) -> tuple[list[int], str]:
+    """Return the greedy continuation of ``prompt`` as token ids and text."""
+    choice = vllm.server.complete(prompt, max_tokens=tokens, return_token_ids=True, ignore_eos=True)["choices"][0]
+    return choice["token_ids"], choice["text"]
+
+
+def assert_counts_of_what_was_computed(
+    vllm: Tapped, reference: Reference, prompt: list[int], frame: wire.Routing
+) -> None:
+    """Check an ended text by the continuation that nobody ended: as far as it was routed the two are one."""
+    output, _ = continuation(vllm, prompt, frame.decode_routed + 1)
+    served = Served(prompt, output, frame)
+    assert_adds_up(served)
+    assert share_different(reference, [served]) <= MOST_DIFFERENT
+
+
+def test_a_stream_is_counted_like_a_whole_answer(vllm_strict: Tapped, reference: Reference) -> None:
+    """Server-sent events change nothing."""
+    prompt = [2, *range(700, 730)]
+    events = list(vllm_strict.server.stream({"prompt": prompt, "max_tokens": 12, "return_token_ids": True}))
+    output = [token for event in events for choice in event["choices"] for token in choice.get("token_ids") or []]
+    (frame,) = vllm_strict.collector.routing(events[0]["id"])
+    served = Served(prompt, output, frame)
+    assert_adds_up(served)
+    assert share_different(reference, [served]) <= MOST_DIFFERENT
+
+
+def test_a_client_that_goes_away_leaves_what_was_computed(vllm_strict: Tapped, reference: Reference) -> None:
+    """The request is aborted; all positions that were computed until then are counted, none besides."""
+    prompt = [2, *range(800, 840)]
+    stream = vllm_strict.server.stream({"prompt": prompt, "max_tokens": 400, "ignore_eos": True})
+    events = [next(stream) for _ in range(5)]
+    stream.close()
+    name = events[0]["id"]
+    (frame,) = vllm_strict.collector.routing(name)
+    assert frame.outcome == "aborted"
+    assert 4 <= frame.decode_routed < 399
+    assert_counts_of_what_was_computed(vllm_strict, reference, prompt, frame)
+    vllm_strict.collector.wait(lambda: bool(vllm_strict.collector.by_id(wire.Request, name)), "the request's end")
+    assert vllm_strict.collector.by_id(wire.Request, name)[0].disconnected
+
+
+def test_a_stop_string_ends_a_text_as_a_client_does(vllm_strict: Tapped, reference: Reference) -> None:
+    """The API server of vLLM sees it, and aborts in the engine what is computed no further."""
+    prompt = [2, *range(900, 940)]
+    _, text = continuation(vllm_strict, prompt, 40)
+    stop = next(text[at : at + 4] for at in range(len(text) // 2, len(text) - 4) if text[at : at + 4].isascii())
+    reply = vllm_strict.server.complete(prompt, max_tokens=60, ignore_eos=True, stop=[stop])
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    (frame,) = vllm_strict.collector.routing(reply["id"])
+    assert frame.outcome == "aborted"
+    assert_counts_of_what_was_computed(vllm_strict, reference, prompt, frame)
+
+
+def test_each_of_several_prompts_and_outputs_has_a_record(vllm_strict: Tapped, reference: Reference) -> None:
+    """Three prompts with two outputs each are six choices, and join as six."""
+    prompts = [[2, *range(first, first + 20)] for first in (1500, 1600, 1700)]
+    asked = {"max_tokens": 8, "temperature": 0.9, "seed": 1, "n": 2, "return_token_ids": True}
+    reply = vllm_strict.server.complete(prompts, **asked)
+    frames = vllm_strict.collector.routing(reply["id"], choices=6)
+    assert [frame.choice for frame in frames] == [0, 1, 128, 129, 256, 257]
+    served = []
+    for frame in frames:
+        prompt, place = wire.place(frame.choice, 3, 6)
+        served.append(Served(prompts[prompt], reply["choices"][place]["token_ids"], frame))
+        assert_adds_up(served[-1])
+    assert share_different(reference, served) <= MOST_DIFFERENT
+
+    def parts() -> list[wire.AnyFrame]:
+        return [f for f in vllm_strict.collector.frames if getattr(f, "request_id", "") == reply["id"]]
+
+    vllm_strict.collector.wait(lambda: len(parts()) == 13, "six routings, six latencies, one request")
+    assert vllm_strict.collector.by_id(wire.Request, reply["id"])[0].choices == 6
+    joined = Join(60.0).add(parts(), 0.0)
+    assert [(one.choice, one.complete) for one in joined] == [(frame.choice, True) for frame in frames]
+
+
+def test_idle_steps_are_nobodys(vllm_strict: Tapped, reference: Reference) -> None:
+    """What an idle data-parallel rank runs between the steps of requests is not counted."""
+    stream = vllm_strict.server.stream({"prompt": [2, *range(40, 80)], "max_tokens": 60, "ignore_eos": True})
+    name = next(stream)["id"]
+    for _ in range(5):
+        vllm_strict.server.rpc("execute_dummy_batch")
+    left = list(stream)
+    (frame,) = vllm_strict.collector.routing(name)
+    assert len(left) > 1
+    assert_counts_of_what_was_computed(vllm_strict, reference, [2, *range(40, 80)], frame)
+
+
+def test_no_frame_has_anything_per_token(vllm_strict: Tapped) -> None:
+    """Counts are one number per layer and expert, whatever the length of the text."""
+    served = serve(vllm_strict, [[2, *range(3000, 3000 + length)] for length in (1, 300)], 1)
+    for one in served:
+        frame = one.frame
+        fields = msgspec.to_builtins(frame, builtin_types=(bytes,))
+        assert {key for key, value in fields.items() if isinstance(value, (list, dict, bytes))} == {
+            *("prompt", "decode", "entropy", "margin"),
+        }
+        for counts in (frame.prompt, frame.decode):
+            assert len(counts.data) == frame.layers * frame.experts * int(counts.dtype[1])
+        assert len(frame.entropy or []) == len(frame.margin or []) == frame.layers
+    assert {type(frame) for frame in vllm_strict.collector.frames} <= {
+        *(wire.Model, wire.Routing, wire.Latency, wire.Request, wire.Event, wire.Health),
+    }
+
+
+def test_all_that_was_counted_belongs_to_a_request(vllm_strict: Tapped) -> None:
+    """Nothing besides requests is in any sum."""
+    assert_counted_for_requests(vllm_strict)
 
 
 def test_memory_of_open_requests_is_given_back(vllm_strict: Tapped) -> None:

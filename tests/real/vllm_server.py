@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from moe_watch.demo import servers
 
 MIDDLEWARE = ("--middleware", "moe_watch.tap.samples.Middleware")
 READY_S = 400
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}  # for ``VllmServer.rpc``
 AnyFrame = TypeVar("AnyFrame", bound=wire.Frame)
 
 
@@ -42,7 +44,7 @@ class VllmServer:
         name: str = "vllm",
     ) -> VllmServer:
         """Start a server of ``model`` that logs into ``work``, and return once it answers."""
-        env = {"OMP_NUM_THREADS": "1", **(env or {})}
+        env = {"OMP_NUM_THREADS": "1", **DEVELOPMENT, **(env or {})}
         started = cls(servers.start_vllm(name, model, work=work, served_name=cls.served_name, args=args, env=env))
         try:
             started.server.wait_ready("/health", READY_S)
@@ -59,6 +61,21 @@ class VllmServer:
         """Return the answer to a request with the served model's name filled in."""
         with_model = {"model": self.served_name, **body}
         return httpx.post(self.url + path, json=with_model, headers=dict(headers or {}), timeout=120)
+
+    def stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the events of a streamed greedy completion; closing it closes the connection."""
+        asked = {"model": self.served_name, "temperature": 0, "stream": True, **body}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=120) as reply:
+            reply.raise_for_status()
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    yield json.loads(line[6:])
+
+    def rpc(self, method: str, *args: str) -> Any:
+        """Return what the worker's ``method`` returns (vLLM in development mode)."""
+        reply = httpx.post(f"{self.url}/collective_rpc", json={"method": method, "args": args}, timeout=120)
+        reply.raise_for_status()
+        return reply.json()["results"][0]
 
     def chat(self, text: str, headers: Mapping[str, str] | None = None, **body: Any) -> dict[str, Any]:
         """Return the completion of one user message, greedy unless told otherwise."""
@@ -80,6 +97,8 @@ class Collector:
 
     endpoint: str
     frames: list[wire.AnyFrame]
+    _leave: threading.Event = field(default_factory=threading.Event)
+    _gone: threading.Event = field(default_factory=threading.Event)
 
     def of(self, kind: type[AnyFrame]) -> list[AnyFrame]:
         """Return the frames of one kind."""
@@ -89,9 +108,36 @@ class Collector:
         """Return the frames of one kind that belong to a request."""
         return [frame for frame in self.of(kind) if getattr(frame, "request_id", None) == request_id]
 
+    def health(self, role: str) -> wire.Health:
+        """Return what a process said last of itself."""
+        return [health for health in self.of(wire.Health) if health.role == role][-1]
+
     def engine_health(self) -> wire.Health:
         """Return what the engine's process said last of itself."""
-        return [health for health in self.of(wire.Health) if health.role == "engine"][-1]
+        return self.health("engine")
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Leave the endpoint to others for a while."""
+        self._leave.set()
+        assert self._gone.wait(10)
+        try:
+            yield
+        finally:
+            self._leave.clear()
+
+    def collect(self, stop: threading.Event) -> None:
+        """Bind the endpoint and collect until ``stop``, save while away."""
+        while not stop.is_set():
+            if self._leave.wait(0.02):
+                self._gone.set()
+                continue
+            with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+                socket.bind(self.endpoint)
+                self._gone.clear()
+                while not (stop.is_set() or self._leave.is_set()):
+                    while socket.poll(50):
+                        self.frames.append(wire.decode(socket.recv()))
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         """Return once ``done()``; fail with ``what`` was awaited when it takes too long."""
@@ -110,23 +156,14 @@ class Collector:
 @contextlib.contextmanager
 def collecting(endpoint: str) -> Iterator[Collector]:
     """Bind ``endpoint`` and collect in a thread what the taps send."""
-    collector = Collector(endpoint, [])
-    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
-        socket.bind(endpoint)
-        stop = threading.Event()
-
-        def collect() -> None:
-            while not stop.is_set():
-                while socket.poll(50):
-                    collector.frames.append(wire.decode(socket.recv()))
-
-        thread = threading.Thread(target=collect, daemon=True)
-        thread.start()
-        try:
-            yield collector
-        finally:
-            stop.set()
-            thread.join()
+    collector, stop = Collector(endpoint, []), threading.Event()
+    thread = threading.Thread(target=collector.collect, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield collector
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextlib.contextmanager

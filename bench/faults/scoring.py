@@ -17,6 +17,7 @@ from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
 from moe_watch.detect.replay import Replay, Round, same_loads
 from moe_watch.store import canaries, engine
 
+FIRST = Path(__file__).parents[1] / "results" / "incidents_first.json"
 SIZES = (10, 20, 40, 70, 106)
 Found = dict[str, Any]
 
@@ -71,10 +72,28 @@ def of_transformers(setting: str) -> Stored:
 
 
 def score(resamples: int) -> Found:
-    """Judge all that is stored and return it by setting."""
-    scored = {s: _setting(of_vllm(s), resamples) for s in SETTINGS if recorded(s) >= FEWEST_ROUNDS}
-    scored |= {s: _setting(of_transformers(s), 0) for s in TRANSFORMERS if work(s).exists()}
+    """Judge all that is stored and return it by setting; rows that were not run again are those of the first run."""
+    first = json.loads(FIRST.read_text())["faults"]
+    scored: Found = {}
+    for setting in SETTINGS:
+        if recorded(setting) >= FEWEST_ROUNDS:
+            scored[setting] = _setting(of_vllm(setting), resamples)
+        elif setting in first:
+            scored[setting] = {"shape": [106, 6, 16], "faults": {}, "held_out": {}, "restarts": {}}
+        if setting in first:
+            again = scored[setting]["faults"]
+            scored[setting]["faults"] = {name: _of_first(found) for name, found in first[setting].items()} | again
+    scored |= {s: _setting(of_transformers(s), 0) for s in TRANSFORMERS if _has_reference(s)}
     return scored
+
+
+def _has_reference(setting: str) -> bool:
+    return len(list(work(setting).glob("reference-*.npz"))) >= FEWEST_ROUNDS
+
+
+def _of_first(found: Found) -> Found:
+    """Return a row of the first run, whose rounds were not kept, in today's terms; judged as the code was then."""
+    return {**found, "first_run": True, "canaries": found["prompts_needed"], "tested": ["1", "4", "16", "mixed"]}
 
 
 def _setting(stored: Stored, resamples: int) -> Found:

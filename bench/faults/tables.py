@@ -65,8 +65,14 @@ def _restarts(scored: Found) -> Iterable[str]:
         return
     yield "| restart | what changed | expected | " + " | ".join(_NAMES[s] for s in settings) + " |"
     yield "| --- | --- | --- |" + " --- |" * len(settings)
+    again = [scored[setting]["restarts"] for setting in settings]
+    same = [[found for name, found in rows.items() if name.startswith("restart_")] for rows in again]
+    cells = [f"{sum(row['flagged'] for row in rows)} of {len(rows)} flagged" for rows in same]
+    yield f"| healthy restarts | the same deployment again | {' or '.join(HARMLESS)} | {' | '.join(cells)} |"
     for row in RESTARTS:
-        cells = [_cell(scored[setting]["restarts"].get(row.name)) for setting in settings]
+        if row.name.startswith("restart_"):
+            continue
+        cells = [_cell(rows.get(row.name)) for rows in again]
         yield f"| {row.incident} ({row.name}) | {row.how} | {_expected(row, 6)} | {' | '.join(cells)} |"
 
 
@@ -88,7 +94,8 @@ def _cell(found: Found | None) -> str:
         parts.append(f"at load {', '.join(found['loads'])}")
     if found["canaries"]:
         parts.append(f"{found['canaries']} canaries")
-    return ("flagged: " if found["flagged"] else "not flagged: ") + ", ".join(parts)
+    mark = "† " if found.get("first_run") else ""
+    return mark + ("flagged: " if found["flagged"] else "not flagged: ") + ", ".join(parts)
 
 
 def _totals(scored: Found) -> Iterable[str]:
@@ -109,6 +116,9 @@ def _totals(scored: Found) -> Iterable[str]:
     yield from ("", "| setting | healthy rounds | moved | flagged | resampled | of rounds | moved | flagged |")
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for setting, found in scored.items():
+        if "healthy" not in found:
+            yield f"| {_NAMES[setting]} | not run | | | | | | |"
+            continue
         real, again = found["healthy"], found["resampled"]
         cells = [str(real[key]) for key in ("rounds", "moved", "flagged")]
         cells += [str(again[key]) for key in ("rounds", "pool", "moved", "flagged")]

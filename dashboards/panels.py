@@ -6,6 +6,7 @@ are in Grafana's 24 columns, heights in its rows of 30 pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -191,6 +192,10 @@ def mapping(states: dict[int, tuple[str, str]]) -> list[Any]:
     return [model.ValueMap(options=options)]
 
 
+# Series whose points name a request and its trace; Grafana draws them as dots that lead there.
+_EXEMPLIFIED: Final = re.compile(r"moe_watch_(time_to_first_token_seconds_bucket|ood_requests_total)\b")
+
+
 def _common(
     panel: Panel,
     text: tuple[str, str],
@@ -208,6 +213,8 @@ def _common(
             target = target.instant().format("table" if isinstance(panel, table_panel.Panel) else "time_series")
         else:
             target = target.range()
+            if _EXEMPLIFIED.search(query.expr):
+                target = target.exemplar(exemplar=True)
         panel = panel.with_target(target)
     return panel
 

@@ -201,3 +201,17 @@ def test_every_alert_has_its_panel_among_the_runbooks() -> None:
     """A runbook link's panel holds that alert's runbook."""
     shown = {panel["id"]: panel["title"] for panel in BUILT["moe-watch-runbooks"]["panels"]}
     assert {n: title.split(":")[0] for n, title in shown.items()} == {n + 1: a.name for n, a in enumerate(ALERTS)}
+
+
+def test_points_lead_to_requests_where_series_have_exemplars() -> None:
+    """Grafana is told to ask for exemplars of exactly the series that carry a request and its trace."""
+    asked = {
+        (target["expr"], bool(target.get("exemplar")))
+        for page in PAGES.values()
+        for panel in panels(page)
+        for target in panel.get("targets", [])
+    }
+    for expr, exemplar in asked:
+        carries = "moe_watch_time_to_first_token_seconds_bucket" in expr or "moe_watch_ood_requests_total" in expr
+        assert exemplar == carries, expr
+    assert sum(exemplar for _, exemplar in asked) >= 2

@@ -3,6 +3,7 @@
 - ``learn``: normal traffic becomes the routing baseline and the reference of the quality alarms;
 - ``ood``: traffic with unseen kinds: does the gap grow with the OOD decile;
 - ``faults [--only a,b]``: faults of ``faults/catalogue.py`` put into the live model, one after the other;
+- ``harm``: what rotated experts cost on held-out texts at all (no server);
 - ``signals``: how often the reference-free signals call healthy texts garbled (no server);
 - ``table``: writes ``bench/results/quality.json`` and the tables in ``docs/quality.md``.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import click
 import httpx
+import quality_harm
 import quality_table
 from sqlalchemy import Engine
 
@@ -157,6 +159,13 @@ def signals() -> None:
 
 
 @main.command()
+def harm() -> None:
+    """Say what rotated experts cost on held-out texts, without any server."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    quality_harm.keep(MODELS, OUT / "harm.json")
+
+
+@main.command()
 def table() -> None:
     """Write the results and the tables of the document."""
     quality_table.write(
@@ -170,7 +179,7 @@ def table() -> None:
 @click.pass_context
 def everything(ctx: click.Context) -> None:
     """Run all stages in order."""
-    for stage in (learn, ood, faults, signals, table):
+    for stage in (learn, ood, faults, harm, signals, table):
         ctx.invoke(stage)
 
 

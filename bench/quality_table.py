@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quality_harm
 import quality_power
 from sqlalchemy.orm import Session
 
@@ -139,7 +140,7 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
         if (folder / "stretches.jsonl").exists():
             seen, routed = load(folder)
             found, beside = found | seen, beside | routed
-    file = folders[0] / "healthy.json"
+    kept = {name: folders[0] / f"{name}.json" for name in ("healthy", "harm")}
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
     if "learned" in found:
         said["normal"] = {name: _triple(e) for name, e in _by_domain(found["learned"]).items()}
@@ -151,7 +152,7 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
         for fault in SAID
         if f"fault:{fault}" in found
     }
-    return said | {"faults": faults, "healthy": json.loads(file.read_text()) if file.exists() else {}}
+    return said | {"faults": faults} | {n: json.loads(f.read_text()) for n, f in kept.items() if f.exists()}
 
 
 def _by_domain(seen: Observed) -> dict[str, Estimate]:
@@ -192,7 +193,8 @@ def _change(before: Floats, after: Floats) -> list[float | None]:
     old, new = (gap.mean(values, np.ones(len(values))) for values in (before, after))
     half = math.hypot(old.upper - old.value, new.upper - new.value)
     value = new.value - old.value
-    return [value, value - half, value + half, new.requests]
+    known = [x if math.isfinite(x) else None for x in (value, value - half, value + half)]
+    return [*known, new.requests]
 
 
 def _triple(estimate: Estimate) -> list[float | None]:
@@ -212,6 +214,7 @@ def write(folders: Sequence[Path], results: Path, document: Path) -> None:
         ("power", quality_power.table),
         ("ood", _ood),
         ("faults", _faults),
+        ("harm", quality_harm.table),
         ("healthy", _healthy),
     ):
         if not said.get(mark):
@@ -248,10 +251,14 @@ def _faults(faults: dict[str, Any]) -> str:
     ]
     for name, row in faults.items():
         after = [f"after {row[key]}" if row[key] else "-" for key in ALARMS]
-        value, low, high, _ = (100 * x for x in row["top1_change"])
+        choices = (
+            "-"
+            if row["top1_change"][0] is None
+            else "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * x for x in row["top1_change"][:3]))
+        )
         lines.append(
             f"| {SAID[name]} | {_said(row['gap'])} | {_said(row['effect'])} | {_share(row['garbled'])} "
-            f"| {value:+.1f} points ({low:+.1f} to {high:+.1f}) | {' | '.join(after)} | {_caught(row)} |"
+            f"| {choices} | {' | '.join(after)} | {_caught(row)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -264,7 +271,7 @@ def _caught(row: dict[str, Any]) -> str:
     names = {"alarm_routing": "routing", "alarm_quality": "QualityGap", "alarm_garbled": "GarbledOutput"}
     found = [name for key, name in names.items() if row[key]]
     found += ["gap in the report"] if row["cause"] in {"moe", "both"} else []
-    found += ["first choice"] if row["top1_change"][2] < 0 else []
+    found += ["first choice"] if (row["top1_change"][2] or 0) < 0 else []
     return ", ".join(found) or "nothing"
 
 

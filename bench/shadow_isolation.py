@@ -147,8 +147,8 @@ def cpu(server: servers.Server) -> float:
 
 
 @click.command()
-@click.option("--turns", default=5, show_default=True)
-@click.option("--seconds", default=12.0, show_default=True)
+@click.option("--turns", default=4, show_default=True)
+@click.option("--seconds", default=10.0, show_default=True)
 @click.option("--only", type=click.Choice(sorted(CORES)), multiple=True, default=tuple(CORES))
 def main(turns: int, seconds: float, only: tuple[str, ...]) -> None:
     """Measure and print the table."""

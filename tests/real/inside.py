@@ -28,7 +28,7 @@ def sender(role: str) -> Any:
     """Return this process's sender."""
     gc.unfreeze()  # vLLM hides from the collector what was there at the start
     kind = sys.modules[f"{TAP}.sender"].Sender
-    return next(o for o in gc.get_objects() if isinstance(o, kind) and o.role == role and not o.stopping)
+    return next(o for o in gc.get_objects() if type(o) is kind and o.role == role and not o.stopping)
 
 
 def state(role: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Extension:
         from moe_watch.tap.routing import RoutingTap  # noqa: PLC0415 - not where the tap is off
 
         mine, found = sender("engine"), state("engine")
-        for books in [one for one in gc.get_objects() if isinstance(one, RoutingTap) and one.sender is mine]:
+        for books in [one for one in gc.get_objects() if type(one) is RoutingTap and one.sender is mine]:
             held = [len(books.ledger), len(books._ended), len(books._homeless), len(books._prefilling)]
             found |= {"held": held, "free": len(books.ledger._free), "buffer": type(books.capturer.ids).__name__}
         return found

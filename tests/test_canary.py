@@ -287,6 +287,14 @@ def finished(store: Any, at: float, *, canary: bool = False) -> None:
         session.add(Request(**row, **numbers, **words_, corrupted=False))
 
 
+def test_a_layer_is_not_named_when_none_is_certain() -> None:
+    """With few rounds all layers together may be certain and no single one: then the routers are told, not the text."""
+    world = World(seed=2, noise=0.1, spread=0.2, n=60)
+    judged = judge(world.reference(8), world.round(Fault(0.12, (0, 1, 2, 3))))
+    said = words.summary(dataclasses.replace(judged, first_layer=None))
+    assert said.startswith("routing: routers choose otherwise over all layers together (")
+
+
 def test_nan_is_told_and_with_it_that_a_later_layer_may_be_at_fault() -> None:
     """Requests share the cache, and NaN goes through it to layers before the broken one."""
     world = World()

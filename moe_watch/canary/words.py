@@ -46,6 +46,12 @@ def _tokens(judgement: Judgement) -> str:
 
 def _what(judgement: Judgement, layer_ids: Sequence[int]) -> str:
     first = judgement.first_layer
+    together = next((e for e in judgement.effects if e.feature.kind in {"prompt", "decode"}), None)
+    if first is None and together is not None:
+        return (
+            f"routers choose otherwise over all layers together ({together.value:.1%} of the choices, "
+            f"{together.floor:.1%} when healthy), in no single one for certain; more rounds in the reference would tell"
+        )
     if first is None:
         return "every router chooses as before, but the text is less likely: the fault is behind the last router"
     shown = layer_ids[first] if first < len(layer_ids) else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from moe_watch.canary import prompts
 from moe_watch.commands.canary import command
 from moe_watch.demo import servers
 
@@ -31,9 +33,9 @@ class Deployment:
         body = {"method": method, "args": list(arguments)}
         httpx.post(f"{self.url}/collective_rpc", json=body, timeout=60).raise_for_status()
 
-    def canary(self, *arguments: str) -> Result:
+    def canary(self, *arguments: str, loads: str = "16") -> Result:
         """Run ``moe-watch canary``."""
-        return CliRunner().invoke(command, [*arguments, "--url", self.url, "--loads", "16"], env=self.environment)
+        return CliRunner().invoke(command, [*arguments, "--url", self.url, "--loads", loads], env=self.environment)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         sidecar.stop()
 
 
+@pytest.fixture(scope="module")
+def own_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a set of the user's own: a quarter of the prompts that ship."""
+    path = tmp_path_factory.mktemp("set") / "canaries.jsonl"
+    lines = [json.dumps({"messages": p.messages}) for p in prompts.load().prompts[::4]]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
 def test_a_broken_model_is_told_from_a_healthy_one(deployment: Deployment) -> None:
     """Recorded, healthy, broken behind layer 2 and mended: each time the command says so, and where."""
     recorded = deployment.canary("record", "--rounds", "4")
@@ -74,3 +85,29 @@ def test_a_broken_model_is_told_from_a_healthy_one(deployment: Deployment) -> No
     deployment.call("mend")
     mended = deployment.canary("run")
     assert mended.exit_code == 0, mended.output
+
+
+def test_a_fault_of_small_batches_is_named_with_its_batch_size(deployment: Deployment, own_set: str) -> None:
+    """A set of the user's own, one prompt at a time and sixteen: the router is coarse in small steps alone."""
+    recorded = deployment.canary("record", "--rounds", "4", "--prompts", own_set, loads="1,16")
+    assert recorded.exit_code == 0, recorded.output
+    deployment.call("inject_fault", "coarse_router_small_batch")
+    broken = deployment.canary("run", "--prompts", own_set, loads="1,16")
+    deployment.call("mend")
+    assert broken.exit_code == 2, broken.output
+    assert broken.output.startswith("routing: ")
+    assert "only at load 1, not at 16" in broken.output
+
+
+def test_vllm_is_compared_with_transformers_on_the_same_weights(deployment: Deployment, own_set: str) -> None:
+    """The same routing but for numerics; misplaced experts are seen without a healthy vLLM to compare with."""
+    weights = ["--engine", "transformers", "--checkpoint", str(CHECKPOINT), "--model", "tiny"]
+    recorded = deployment.canary("record", *weights, "--prompts", own_set)
+    assert recorded.exit_code == 0, recorded.output
+    parity = deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
+    assert parity.exit_code == 0, parity.output
+    deployment.call("inject_fault", "third_layer_rotated")
+    broken = deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
+    deployment.call("mend")
+    assert broken.exit_code == 2, broken.output
+    assert "layer 3 is the first that moved" in broken.output

@@ -19,6 +19,7 @@ from moe_watch.demo import servers
 from moe_watch.demo.traffic import Prompt, send
 from moe_watch.provision import prometheus
 from moe_watch.provision.alert import Links
+from tests.otlp_receiver import Received, receiver
 from tests.real import monitoring
 from tests.real.monitoring import Webhook
 
@@ -48,6 +49,7 @@ class Deployment:
     sidecar: servers.Server
     env: dict[str, str]
     hook: Webhook
+    collector: Received
     prometheus: str = ""
     sent: list[str] = field(default_factory=list)
 
@@ -103,7 +105,11 @@ def deployment(work: Path) -> Iterator[Deployment]:
     """Run it all; Prometheus starts once the tap has spoken."""
     with ExitStack() as stack:
         port = servers.free_port()
+        collector = stack.enter_context(receiver())
         env = {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "MOE_WATCH_OTLP__ENDPOINT": collector.url,
+            "MOE_WATCH_OTLP__INTERVAL_S": "1",
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every vLLM of the machine sits on its first core
             "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
@@ -117,12 +123,13 @@ def deployment(work: Path) -> Iterator[Deployment]:
         stack.callback(sidecar.stop)
         env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
         args = ["--middleware", "moe_watch.tap.samples.Middleware"]
+        args += ["--otlp-traces-endpoint", f"{collector.url}/v1/traces"]
         moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name=MOE, args=args, env=env, port=port)
         stack.callback(moe.stop)
         for server, path in ((sidecar, "/healthz"), (moe, "/health")):
             server.wait_ready(path, _START_S)
         hook = stack.enter_context(monitoring.webhook())
-        running = Deployment(work, moe, sidecar, env, hook)
+        running = Deployment(work, moe, sidecar, env, hook, collector)
         monitoring.wait_until(lambda: bool(running.replica()["tap"]["up"]), 60, "the tap is up")
         running.prometheus = _watched(stack, running)
         yield running

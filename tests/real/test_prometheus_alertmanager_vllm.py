@@ -17,6 +17,7 @@ from grafana_view import Asked, fill, metric_names, queries
 from moe_watch.demo.traffic import mixture
 from moe_watch.provision import assets
 from moe_watch.provision.catalogue import ALERTS
+from tests.otlp_receiver import attributes
 from tests.real import monitoring
 from tests.real.deployment import MOE, REPLICA, Deployment, deployment
 
@@ -55,7 +56,22 @@ class Story:
     running: Deployment
     quiet: list[dict[str, Any]] = field(default_factory=list)  # alerts after normal traffic
     paged: list[dict[str, Any]] = field(default_factory=list)
+    traced: dict[str, str] = field(default_factory=dict)  # request id -> trace that it was sent with
     shown: dict[tuple[str, str, str, str], bool] = field(default_factory=dict)  # has the query numbers
+
+
+def traced(running: Deployment, n: int = 12) -> dict[str, str]:
+    """Send requests of unseen kinds as a client that traces does; return their ids and traces."""
+    sent = {}
+    for number, prompt in enumerate(mixture(n, seed=5, unseen_share=1.0)):
+        trace = f"{number + 1:032x}"
+        body = {"model": MOE, "messages": [{"role": "user", "content": prompt.text}], "max_tokens": 8}
+        headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+        answer = httpx.post(f"{running.moe.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        sent[answer.json()["id"]] = trace
+    running.sent += sent
+    monitoring.wait_until(running.has_seen_all, 30, "the sidecar has counted what was traced")
+    return sent
 
 
 def is_over(running: Deployment) -> bool:
@@ -78,6 +94,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         running.traffic(mixture(UNUSUAL, seed=3, unseen_share=0.5), until=lambda: bool(running.hook.arrived))
         monitoring.wait_until(lambda: bool(running.hook.arrived), 20, "a notification")
         told.paged = copy.deepcopy(running.hook.alerts())
+        told.traced = traced(running)
         here = [query for query in asked() if not absent(query)]
         told.shown = {key(query, choice): shows(running, query, choice) for query in here for choice in CHOICES}
         running.traffic(mixture(AFTER, seed=4), until=lambda: is_over(running))
@@ -161,3 +178,40 @@ def test_explain_knows_the_alert_that_fired(story: Story) -> None:
     """The runbook's first command has something to say of it."""
     name = next(iter(story.running.hook.names("firing")))
     assert story.running.command("explain", name)
+
+
+def test_flagged_requests_have_a_span_beside_that_of_vllm(story: Story) -> None:
+    """Both are in the trace of the client, with the same parent and the same request id."""
+
+    def ours() -> list[Any]:
+        spans = story.running.collector.spans("moe-watch")
+        return [span for span in spans if attributes(span)["gen_ai.request.id"] in story.traced]
+
+    monitoring.wait_until(lambda: len(ours()) >= len(story.traced) / 4, 30, "unusual requests have a span")
+    theirs = {
+        attributes(one)["gen_ai.request.id"]: one
+        for one in story.running.collector.spans()
+        if one.name == "llm_request"
+    }
+    for span in ours():
+        request = str(attributes(span)["gen_ai.request.id"])
+        assert span.trace_id.hex() == theirs[request].trace_id.hex() == story.traced[request]
+        assert span.parent_span_id == theirs[request].parent_span_id
+
+
+def test_metrics_arrive_at_the_collector_too(story: Story) -> None:
+    """What the scrape shows of the verdict is what was sent."""
+    latest = story.running.collector.metrics[-1].resource_metrics[0].scope_metrics[0].metrics
+    names = {metric.name for metric in latest}
+    assert {"moe_watch.verdict", "moe_watch.ood_requests", "gen_ai.server.time_to_first_token"} <= names
+
+
+def test_prometheus_keeps_request_and_trace_as_exemplars(story: Story) -> None:
+    """It negotiates OpenMetrics by itself, and a panel can lead from a point to its request."""
+    span = {"start": time.time() - 3600, "end": time.time()}
+    for name in ("moe_watch_ood_requests_total", "moe_watch_time_to_first_token_seconds_bucket"):
+        asked = {"query": name, **span}
+        body = httpx.get(f"{story.running.prometheus}/api/v1/query_exemplars", params=asked).json()
+        found = [one["labels"] for series in body["data"] for one in series["exemplars"]]
+        assert {one["request_id"] for one in found} <= set(story.running.sent)
+        assert found

@@ -83,7 +83,7 @@ def score(resamples: int) -> Found:
         if setting in first:
             again = scored[setting]["faults"]
             scored[setting]["faults"] = {name: _of_first(found) for name, found in first[setting].items()} | again
-    scored |= {s: _setting(of_transformers(s), 0) for s in TRANSFORMERS if _has_reference(s)}
+    scored |= {s: _setting(of_transformers(s), resamples) for s in TRANSFORMERS if _has_reference(s)}
     return scored
 
 

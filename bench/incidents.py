@@ -85,7 +85,7 @@ def faults_(*, setting: str, minutes: float, only: str | None) -> None:
 
 
 def _rows(setting: str) -> list[Row]:
-    """Return the faults to be made in a setting; NaN last, because it stays in vLLM's cache when the model is mended."""
+    """Return the faults to be made in a setting; NaN last: it stays in the cache of a mended model."""
     rows = [row for row in (*INJECTED, *HELD_OUT) if not (row.beside and setting.startswith("second"))]
     return sorted(rows, key=lambda row: row.fault in {"nan_router", "held_nan"})
 

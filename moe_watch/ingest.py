@@ -24,6 +24,7 @@ from moe_watch import wire
 Refusal = Literal[wire.Reason, "duplicate", "late", "unannounced", "too_many_replicas"]
 MOST_REPLICAS: Final = 256
 MOST_SOURCES: Final = 1024
+MOST_CELLS: Final = 1 << 17  # layers x experts of a model: five times the largest in use, and a bound of memory
 _REORDER: Final = 1024  # frames of a source that may still come late
 _GAP_S: Final = 10.0  # after this long a missing frame is lost
 _HIGH_WATER_FRAMES: Final = 4096
@@ -216,8 +217,9 @@ class Intake:
 def _check_model(frame: wire.Model) -> None:
     shape = (frame.layers, frame.experts, frame.top_k)
     dense = shape[0] == 0
-    if not dense and (min(shape) < 1 or frame.top_k > frame.experts):
-        raise wire.WireError("wrong_shape", f"a model of {shape} (layers, experts, top-k)")
+    possible = min(shape) >= 1 and frame.top_k <= frame.experts and frame.layers * frame.experts <= MOST_CELLS
+    if not dense and not (possible and frame.ranks <= frame.experts):
+        raise wire.WireError("wrong_shape", f"a model of {shape} (layers, experts, top-k) on {frame.ranks} ranks")
     if frame.layer_ids and len(frame.layer_ids) != frame.layers:
         raise wire.WireError("wrong_shape", f"{len(frame.layer_ids)} layer ids for {frame.layers} layers")
 

@@ -19,6 +19,7 @@ Make = Callable[[int, int, Rng], Rows]
 SAID: Final = {
     "steady": "simulated, independent requests",
     "sessions": f"simulated, sessions of {pools.SESSION}",
+    "again": "the same in another world, not looked at before",
     "days": "simulated, day cycle of topics and lengths",
     "olmoe": "simulated from OLMoE's counts",
     "tiny": "recorded, demo MoE",
@@ -31,12 +32,13 @@ def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
     rows = done.setdefault("rows", {})
     done |= {"promise": PROMISE, "requests": REQUESTS, "seed": seed}
     for setting, size, found in _simulated(seed, rows):
-        rows[f"{setting}/{size}"] = measure(found, _makers(setting), seed)
-        save(done)
+        measure(f"{setting}/{size}", found, seed, done, save)
+    if "again/4000" not in rows:
+        again = [pools.scored(file) for file in pools.prepare("sessions", seed + 1)]
+        measure("again/4000", again, seed + 1, done, save)
     for setting, size in _recorded():
         if f"{setting}/{size}" not in rows:
-            rows[f"{setting}/{size}"] = _real(setting, size, seed)
-            save(done)
+            _real(setting, size, done, save)
     done["naive"] = naive.run(done.get("naive", {}), lambda found: save(done | {"naive": found}), seed=seed)
     return done
 
@@ -60,27 +62,40 @@ def _makers(setting: str) -> Make:
 
 def _recorded() -> list[tuple[str, int]]:
     answers = [("gptoss", 500), ("gptoss", 1000)] if real.GPTOSS.exists() else []
-    return [("tiny", 500), ("tiny", 2000), *answers]
+    return [("tiny", 500), ("tiny", 1200), *answers]
 
 
-def measure(found: list[Scored], make: Make, seed: int) -> dict[str, Any]:
-    """Return the alarms of each baseline on a stream of its own."""
-    counts = []
-    for number, scored in enumerate(found):
+def measure(key: str, found: list[Scored], seed: int, done: dict[str, Any], save: Save) -> None:
+    """Put a row into ``done``: the alarms of each baseline on a stream of its own."""
+    setting = key.split("/", maxsplit=1)[0]
+    make = _makers("sessions" if setting == "again" else setting)
+
+    def alarms(number: int) -> int:
         rng = np.random.default_rng([seed, 1, number])
-        pool = scored.pools["normal"]
-        counts.append(streams.alarms(streams.detector(scored), pool[make(len(pool), REQUESTS, rng)]))
-    return _summary(counts)
+        pool = found[number].pools["normal"]
+        return streams.alarms(streams.detector(found[number]), pool[make(len(pool), REQUESTS, rng)])
+
+    _row(key, alarms, len(found), done, save)
 
 
-def _real(setting: str, size: int, seed: int) -> dict[str, Any]:
-    counts = []
-    for number in range(SPLITS):
-        rng = np.random.default_rng([seed, 2, number, size])
+def _real(setting: str, size: int, done: dict[str, Any], save: Save) -> None:
+    def alarms(number: int) -> int:
+        rng = np.random.default_rng([done["seed"], 2, number, size])
         found, start = real.scored((real.tiny if setting == "tiny" else real.gptoss)(size, rng))
-        rows = streams.by_group(start, REQUESTS, rng)
-        counts.append(streams.alarms(streams.detector(found), found.pools["normal"][rows]))
-    return _summary(counts)
+        pool = found.pools["normal"]
+        return streams.alarms(streams.detector(found), pool[streams.by_group(start, REQUESTS, rng)])
+
+    _row(f"{setting}/{size}", alarms, SPLITS, done, save)
+
+
+def _row(key: str, alarms: Callable[[int], int], count: int, done: dict[str, Any], save: Save) -> None:
+    """Count the alarms of each baseline that is missing, then sum them up."""
+    counts = done.setdefault("unfinished", {}).setdefault(key, [])
+    while len(counts) < count:
+        counts.append(alarms(len(counts)))
+        save(done)
+    done["rows"][key] = _summary(done["unfinished"].pop(key))
+    save(done)
 
 
 def _summary(counts: list[int]) -> dict[str, Any]:

@@ -6,24 +6,21 @@ A recording is split anew for each baseline: one part is fitted, the other is re
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting.pools import CACHE, Scored, channel_scores, fit
+from bench.detecting.pools import Scored, channel_scores, fit
 from moe_watch.detect import channels
 from moe_watch.detect.batch import Batch
 
 GPTOSS: Final = Path(__file__).resolve().parents[3] / "shared/data/routing/gptoss20b"
 SEGMENT: Final = 64  # tokens of a request made from an answer
-DEMO: Final = Path("moe_watch/demo/models/moe")
-RECORDED: Final = 6000  # requests of the demo's traffic
-PIECE: Final = 500  # recorded at once
-ROWS: Final = 8
+SHORTEST: Final = 16
+VARIANTS: Final = 3  # lengths to which each text of the stream is cut
 Rng = np.random.Generator
 
 
@@ -45,71 +42,31 @@ def scored(split: Split) -> tuple[Scored, NDArray[np.int64]]:
 
 
 def tiny(size: int, rng: Rng) -> Split:
-    """Return a split of the demo's recorded traffic: ``size`` requests fitted, the others streamed."""
-    record = _demo()
-    rows = rng.permutation(len(record))
-    fitted = replace(record.select(rows[:size]), finished_at=np.arange(size, dtype=float))
-    return Split(fitted, record.select(rows[size:]), np.arange(len(rows) - size + 1))
+    """Return a split of the demo MoE's recording: ``size`` texts fitted, the others streamed, cut at random lengths.
+
+    A cut text is a prompt and an answer, cut again at random.
+    """
+    from bench.detecting.recorded import recording  # noqa: PLC0415 - it needs torch
+
+    record = recording()
+    rows = rng.permutation(np.flatnonzero(np.char.startswith(record.group, "reference/")))
+    streamed = np.repeat(rows[size:], VARIANTS)
+    return Split(_cut(record, rows[:size], rng), _cut(record, streamed, rng), np.arange(len(streamed) + 1))
 
 
-@cache
-def _demo() -> Batch:
-    """Return the routing of the demo's normal domains, requests and answers of mixed lengths, recorded or cached."""
-    folder = CACHE.parent / "demo-traffic"
-    folder.mkdir(parents=True, exist_ok=True)
-    for piece in range(RECORDED // PIECE):
-        path = folder / f"{piece}.npz"
-        if not path.exists():
-            np.savez(folder / "part.npz", **_record(piece))
-            (folder / "part.npz").rename(path)
-            print(f"recorded {(piece + 1) * PIECE} of {RECORDED} requests", flush=True)
-    pieces = [np.load(folder / f"{piece}.npz") for piece in range(RECORDED // PIECE)]
-    joined = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0].files}
-    return Batch(**joined, top_k=4, finished_at=np.arange(RECORDED, dtype=float))
-
-
-def _record(piece: int) -> dict[str, NDArray[np.generic]]:
-    """Return counts, entropy and margin of one piece of the demo's traffic, by transformers."""
-    import torch  # noqa: PLC0415 - the simulated part needs no torch
-    from tokenizers import Tokenizer  # noqa: PLC0415
-
-    from moe_watch.demo import corpus  # noqa: PLC0415
-    from moe_watch.demo.evaluation import load_model  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    model, tokenizer = load_model(DEMO), Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    rng = np.random.default_rng([7, piece])
-    texts = {domain: corpus.exchanges(domain, 60_000 + piece, train=False) for domain in corpus.NORMAL}
-    drawn = [next(texts[domain]) for domain in rng.choice(corpus.NORMAL, PIECE)]
-    ids = [(tokenizer.encode(each.prompt).ids, tokenizer.encode(each.answer).ids) for each in drawn]
-    parts = [_route(model, ids[start : start + ROWS]) for start in range(0, PIECE, ROWS)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _route(model: Any, ids: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[np.generic]]:
-    """Return counts, entropy and margin of a few requests; they are padded, which no earlier token heeds."""
-    import torch  # noqa: PLC0415
-
-    from moe_watch.demo.routing import RouterTap  # noqa: PLC0415
-
-    first = np.array([[len(prompt)] for prompt, _ in ids])
-    whole = first + np.array([[len(answer)] for _, answer in ids])
-    place = np.arange(whole.max())
-    padded = torch.zeros((len(ids), len(place)), dtype=torch.long)
-    for row, (prompt, answer) in zip(padded, ids, strict=True):
-        row[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    tap = RouterTap(model)
-    with torch.no_grad():
-        model(input_ids=padded, use_cache=False)
-    tap.close()
-    chosen = torch.stack(tap.chosen, 1).view(*padded.shape, len(tap.chosen), -1).numpy().astype(np.uint8)
-    p = torch.stack(tap.logits, 1).view(*padded.shape, len(tap.logits), -1).softmax(-1)
-    top = p.topk(2, -1).values
-    sure = {"entropy": -(p * p.clamp_min(1e-12).log()).sum(-1), "margin": top[..., 0] - top[..., 1]}
-    read = (place < whole)[:, :, None]
-    means = {name: (v.numpy() * read).sum(1, dtype=np.float32) / np.float32(whole) for name, v in sure.items()}
-    prompt, decode = place < first, (place >= first) & (place < whole)
-    return {"prompt": _counts(chosen, prompt, 16), "decode": _counts(chosen, decode, 16), **means}
+def _cut(record: object, rows: NDArray[np.integer], rng: Rng) -> Batch:
+    experts, entropy, margin = (getattr(record, name)[rows] for name in ("experts", "entropy", "margin"))
+    longest = (experts[:, :, 0, 0] != 255).sum(1)
+    tokens = np.exp(rng.uniform(np.log(SHORTEST), np.log(longest))).astype(int)
+    first = rng.binomial(tokens, 0.7)
+    place = np.arange(experts.shape[1])
+    counts = [
+        _counts(experts, (place >= a[:, None]) & (place < b[:, None]), 16)
+        for a, b in ((first * 0, first), (first, tokens))
+    ]
+    read = (place < tokens[:, None])[:, :, None]
+    sure = [np.asarray((v * read).sum(1, dtype=np.float32) / tokens[:, None], np.float32) for v in (entropy, margin)]
+    return Batch(counts[0], counts[1], experts.shape[3], *sure, finished_at=np.arange(len(rows), dtype=float))
 
 
 def _counts(chosen: NDArray[np.uint8], used: NDArray[np.bool_], experts: int) -> NDArray[np.uint32]:

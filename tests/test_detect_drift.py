@@ -63,6 +63,7 @@ def test_sessions_raise_no_more_alarms_than_promised() -> None:
 def test_without_the_length_of_sessions_the_promise_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Taken for independent, the same requests raise an alarm in most streams."""
     monkeypatch.setattr(drift, "_session", lambda _scores, _kinds: 1)
+    monkeypatch.setattr(drift, "_uneven", lambda _scores, _kinds, _session: False)  # a session looks like a short day
     assert streams_in_alarm(10, session=SESSION) >= 6
 
 
@@ -80,7 +81,7 @@ def test_the_day_is_no_drift() -> None:
 
 def test_without_the_busiest_stretch_of_the_baseline_every_day_is_a_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held against the average of the day, its busy hours raise an alarm in most streams."""
-    monkeypatch.setattr(drift, "_uneven", lambda _happened, _session: False)
+    monkeypatch.setattr(drift, "_uneven", lambda _scores, _kinds, _session: False)
     assert streams_in_alarm(10, day=True) >= 6
 
 

@@ -14,6 +14,7 @@ from bench.detecting.streams import PROMISE, Rng, Rows
 
 REQUESTS: Final = 100_000  # of each stream
 SPLITS: Final = 12  # baselines from each recording
+AGAIN: Final = {"again": "sessions", "days again": "days"}  # settings measured in the next world too
 Save = Callable[[dict[str, Any]], None]
 Make = Callable[[int, int, Rng], Rows]
 SAID: Final = {
@@ -21,6 +22,7 @@ SAID: Final = {
     "sessions": f"simulated, sessions of {pools.SESSION}",
     "again": "the same in another world, not looked at before",
     "days": "simulated, day cycle of topics and lengths",
+    "days again": "the same in another world, not looked at before",
     "olmoe": "simulated from OLMoE's counts",
     "tiny": "recorded, demo MoE",
     "gptoss": "recorded, gpt-oss-20b, answers in pieces",
@@ -33,9 +35,10 @@ def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
     done |= {"promise": PROMISE, "requests": REQUESTS, "seed": seed}
     for setting, size, found in _simulated(seed, rows):
         measure(f"{setting}/{size}", found, seed, done, save)
-    if "again/4000" not in rows:
-        again = [pools.scored(file) for file in pools.prepare("sessions", seed + 1)]
-        measure("again/4000", again, seed + 1, done, save)
+    for again, setting in AGAIN.items():
+        if f"{again}/4000" not in rows:
+            found = [pools.scored(file) for file in pools.prepare(setting, seed + 1)]
+            measure(f"{again}/4000", found, seed + 1, done, save)
     for setting, size in _recorded():
         if f"{setting}/{size}" not in rows:
             _real(setting, size, done, save)
@@ -68,7 +71,7 @@ def _recorded() -> list[tuple[str, int]]:
 def measure(key: str, found: list[Scored], seed: int, done: dict[str, Any], save: Save) -> None:
     """Put a row into ``done``: the alarms of each baseline on a stream of its own."""
     setting = key.split("/", maxsplit=1)[0]
-    make = _makers("sessions" if setting == "again" else setting)
+    make = _makers(AGAIN.get(setting, setting))
 
     def alarms(number: int) -> int:
         rng = np.random.default_rng([seed, 1, number])

@@ -15,8 +15,8 @@ Three things that real traffic does and independent draws do not:
   the requests of a session are positively associated: an event after none before it is then no more likely than any.
   With the share p of sessions that have an event, ``p up + (1 - p)(1 - lambda)^r = 1``; shorter sessions lose less, as
   1 - (1 - lambda)^l is concave in l. A count of clustered events has the upper limit of the number of clusters.
-- Traffic has a day. Where the rate of an event varies within the baseline by more than chance, ``bound`` is that of the
-  baseline's own most eventful stretch: what is usual at noon is no drift at noon.
+- Traffic has a day. Where a channel varies within the baseline in slow waves by more than chance, ``bound`` is that of
+  the baseline's own most eventful stretch, for every event: what is usual at noon is no drift at noon.
 - Some shifts do not matter. ``tolerance`` is a share of requests: up to so many may come from anywhere.
 """
 
@@ -36,6 +36,8 @@ _MANY: Final = 20  # events above which the error of their bound shrinks
 _LAGS: Final = 20  # calibration requests apart at which a session may still show
 _SURE: Final = 2.5  # standard errors of the correlation of neighbours above which there are sessions
 _LIKELY: Final = 1.0  # and of requests further apart, below which the session has ended
+_WAVES: Final = 8  # waves in the calibration set at most, by which a day is seen
+_UNEVEN_ERROR: Final = 0.01  # chance to see a day where there is none
 _STRETCH: Final = 120  # calibration requests in a stretch of the day
 
 
@@ -83,14 +85,14 @@ def bank(
     near = _session(scores, kinds)
     # Of the calibration set's neighbours only a share ``kept`` were neighbours in the traffic.
     session = 1 + int(np.ceil((near - 1) / kept))
+    steady = not _uneven(scores, kinds, near)
     for kind in dict.fromkeys(kinds):
         stake = STAKES[kind]
         known = {c: known for c, k in enumerate(kinds) if k == kind and len(known := _known(scores[:, c])) > 1}
         common = {channel: _event(values, max(stake.levels))[1] for channel, values in known.items()}
-        uneven = any(_uneven(happened, near) for happened in common.values())
         share = stake.weight / max(len(known), 1) / len(stake.levels) / len(stake.bets)
         for channel, values in known.items():
-            busiest, alike = _busiest(common[channel], near) if uneven else 1.0, _alike(common[channel], near)
+            busiest, alike = 1.0 if steady else _busiest(common[channel], near), _alike(common[channel], near)
             for level in stake.levels:
                 threshold, happened = _event(values, level)
                 rates = _bounds(happened, near, alike, run_length)
@@ -183,14 +185,40 @@ def _stretches(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.array([part.sum() for part in np.array_split(happened, max(1, len(happened) // _STRETCH))])
 
 
-def _uneven(happened: NDArray[np.bool_], session: int) -> bool:
-    """Say whether the rate of events varies over time by more than chance."""
+def _uneven(scores: NDArray[np.floating], kinds: Sequence[str], session: int) -> bool:
+    """Say whether a channel varies over time by more than chance: then no channel is taken for steady.
+
+    A regular wave, of a day or so, is all in one slow frequency of the periodogram of ranks, each exponential of mean 1
+    where requests are exchangeable (Fisher, Proc. R. Soc. A 125, 1929; here by Bonferroni). Anything less regular shows
+    in the counts of common events by stretch.
+    """
+    channels = [(_known(scores[:, c]), max(STAKES[kind].levels)) for c, kind in enumerate(kinds)]
+    channels = [(values, level) for values, level in channels if len(values) >= 8 * _LAGS]
+    loudest = max((float(_waves(values, session).max()) for values, _ in channels), default=0.0)
+    if loudest > np.log(_WAVES * max(len(channels), 1) / _UNEVEN_ERROR):
+        return True
+    return any(_bunched(_event(values, level)[1], session) for values, level in channels)
+
+
+def _bunched(happened: NDArray[np.bool_], session: int) -> bool:
+    """Say whether the counts of an event by stretch vary by more than chance."""
     counts, rate = _stretches(happened), float(happened.mean())
     size = len(happened) / len(counts)
     if len(counts) < 4 or rate * size < 5:
         return False
     excess = float(((counts - size * rate) ** 2).sum() / (size * rate * (1 - rate) * _alike(happened, session)))
     return excess > float(chi2.ppf(0.999, len(counts) - 1))
+
+
+def _waves(values: Array, session: int) -> Array:
+    """Return the power of the slowest frequencies over what they have by chance, sessions of requests included."""
+    ranks = rankdata(values)
+    centred = (ranks - ranks.mean()) / max(float(ranks.std()), 1e-9)
+    near = _correlations(values)
+    near = near[: session - 1] - max(float(near[2 * _LAGS :].mean()), 0.0)
+    clustered = 1 + 2 * max(float(near.sum()), 0.0)
+    power = np.abs(np.fft.rfft(centred)[1 : _WAVES + 1]) ** 2 / len(values) / clustered
+    return np.asarray(power, np.float64)
 
 
 def _busiest(happened: NDArray[np.bool_], session: int) -> float:

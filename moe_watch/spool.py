@@ -7,6 +7,7 @@ off by a crash ends its segment.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import struct
 import zlib
@@ -127,7 +128,8 @@ class Spool:
 
     def _close_tail(self) -> None:
         if self._out is not None:
-            self._out.close()
+            with contextlib.suppress(OSError):  # closing tries once more to write what a full disk refused
+                self._out.close()
             self._out = None
 
 

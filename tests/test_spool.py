@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_a_full_disk_is_a_full_spool() -> None:
     with pytest.raises(SpoolFullError, match="cannot be written"):
         spool.append(b"x")
     spool.close()
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_disk_that_fills_refuses_small_and_large_records(tmp_path: Path, size: int) -> None:
+    """A small one waits in a buffer, and closing the file tries to write it again: no other error comes of it."""
+    spool = Spool(tmp_path, 10**6)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(SpoolFullError):
+            spool.append(bytes(size))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    spool.append(b"room again")
+    assert _drain(spool) == [b"room again"]
 
 
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:

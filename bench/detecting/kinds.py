@@ -1,7 +1,7 @@
 """Unseen kinds of text for the demo's MoE: its own, more that are made here, and prompts of people.
 
-Kinds are split in two halves before anything is measured: a method is chosen on ``TUNING`` and reported on
-``HELD_OUT`` too. Every kind is a function of a random generator to a text of some 1,500 bytes or more.
+Kinds are in two halves, one to choose a method on and one to report it on. (So far both were looked at while choosing:
+docs/detection.md says how.) Every kind is a function of a random generator to a text of some 1,500 bytes or more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Unseen kinds of text on the demo's MoE, by length: the score never sees them, half of them chose the method."""
+"""Unseen kinds of text on the demo's MoE, by length; the score is fitted on normal text alone."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 Three servers of one model are alive at once: without the tap, with it and the middleware, and with it but without
 confidence. Only one is loaded at any time, for a second or two, in an order that changes from round to round, with the
-same prompts in a round; so what the machine does meanwhile hits all alike, and each round gives one ratio. The engines
-share one core, and everything else shares the other. Frames go to a real ZMQ receiver, which reads them between loads.
+same prompts in a round; so what the machine does meanwhile hits all alike, and each round gives one ratio. The others
+are stopped meanwhile, because an idle vLLM polls for work. The engines share one core, and everything else shares the
+other. Frames go to a real ZMQ receiver, which reads them between loads.
 
 Each ``measure`` adds one start of the servers to ``bench/results/tap_overhead.json``; what was measured of another
 state of the tap's source is dropped. ``python bench/tap_overhead.py table`` prints the tables and writes them into
@@ -20,6 +21,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -130,10 +132,18 @@ class Bench:
             self.servers[variant] = server
         for server in self.servers.values():
             server.wait_ready("/health", 400)
+        stack.callback(self._signal, signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals, *, but: str = "") -> None:
+        for variant, server in self.servers.items():
+            if variant != but:
+                os.killpg(server.process.pid, number)
 
     def load(self, variant: str, texts: list[str], concurrency: int) -> Load:
         """Load one server while the others wait."""
         server = self.servers[variant]
+        self._signal(signal.SIGSTOP, but=variant)  # an idle vLLM spins on the core that it shares with this one
+        os.killpg(server.process.pid, signal.SIGCONT)
         before = cpu_s(server.process.pid)
         took, first, between = asyncio.run(load(server.url, texts, concurrency))
         time.sleep(0.15)  # what the tap does after the last answer is part of its cost

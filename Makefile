@@ -42,15 +42,8 @@ system: ## Install what the tests run besides Python: Prometheus, Alertmanager, 
 demo: setup ## The main job: real vLLM, normal traffic, then unseen traffic, flagged (KEEP=1 leaves it running)
 	@$(BIN)/python -m moe_watch.demo $(if $(KEEP),--keep)
 
-# Two halves side by side, each with servers of its own: two cores are enough for both.
-TAP_TESTS := $(wildcard tests/real/test_tap_*.py) tests/real/test_canary_vllm.py
-
 test: setup system ## Everything: unit, property and simulation tests, and the real servers
-	@mkdir -p out
-	@set -m; $(BIN)/pytest $(TAP_TESTS) >out/test-tap.log 2>&1 & tap=$$!; \
-	$(BIN)/pytest $(addprefix --ignore=,$(TAP_TESTS)); rest=$$?; \
-	[ $$rest != 2 ] || kill -INT $$tap; \
-	wait $$tap; tap=$$?; cat out/test-tap.log; exit $$((rest | tap))
+	$(BIN)/pytest
 
 test-fast: setup ## Everything but the real servers
 	$(BIN)/pytest -m "not real"

@@ -98,7 +98,7 @@ def test_a_sidecar_that_stands_still_loses_nothing_that_the_tap_can_hold(process
         replica.serve(40)
         time.sleep(0.4)
     os.kill(process.server.process.pid, signal.SIGCONT)
-    status = process.until(lambda s: _requests(s) == 450)
+    status = process.until(lambda s: _requests(s) == 450, 60)
     assert replica.dropped() == 0
     assert status["frames_refused"] == {}
     assert status["frames_lost"] == {}

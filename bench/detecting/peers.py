@@ -56,18 +56,17 @@ def run(seed: int) -> dict[str, Any]:
     """
     scored = [path for path in pools.prepare("steady", seed) if path.stem.startswith(f"steady-{SIZE}-")]
     arrays, ours = _streams([pools.scored(path) for path in scored[:BASELINES]], seed)
-    HOME.mkdir(parents=True, exist_ok=True)
-    file = HOME / "streams.npz"
+    folder = HOME / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "streams.npz"
     np.savez(file, **arrays)
     rows = [ours]
     for name in NEEDS:
-        out = HOME / f"{name}.json"
-        if out.exists():
-            rows += json.loads(out.read_text(encoding="utf-8"))
-            continue
-        command = [str(_environment(name) / "bin/python"), str(PEERS / f"{name}_.py"), str(file), str(out)]
-        print(name, flush=True)
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        out = folder / f"{name}.json"
+        if not out.exists():
+            print(name, flush=True)
+            command = [str(_environment(name) / "bin/python"), str(PEERS / f"{name}_.py"), str(file), str(out)]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         rows += json.loads(out.read_text(encoding="utf-8"))
     return {"streams": STREAMS, "baselines": BASELINES, "null": NULL, "after": AFTER, "rows": rows}
 

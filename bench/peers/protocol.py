@@ -56,10 +56,10 @@ def _run(peer: Peer, data: Any) -> list[dict[str, Any]]:
     """Return the peer's rows: at its default, and at the most sensitive value that keeps the promise."""
     columns = slice(None) if peer.multivariate else 0
     rows, tuned = [], None
-    values = [peer.default, *(value for value in peer.values if value != peer.default)]
-    nulls = {value: _null(peer, data, columns, value) for value in values[:1]}
+    nulls = {peer.default: _null(peer, data, columns, peer.default)}
     for value in peer.values:
-        nulls.setdefault(value, _null(peer, data, columns, value))
+        if value not in nulls:
+            nulls[value] = _null(peer, data, columns, value)
         if nulls[value]["run_length"] >= PROMISE:
             tuned = value
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from tests import postgres
 # A deadline per example is a timed assert: on a busy machine it fails without a fault.
 settings.register_profile("moe-watch", deadline=None)
 settings.load_profile("moe-watch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_sender_outlives_its_module() -> Iterator[None]:
+    """Fail where a thread of the tap goes on: tests of other modules would count it, or make it fail."""
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "moe-watch-tap"]
 
 
 @pytest.fixture(scope="session")

@@ -138,6 +138,8 @@ class Fault:
 def senders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Sender]]:
     """Switch the tap on; return the senders that it makes."""
     monkeypatch.setenv("MOE_WATCH_SAMPLE_RATE", "1")
+    monkeypatch.setattr("moe_watch.tap.sender._COLLECT_S", 0.002)  # the waits of hundreds of tests add up
+    monkeypatch.setattr("moe_watch.tap.sender._IDLE_S", 0.02)
     with fake_worker.attaching(monkeypatch, tmp_path) as made:
         yield made
 
@@ -190,8 +192,9 @@ def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFra
         if thread is not None:
             sender._wake.set()
             thread.join(5)
-    frames = []
-    while socket.poll(20):
+    sent = sum(vars(sender).get("sent", 0) for sender in senders)
+    frames: list[wire.AnyFrame] = []
+    while len(frames) < sent and socket.poll(5_000):
         frames.append(wire.decode(socket.recv()))
     return frames
 

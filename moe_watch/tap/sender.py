@@ -24,6 +24,7 @@ HEALTH_S: Final = 5.0
 _MODEL_EVERY: Final = 10  # healths
 _COLLECT_S: Final = 0.1  # frames of this time are sent together: waking two threads costs more than a frame does
 _IDLE_S: Final = 0.25
+_LINGER_MS: Final = 1000  # after an ordered end; a sidecar that reads nothing must not hold the thread
 _IN_FLIGHT: Final = 256  # frames that ZMQ may hold; those are lost when the sidecar dies
 
 
@@ -168,7 +169,8 @@ class Sender:
                     self.put(self.model)
             self._drain(socket)
             if self.stopping and not self.connected:
-                break
+                return
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
 
     def _follow(self, monitor: zmq.Socket[bytes]) -> None:
         """Learn whether the sidecar is there; a new sidecar is told the model before anything else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import moe_watch.demo
+from tests.real import ahead
 from tests.real.families import Mixtral, Others, serving_mixtral, serving_others
 from tests.real.vllm_server import Tapped, tapped
 
@@ -24,26 +26,51 @@ STRICT = (
 )
 
 
-@pytest.fixture(scope="session")
-def vllm_moe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the servers that tests will ask for."""
+    ahead.begin(config, items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop those that none has asked for."""
+    if ahead.AHEAD in session.config.stash:
+        session.config.stash[ahead.AHEAD].close()
+
+
+@ahead.fixture(scope="module")
+def vllm_moe() -> Iterator[Tapped]:
     """Serve the tiny MoE with the tap and the middleware on; every text is sampled."""
     env = {"MOE_WATCH_SAMPLE_RATE": "1"}
-    with tapped(MODELS / "moe", tmp_path_factory.mktemp("moe"), env=env) as server:
+    with tempfile.TemporaryDirectory() as work, tapped(MODELS / "moe", Path(work), env=env) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def vllm_dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
+@ahead.fixture(scope="session")
+def vllm_dense() -> Iterator[Tapped]:
     """Serve the tiny dense model with the tap and the middleware on."""
-    with tapped(MODELS / "dense", tmp_path_factory.mktemp("dense")) as server:
+    with tempfile.TemporaryDirectory() as work, tapped(MODELS / "dense", Path(work)) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def vllm_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tapped]:
+@ahead.fixture(scope="module")
+def vllm_strict() -> Iterator[Tapped]:
     """Serve the tiny MoE in float32, where memory and steps are scarce."""
-    with tapped(MODELS / "moe", tmp_path_factory.mktemp("strict"), *STRICT) as server:
+    with tempfile.TemporaryDirectory() as work, tapped(MODELS / "moe", Path(work), *STRICT) as server:
         yield server
+
+
+@ahead.fixture(scope="session")
+def mixtral() -> Iterator[Mixtral]:
+    """Serve Mixtral with random weights, with the tap and without."""
+    with tempfile.TemporaryDirectory() as work, serving_mixtral(Path(work), STRICT) as servers:
+        yield servers
+
+
+@ahead.fixture(scope="module")
+def others() -> Iterator[Others]:
+    """Serve Qwen3-MoE with random weights, and the tiny MoE compiled."""
+    with tempfile.TemporaryDirectory() as work, serving_others(Path(work), MODELS / "moe", STRICT) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")
@@ -52,17 +79,3 @@ def reference() -> Reference:
     from tests.real.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
 
     return Reference(MODELS / "moe")
-
-
-@pytest.fixture(scope="session")
-def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixtral]:
-    """Serve Mixtral with random weights, with the tap and without."""
-    with serving_mixtral(tmp_path_factory.mktemp("mixtral"), STRICT) as servers:
-        yield servers
-
-
-@pytest.fixture(scope="session")
-def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Others]:
-    """Serve Qwen3-MoE with random weights, and the tiny MoE compiled."""
-    with serving_others(tmp_path_factory.mktemp("others"), MODELS / "moe", STRICT) as servers:
-        yield servers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from moe_watch.canary import prompts
 from moe_watch.commands.canary import command
 from moe_watch.demo import servers
+from tests.real import ahead
 
 pytestmark = pytest.mark.real
 
@@ -38,29 +40,30 @@ class Deployment:
         return CliRunner().invoke(command, [*arguments, "--url", self.url, "--loads", loads], env=self.environment)
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+@ahead.fixture(scope="module")
+def canary_deployment() -> Iterator[Deployment]:
     """Start the sidecar and vLLM with the worker extension that injects faults."""
-    work = tmp_path_factory.mktemp("canary")
-    environment = {
-        "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
-        "MOE_WATCH_STORE__URL": f"sqlite:///{work}/moe-watch.db",
-        "MOE_WATCH_REPLICA": "canary-test",
-        "MOE_WATCH_CONFIG": str(work / "none.toml"),
-        "OMP_NUM_THREADS": "1",
-        "VLLM_SERVER_DEV_MODE": "1",
-        "PYTHONPATH": str(ROOT / "bench"),
-    }
-    args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
-    sidecar = servers.start_sidecar(work, env=environment)
-    vllm = servers.start_vllm("vllm", CHECKPOINT, work=work, served_name="tiny", args=args, env=environment)
-    try:
-        sidecar.wait_ready("/healthz", 60)
-        vllm.wait_ready("/health", 300)
-        yield Deployment(vllm.url, environment)
-    finally:
-        vllm.stop()
-        sidecar.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        environment = {
+            "MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock",
+            "MOE_WATCH_STORE__URL": f"sqlite:///{work}/moe-watch.db",
+            "MOE_WATCH_REPLICA": "canary-test",
+            "MOE_WATCH_CONFIG": str(work / "none.toml"),
+            "OMP_NUM_THREADS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "PYTHONPATH": str(ROOT / "bench"),
+        }
+        args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+        sidecar = servers.start_sidecar(work, env=environment)
+        vllm = servers.start_vllm("vllm", CHECKPOINT, work=work, served_name="tiny", args=args, env=environment)
+        try:
+            sidecar.wait_ready("/healthz", 60)
+            vllm.wait_ready("/health", 300)
+            yield Deployment(vllm.url, environment)
+        finally:
+            vllm.stop()
+            sidecar.stop()
 
 
 @pytest.fixture(scope="module")
@@ -72,45 +75,45 @@ def own_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_broken_model_is_told_from_a_healthy_one(deployment: Deployment) -> None:
+def test_a_broken_model_is_told_from_a_healthy_one(canary_deployment: Deployment) -> None:
     """Recorded, healthy, broken behind layer 2 and mended: each time the command says so, and where."""
-    recorded = deployment.canary("record", "--rounds", "4")
+    recorded = canary_deployment.canary("record", "--rounds", "4")
     assert recorded.exit_code == 0, recorded.output
-    healthy = deployment.canary("run")
+    healthy = canary_deployment.canary("run")
     assert (healthy.exit_code, "healthy: 106 canaries" in healthy.output) == (0, True), healthy.output
-    deployment.call("inject_fault", "third_layer_rotated")
-    broken = deployment.canary("run")
+    canary_deployment.call("inject_fault", "third_layer_rotated")
+    broken = canary_deployment.canary("run")
     assert broken.exit_code == 2, broken.output
     assert "routing: layer 3 is the first that moved" in broken.output
-    deployment.call("mend")
-    mended = deployment.canary("run")
+    canary_deployment.call("mend")
+    mended = canary_deployment.canary("run")
     assert mended.exit_code == 0, mended.output
 
 
-def test_a_fault_of_small_batches_is_seen_where_batches_are_small(deployment: Deployment, own_set: str) -> None:
+def test_a_fault_of_small_batches_is_seen_where_batches_are_small(canary_deployment: Deployment, own_set: str) -> None:
     """A set of the user's own, one prompt at a time and sixteen: the router is coarse in small steps alone.
 
     Where sixteen are asked at once the last ones are answered in small steps too, so that load may have moved as well.
     """
-    recorded = deployment.canary("record", "--rounds", "4", "--prompts", own_set, loads="1,16")
+    recorded = canary_deployment.canary("record", "--rounds", "4", "--prompts", own_set, loads="1,16")
     assert recorded.exit_code == 0, recorded.output
-    deployment.call("inject_fault", "coarse_router_small_batch")
-    broken = deployment.canary("run", "--prompts", own_set, loads="1,16")
-    deployment.call("mend")
+    canary_deployment.call("inject_fault", "coarse_router_small_batch")
+    broken = canary_deployment.canary("run", "--prompts", own_set, loads="1,16")
+    canary_deployment.call("mend")
     assert broken.exit_code == 2, broken.output
     assert broken.output.startswith("routing: ")
     assert "only at load 16" not in broken.output
 
 
-def test_vllm_is_compared_with_transformers_on_the_same_weights(deployment: Deployment, own_set: str) -> None:
+def test_vllm_is_compared_with_transformers_on_the_same_weights(canary_deployment: Deployment, own_set: str) -> None:
     """The same routing but for numerics; misplaced experts are seen without a healthy vLLM to compare with."""
     weights = ["--engine", "transformers", "--checkpoint", str(CHECKPOINT), "--model", "tiny"]
-    recorded = deployment.canary("record", *weights, "--prompts", own_set)
+    recorded = canary_deployment.canary("record", *weights, "--prompts", own_set)
     assert recorded.exit_code == 0, recorded.output
-    parity = deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
+    parity = canary_deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
     assert parity.exit_code == 0, parity.output
-    deployment.call("inject_fault", "third_layer_rotated")
-    broken = deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
-    deployment.call("mend")
+    canary_deployment.call("inject_fault", "third_layer_rotated")
+    broken = canary_deployment.canary("run", "--against", "transformers", "--prompts", own_set, loads="1")
+    canary_deployment.call("mend")
     assert broken.exit_code == 2, broken.output
     assert "layer 3 is the first that moved" in broken.output

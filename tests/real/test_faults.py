@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -39,13 +39,25 @@ def process(tmp_path: Path) -> Iterator[Process]:
     made.close()
 
 
+@pytest.fixture(autouse=True)
+def no_sender_outlives_its_test() -> Iterator[None]:
+    """End the threads: they would go on into tests that count what senders do."""
+    yield
+    for replica in Replica.made:
+        replica.sender.close(5)
+    Replica.made.clear()
+
+
 class Replica:
     """The tap's real sender, fed with finished requests."""
+
+    made: ClassVar[list[Replica]] = []
 
     def __init__(self, process: Process, name: str = "r0") -> None:
         self.tap = Tap(replica=name)
         self.sender = Sender(TapSettings(endpoint=process.endpoint, replica=name), "engine", "engine-0", Status())
         self.sender.announce(_again(self.tap.announce()))
+        self.made.append(self)
 
     def serve(self, n: int, **more: Any) -> None:
         """Finish ``n`` requests."""

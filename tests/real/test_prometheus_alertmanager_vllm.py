@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from grafana_view import Asked, fill, metric_names, queries
 
+from moe_watch.canary import prompts
 from moe_watch.demo.traffic import mixture
 from moe_watch.provision import assets
 from moe_watch.provision.catalogue import ALERTS
 from tests.otlp_receiver import attributes
-from tests.real import monitoring
-from tests.real.deployment import MOE, REPLICA, Deployment, deployment
+from tests.real import ahead, monitoring
+from tests.real.deployment import MOE, REPLICA, Deployment, deployment, watched
 
 pytestmark = [
     pytest.mark.real,
@@ -80,15 +84,29 @@ def is_over(running: Deployment) -> bool:
     return not firing and running.hook.names("firing") <= running.hook.names("resolved")
 
 
+@ahead.fixture(scope="module")
+def served() -> Iterator[Deployment]:
+    """Run vLLM with the tap, and the sidecar."""
+    with tempfile.TemporaryDirectory() as work, deployment(Path(work)) as running:
+        yield running
+
+
+def few_canaries(work: Path) -> str:
+    """Write an eighth of the prompts that ship; how canaries tell is tested elsewhere."""
+    lines = [json.dumps({"messages": one.messages}) for one in prompts.load().prompts[::8]]
+    (work / "canaries.jsonl").write_text("\n".join(lines))
+    return str(work / "canaries.jsonl")
+
+
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(served: Deployment) -> Iterator[Story]:
     """Learn, run normally, then with requests of unseen kinds until it pages, then normally until it resolves."""
-    with deployment(tmp_path_factory.mktemp("deployment")) as running:
+    with watched(served) as running:
         told = Story(running)
         running.traffic(mixture(LEARN, seed=1))
         running.command("baseline", "fit", "--promote")
-        running.command("canary", "record", "--loads", "16")
-        running.command("canary", "run", "--loads", "16")
+        for step in ("record", "run"):
+            running.command("canary", step, "--loads", "16", "--prompts", few_canaries(running.work))
         running.traffic(mixture(NORMAL, seed=2))
         told.quiet = copy.deepcopy(running.hook.alerts())
         running.traffic(mixture(UNUSUAL, seed=3, unseen_share=0.5), until=lambda: bool(running.hook.arrived))

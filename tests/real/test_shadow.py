@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from moe_watch.store import shadows
 from moe_watch.store.models import Sample
 from tests import shadow_store
 from tests.fake_openai import FakeOpenAI
+from tests.real import ahead
 from tests.real.vllm_server import Tapped, VllmServer
 
 pytestmark = pytest.mark.real
@@ -263,22 +265,30 @@ def test_kv_cache_is_predicted_for_both_demo_models(vllm_moe: Tapped, vllm_dense
         assert_predicted(server.server, MODELS / name, in_flight=2048)
 
 
-def test_kv_cache_is_predicted_for_mixed_layers(tmp_path: Path) -> None:
-    """So they are with wider global layers, a short window, shared caches and a small batch."""
+@ahead.fixture(scope="module")
+def vllm_mixed() -> Iterator[tuple[VllmServer, Path]]:
+    """Serve a model with wider global layers, a short window and shared caches, in small batches."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     kinds = (["sliding_attention"] * 5 + ["full_attention"]) * 2
     shape = {"num_hidden_layers": 12, "layer_types": kinds, "global_head_dim": 64, "sliding_window": 128}
     config = json.loads((MODELS / "moe" / "config.json").read_text()) | shape | {"num_kv_shared_layers": 3}
     config.pop("per_layer_config")
     made = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**config)).to(torch.bfloat16)
-    made.save_pretrained(tmp_path / "mixed")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "mixed" / name).write_bytes((MODELS / "moe" / name).read_bytes())
-    server = VllmServer.start(tmp_path / "mixed", tmp_path, args=["--max-num-batched-tokens", "256"])
-    try:
-        assert_predicted(server, tmp_path / "mixed", in_flight=256)
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "mixed"
+        made.save_pretrained(model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (model / name).write_bytes((MODELS / "moe" / name).read_bytes())
+        server = VllmServer.start(model, Path(work), args=["--max-num-batched-tokens", "256"])
+        try:
+            yield server, model
+        finally:
+            server.stop()
+
+
+def test_kv_cache_is_predicted_for_mixed_layers(vllm_mixed: tuple[VllmServer, Path]) -> None:
+    """So they are with wider global layers, a short window, shared caches and a small batch."""
+    assert_predicted(*vllm_mixed, in_flight=256)
 
 
 def test_what_fits_is_told_from_the_servers_own_free_blocks(vllm_moe: Tapped) -> None:

@@ -27,6 +27,7 @@ EDGES: Final[dict[str, tuple[float, ...]]] = {  # name of a histogram -> upper b
     "output_tokens": TOKEN_EDGES,
     "ood_p": P_EDGES,
 }
+_NAMED_LIKE: Final = {"ood_domains": "scored_domains", "ood_modalities": "scored_modalities"}
 
 
 @dataclass
@@ -135,10 +136,11 @@ class Window:
             self.sum(name, number)
         for name, vector in other.vectors.items():
             self._vector(name, vector)
-        for name, tally in other.tallies.items():
+        for name in sorted(other.tallies, key=lambda name: name in _NAMED_LIKE):
             mine = self.tallies.setdefault(name, {})
-            for value, number in tally.items():
-                mine[value] = mine.get(value, 0) + number
+            for value, number in other.tallies[name].items():
+                known = self._named(name, value)
+                mine[known] = mine.get(known, 0) + number
 
     def scalars(self) -> dict[str, Any]:
         """Return everything but the two arrays as JSON."""
@@ -159,10 +161,15 @@ class Window:
         """Count ``values`` and return the names under which they were counted."""
         tally, names = self.tallies.setdefault(name, {}), []
         for value in values:
-            known = value if value in tally or len(tally) < MOST_DOMAINS else "other"
+            known = self._named(name, value)
             tally[known] = tally.get(known, 0) + 1
             names.append(known)
         return names
+
+    def _named(self, name: str, value: str) -> str:
+        """Return what ``value`` is called in the tally ``name``: "other" once there are too many values in it."""
+        known = self.tallies.get(_NAMED_LIKE.get(name, name), {})
+        return value if value in known or len(known) < MOST_DOMAINS else "other"
 
 
 def _sum(counts: NDArray[np.uint32]) -> NDArray[np.integer[Any]]:

@@ -221,3 +221,15 @@ def test_parts_beyond_the_limit_are_flagged_under_the_name_they_are_scored_under
     flagged = np.arange(len(names)) >= MOST_DOMAINS
     window.add_scores(np.where(flagged, 0.003, 0.5), flagged, requests)
     assert window.tallies["ood_domains"] == {"other": window.tallies["scored_domains"]["other"]}
+
+
+def test_merging_keeps_the_bound_on_domains() -> None:
+    """A year of windows has no more names than one, and what is flagged keeps the name it was scored under."""
+    whole = Window(3, 8)
+    for n in range(100):
+        one = Window(3, 8)
+        one.tallies = {"ood_domains": {f"d{n}": 1}, "scored_domains": {f"d{n}": 2}}  # in the order Postgres gives
+        whole.merge(one)
+    assert len(whole.tallies["scored_domains"]) == MOST_DOMAINS + 1
+    assert whole.tallies["ood_domains"] == {name: n // 2 for name, n in whole.tallies["scored_domains"].items()}
+    assert sum(whole.tallies["scored_domains"].values()) == 200

@@ -203,12 +203,17 @@ def test_what_is_missing_says_what_to_switch_on(tmp_path: Path) -> None:
 
 
 def test_a_dead_expert_is_seen_against_the_baseline(tmp_path: Path) -> None:
-    """An expert that the baseline's traffic chose and nobody chooses any more is listed as unused, and as new."""
+    """An expert that the baseline chose and nobody chooses any more is unused, and gone when chance is ruled out."""
     engine = store_factory.make(tmp_path / "dead.db", replace(SHORT, dead=(1, 3), drift_share=0.0, shadow=False))
     load = report_of(engine, Period(UNTIL - 0.5 * DAY, UNTIL)).reviews[0].load
     assert isinstance(load, Load)
     assert load.layers[1].unused == (3,)
     assert load.layers[1].unused_before == ()
+    assert load.layers[1].gone == (3,)
+    few = report_of(engine, Period(UNTIL - 0.08 * DAY, UNTIL)).reviews[0].load
+    assert isinstance(few, Load)
+    assert few.layers[1].unused == (3,)
+    assert few.layers[1].gone == ()
 
 
 def test_the_same_report_from_every_store(store: Engine) -> None:

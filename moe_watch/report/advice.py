@@ -21,7 +21,6 @@ _OF_KIND: Final = {
     "routing": "Compare with the last change of vLLM, weights, quantisation or kernels, and take it back.",
     "garbled": "Read the outputs with defects; if usual requests have them, take back the last change of the model.",
     "quality": "Read the worst requests below; take back the last change of the model's deployment if there was one.",
-    "imbalance": "Spread the busy experts over the ranks (vLLM: --enable-eplb), or add redundant experts.",
     "dead_experts": "Check the expert map and the checkpoint: experts without tokens are a fault of the deployment.",
     "blind": "Find out why routing is missing.",
     "replica": "Take the replica that differs out of the load balancer and compare its start with its siblings'.",
@@ -78,13 +77,7 @@ def _of_drifts(drifts: tuple[Drift, ...]) -> Iterator[Action]:
 def _of_load(load: Load | Missing) -> Iterator[Action]:
     if isinstance(load, Missing):
         return
-    gone = [
-        f"{expert} of layer {layer.layer}"
-        for layer in load.layers
-        if layer.unused_before is not None
-        for expert in layer.unused
-        if expert not in layer.unused_before
-    ]
+    gone = [f"{expert} of layer {layer.layer}" for layer in load.layers for expert in layer.gone]
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         yield Action(

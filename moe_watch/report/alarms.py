@@ -17,7 +17,7 @@ from moe_watch.report.answers import Tone
 from moe_watch.report.explain import Explanation, Table
 from moe_watch.report.gather import gather
 from moe_watch.report.review import Review
-from moe_watch.report.sections import Drift, Mark
+from moe_watch.report.sections import Mark
 from moe_watch.report.terms import Missing, Period
 from moe_watch.settings import Settings
 from moe_watch.store import episodes, events
@@ -36,9 +36,8 @@ _KINDS: Final = {
     "TrafficDrift": ("traffic",),
     "OODRateHigh": ("traffic", "routing"),
     "DeadExperts": ("dead_experts",),
-    "ExpertImbalance": ("imbalance",),
     "QualityGap": ("quality",),
-    "GarbledOutput": ("quality",),
+    "GarbledOutput": ("garbled",),
     "TapDown": ("blind",),
     "ReplicaDeviates": ("replica",),
 }
@@ -79,7 +78,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
         phrases.drift_sentence(drift, end),
         f"Flagged {figures.moment(row.flagged_at)} UTC on {row.replica}: {row.summary}",
     ]
-    sentences += [*_certainty(row, settings), *_where(row), *_nearest(engine, drift)]
+    sentences += [*_certainty(row, settings), *_where(row), *_nearest(engine, row)]
     shown: tuple[Table, ...] = ()
     if review is not None:
         sentences += phrases.cause(review)
@@ -92,7 +91,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
         sentences=tuple(sentences),
         tables=shown,
         todo=todo,
-        data={"episode": asdict(drift), "evidence": row.evidence, "nearest": list(_nearest(engine, drift))},
+        data={"episode": asdict(drift), "evidence": row.evidence, "nearest": list(_nearest(engine, row))},
     )
 
 
@@ -117,8 +116,9 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     told = [phrases.drift_sentence(drift, review.period.until) for drift in mine]
     if kinds and not mine:
         told = ["No alarm of this kind was open in the last 24 hours."]
-    nearest = [sentence for drift in open_now[:1] for sentence in _nearest(engine, drift)]
-    told += [sentence for drift in open_now for sentence in _where(episodes.find(engine, drift.id))]
+    rows = [row for drift in open_now if (row := episodes.find(engine, drift.id)) is not None]
+    nearest = [sentence for row in rows[:1] for sentence in _nearest(engine, row)]
+    told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
     shown = alarm_tables.OF_ALERT[name](review) if name in alarm_tables.OF_ALERT else ()
     tone: Tone = "bad" if open_now else words.verdict(review).tone if not kinds else "calm"
@@ -144,23 +144,23 @@ def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
         yield f"Requests flagged at the time: {', '.join(ids)}."
 
 
-def _where(row: Episode | None) -> tuple[str, ...]:
+def _where(row: Episode) -> tuple[str, ...]:
     """Say where the alarm is, as the sidecar found while it was open."""
-    found = row.evidence.get("where") if row is not None else None
+    found = row.evidence.get("where")
     try:
-        return () if row is None or found is None else phrases.where(msgspec.convert(found, status.Where), row.kind)
+        return () if found is None else phrases.where(msgspec.convert(found, status.Where), row.kind)
     except msgspec.ValidationError:
         return ()  # written by another version
 
 
-def _nearest(engine: Engine, drift: Drift) -> Iterator[str]:
-    """Name the event nearest to the start, within a day."""
-    found = events.between(engine, drift.began_at - _DAY_S, drift.began_at + _DAY_S)
-    own = [e for e in found if e.replica in {"", drift.replica}]
+def _nearest(engine: Engine, row: Episode) -> Iterator[str]:
+    """Name the event of the model at its replica that is nearest to the start, within a day."""
+    found = events.between(engine, row.began_at - _DAY_S, row.began_at + _DAY_S, row.model_id)
+    own = [e for e in found if e.replica in {"", row.replica}]
     if own:
-        near = min(own, key=lambda e: abs(e.at - drift.began_at))
-        apart = figures.duration(abs(near.at - drift.began_at))
-        side = "before" if near.at <= drift.began_at else "after"
+        near = min(own, key=lambda e: abs(e.at - row.began_at))
+        apart = figures.duration(abs(near.at - row.began_at))
+        side = "before" if near.at <= row.began_at else "after"
         mark: Mark = from_history.mark(near)
         yield f"Nearest event: {mark.text}, {apart} {side} the start."
 

@@ -20,6 +20,7 @@ TONE: Final[dict[State, Tone]] = {
 }  # fmt: skip
 _TOLD: Final = 3  # alarms and events named
 _FEWEST: Final = 100  # requests of two periods that are compared
+FEWEST: Final = 30  # scored requests below which nothing is called steady
 _WORTH_TELLING: Final = 0.2  # relative change of a total
 
 
@@ -70,8 +71,9 @@ def routing(review: Review, state: State) -> Answer:
     if state == "blind":
         share = figures.share(coverage.routed / coverage.requests)
         return Answer(question, "Not known", (f"Only {share} of the requests came with their routing.",), "bad")
-    if not coverage.scored:
-        why = review.baseline.why if isinstance(review.baseline, Missing) else "No request was scored."
+    if coverage.scored < FEWEST:
+        scored = f"{coverage.scored} of {figures.plural(coverage.requests, 'request')} could be scored."
+        why = review.baseline.why if isinstance(review.baseline, Missing) else f"Only {scored}"
         return Answer(question, "Not known", (why, *largest), "unknown")
     calm = (
         f"No alarm in {figures.plural(coverage.scored, 'scored request')}; false ones come at least "
@@ -148,10 +150,10 @@ def _alike(shift: Shift) -> str:
 
 
 def _by_decile(found: Quality) -> tuple[str, ...]:
-    known = [decile for decile in found.deciles if decile.requests]
-    if len(known) < 2:
+    ends = [decile for decile in (found.deciles[:1] + found.deciles[-1:]) if decile.requests]
+    if len(ends) < 2:
         return ()
-    first, last = (phrases.number(decile.value) for decile in (known[0], known[-1]))
+    first, last = (phrases.number(decile.value) for decile in ends)
     return (f"On the most ordinary tenth of the traffic the gap is {first}, on the most unusual {last}.",)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from moe_watch.report import figures
 from moe_watch.report.review import BaselineFacts, Served
 from moe_watch.report.sections import Canaries, Drift, Mark, Replay
 from moe_watch.report.terms import Missing, Period
 from moe_watch.store import baselines, episodes, events, models
+from moe_watch.store import canaries as checks
 from moe_watch.store import review as store
 from moe_watch.store import served as served_models
 
@@ -37,6 +38,7 @@ _WORDS: Final = {
     "baseline_promoted": "baseline promoted",
     "model_changed": "another configuration was served",
 }
+_MOST_CHECKS: Final = 10_000
 
 
 def served(row: models.Model | store.AnyRow) -> Served:
@@ -112,16 +114,20 @@ def baseline(engine: Engine, row: store.AnyRow) -> tuple[int | None, BaselineFac
     )
 
 
-def canaries(connection: Connection, model_id: int, period: Period) -> Canaries | Missing:
-    """Return the checks of the canaries in the period."""
-    rows = store.replays(connection, model_id, period.since, period.until)
-    if not rows:
+def canaries(engine: Engine, row: store.AnyRow, period: Period) -> Canaries | Missing:
+    """Return the checks of the canaries of the model ``row`` in the period.
+
+    Neither rounds of a reference, earlier ones included, nor comparisons with transformers say anything of a change.
+    """
+    runs = checks.runs(engine, row.name, verdicts=checks.CHECKED, kind="vllm", since=period.since, limit=_MOST_CHECKS)
+    own = [run for run in runs if run.model_id == row.id and run.at < period.until]
+    if not own:
         return Missing(
             "No canary was replayed, so a change of traffic cannot be told from a change of the model with certainty.",
             "moe-watch canary record, once on a healthy server; then moe-watch canary run after every change.",
         )
-    found = [Replay(row.at, row.load, row.verdict, row.first_layer, row.summary) for row in rows]
-    return Canaries(tuple(found), dict(Counter(replay.verdict or "unknown" for replay in found)))
+    found = [Replay(run.at, run.load, run.verdict, run.first_layer, run.summary) for run in own]
+    return Canaries(tuple(found), dict(Counter(replay.verdict for replay in found)))
 
 
 def _mark(at: float, kind: str, detail: str, replica: str) -> Mark:

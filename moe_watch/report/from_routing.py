@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from moe_watch.detect.baseline import Baseline
+from moe_watch.detect.dead import dead_experts, use
 from moe_watch.detect.localise import localise
 from moe_watch.detect.moments import Moments, of_baseline
 from moe_watch.report.review import Served
@@ -120,11 +121,21 @@ def load(served: Served, now: Moments, baseline: Baseline | None) -> Load | Miss
     """Return how even the work of the experts of each layer was, over all tokens."""
     if not now.counts.any():
         return Missing("No routing was recorded in the period.", "moe-watch doctor says why the tap sees nothing.")
-    before = None if baseline is None else baseline.counts
-    return Load(now.requests, tuple(_layer_load(served, now.counts, before, row) for row in range(served.layers)))
+    before, gone = None if baseline is None else baseline.counts, _gone(now, baseline)
+    return Load(now.requests, tuple(_layer_load(served, now.counts, before, gone, row) for row in range(served.layers)))
 
 
-def _layer_load(served: Served, counts: NDArray[np.uint64], before: NDArray[np.uint64] | None, row: int) -> LayerLoad:
+def _gone(now: Moments, baseline: Baseline | None) -> NDArray[np.bool_]:
+    """Return which experts ``[layers, experts]`` got nothing, though few requests or rare use do not explain that."""
+    normal = None if baseline is None else use(baseline.users, baseline.requests, baseline.counts)
+    silent = now.counts == 0
+    passed = np.broadcast_to(now.counts.sum(1, keepdims=True), silent.shape).astype(np.int64)
+    return np.asarray(silent & dead_experts(np.full(silent.shape, now.requests), passed, normal).dead)
+
+
+def _layer_load(
+    served: Served, counts: NDArray[np.uint64], before: NDArray[np.uint64] | None, gone: NDArray[np.bool_], row: int
+) -> LayerLoad:
     share = _shares(counts[row])
     log = np.log(share, out=np.zeros_like(share), where=share > 0)
     even = np.log(served.experts) if served.experts > 1 else 1.0
@@ -136,6 +147,7 @@ def _layer_load(served: Served, counts: NDArray[np.uint64], before: NDArray[np.u
         entropy=float(-(share * log).sum() / even),
         unused=tuple(int(e) for e in np.flatnonzero(counts[row] == 0)),
         unused_before=None if before is None else tuple(int(e) for e in np.flatnonzero(before[row] == 0)),
+        gone=tuple(int(e) for e in np.flatnonzero(gone[row])),
     )
 
 

@@ -200,7 +200,10 @@ def _context(whole: aggregate.Window, name: str, budget: float | None) -> Contex
     if counts is None or median is None or p95 is None:
         return None
     n = round(float(counts.sum()))
-    over = None if budget is None else interval(min(n, round(above(counts, aggregate.EDGES[key], budget))), n)
+    unknown = budget is None or (budget > aggregate.EDGES[key][-1] and counts[-1] > 0)  # within the open bucket
+    over = (
+        None if unknown or budget is None else interval(min(n, round(above(counts, aggregate.EDGES[key], budget))), n)
+    )
     return Context(name, n, median, p95, budget, over)
 
 

@@ -92,7 +92,7 @@ def _review(job: _Job) -> Review:
         slowdowns=from_shadow.slowdowns(job.session, served.name, job.period, before),
         suspects=_suspects(job, served, fitted, ood),
         load=load,
-        canaries=from_history.canaries(job.connection, job.row.id, _of_canaries(job.period, drifts)),
+        canaries=from_history.canaries(job.engine, job.row, _of_canaries(job.period, drifts)),
         coverage=_coverage(job, found, quality),
         promises=Promises(detect.average_run_length, detect.coverage_floor, job.settings.shadow.gap_tolerance),
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from moe_watch.detect.canary import FAULTS
 from moe_watch.detect.localise import FEWEST
 from moe_watch.report import figures, phrases
 from moe_watch.report.advice import FEWEST_TIMED
@@ -95,18 +96,25 @@ def _quality(quality: Quality | Missing) -> str:
 def _advantage(advantage: Advantage | Missing) -> str:
     if isinstance(advantage, Missing):
         return ""
-    pays = [step for step in advantage.steps if (step.ratio.low or 0) > 1]
     last = advantage.steps[-1]
-    ratio = f"{figures.significant(last.ratio.value)} times the dense model's tokens per second"
-    if not pays:
-        return f"The MoE is not faster than the dense model: at {last.concurrency} requests at once it makes {ratio}."
-    return f"The MoE pays from {pays[0].concurrency} requests at once; at {last.concurrency} it makes {ratio}."
+    here = f"at {last.concurrency} at once it makes {figures.significant(last.ratio.value)} times"
+    ratio = f"{here} the dense model's tokens per second"
+    surely = [(step.ratio.low or 0) > 1 for step in advantage.steps]
+    if surely[-1]:
+        first = len(surely) - next((n for n, sure in enumerate(reversed(surely)) if not sure), len(surely))
+        return f"The MoE pays from a concurrency of {advantage.steps[first].concurrency} on; {ratio}."
+    if any(surely):
+        where = figures.joined([step.concurrency for step, sure in zip(advantage.steps, surely, strict=True) if sure])
+        return f"The MoE pays at a concurrency of {where}, not of {last.concurrency}: {ratio}."
+    if last.ratio.value > 1:
+        return f"That the MoE is faster than the dense model is not certain: {ratio}."
+    return f"The MoE is not faster than the dense model: {ratio}."
 
 
 def _latency(latency: Latency | Missing) -> str:
     if isinstance(latency, Missing):
         return ""
-    judged = [c for c in latency.contexts if c.budget is not None and c.requests >= FEWEST_TIMED]
+    judged = [c for c in latency.contexts if c.over is not None and c.requests >= FEWEST_TIMED]
     late = [c.name for c in judged if c.budget is not None and c.p95 > c.budget]
     if not judged:
         return "Too few requests of any one length to hold against its budget."
@@ -131,11 +139,9 @@ def _suspects(suspects: Suspects | Missing) -> str:
 def _load(load: Load | Missing) -> str:
     if isinstance(load, Missing):
         return ""
-    gone = [layer for layer in load.layers if set(layer.unused) - set(layer.unused_before or layer.unused)]
-    if gone:
-        first = gone[0]
-        experts = sorted(set(first.unused) - set(first.unused_before or ()))
-        return f"Expert {experts[0]} of layer {first.layer} got no token; it did in the baseline."
+    first = next((layer for layer in load.layers if layer.gone), None)
+    if first is not None:
+        return f"Expert {first.gone[0]} of layer {first.layer} got no token; it did in the baseline."
     top = max(load.layers, key=lambda layer: layer.max_to_mean)
     busiest = (
         f"expert {top.busiest} of layer {top.layer} does {figures.significant(top.max_to_mean)} times the mean work"
@@ -150,11 +156,15 @@ def _load(load: Load | Missing) -> str:
 def _canaries(canaries: Canaries | Missing) -> str:
     if isinstance(canaries, Missing):
         return ""
-    n = len(canaries.replays)
-    bad = sum(count for name, count in canaries.by_verdict.items() if name not in {"healthy", "benign"})
-    if not bad:
-        return f"The same prompts were replayed {'once' if n == 1 else f'{n} times'} and routed as before each time."
-    return f"{figures.plural(bad, 'replay')} of {n} found the same prompts routed or answered differently."
+    bad = sum(canaries.by_verdict.get(verdict, 0) for verdict in FAULTS)
+    blind = canaries.by_verdict.get("blind", 0)
+    n = len(canaries.replays) - blind
+    if bad:
+        return f"{figures.plural(bad, 'replay')} of {n} found the same prompts routed or answered differently."
+    if not n:
+        return "No replay of the canaries could be judged."
+    rest = f"; {figures.plural(blind, 'more replay')} could not be judged" if blind else ""
+    return f"The same prompts were replayed {'once' if n == 1 else f'{n} times'} and routed as before each time{rest}."
 
 
 def _coverage(coverage: Coverage) -> str:

@@ -6,6 +6,7 @@ from typing import Final
 
 from moe_watch import status
 from moe_watch.detect import localise
+from moe_watch.detect.canary import FAULTS
 from moe_watch.report import figures
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Change, Drift, Mover
@@ -13,14 +14,13 @@ from moe_watch.report.terms import Interval, Missing
 
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
-_GRAVITY: Final = ("garbled", "quality", "routing", "dead_experts", "replica", "blind", "imbalance", "traffic")
+_GRAVITY: Final = ("garbled", "quality", "routing", "dead_experts", "replica", "blind", "traffic")
 OF_OUTPUT: Final = frozenset({"garbled", "quality"})  # alarms of what the MoE writes, not of how it routes
 _KIND: Final = {
     "traffic": "Traffic drift",
     "routing": "Routing drift",
     "garbled": "Garbled output",
     "quality": "Worse output",
-    "imbalance": "Load imbalance",
     "dead_experts": "Dead experts",
     "blind": "Blind tap",
     "replica": "A replica that differs from its siblings",
@@ -97,13 +97,15 @@ def cause(review: Review) -> tuple[str, ...]:
     began = [drift.began_at for drift in review.timeline.drifts if drift.kind in {"traffic", "routing"}]
     if not began:
         return ()
-    since = [] if isinstance(review.canaries, Missing) else [r for r in review.canaries.replays if r.at >= min(began)]
+    found = [] if isinstance(review.canaries, Missing) else [r for r in review.canaries.replays if r.at >= min(began)]
+    since = [replay for replay in found if replay.verdict != "blind"]
     if not since:
-        return ("Whether it was the traffic or the model is not certain: no canary was replayed since.",)
-    bad = [replay for replay in since if replay.verdict not in {"healthy", "benign"}]
+        why = "no replay of the canaries since could be judged" if found else "no canary was replayed since"
+        return (f"Whether it was the traffic or the model is not certain: {why}.",)
+    bad = [replay for replay in since if replay.verdict in FAULTS]
     if bad:
-        found = f"Of {figures.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
-        return (f"{found} ({bad[0].verdict}): the model or its deployment moved.",)
+        told = f"Of {figures.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
+        return (f"{told} ({bad[0].verdict}): the model or its deployment moved.",)
     checks = (
         "The check of the canaries since then" if len(since) == 1 else f"All {len(since)} checks of the canaries since"
     )

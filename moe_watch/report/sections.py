@@ -246,6 +246,7 @@ class LayerLoad:
     entropy: float  # over its maximum
     unused: tuple[int, ...]  # experts without a single token in the period
     unused_before: tuple[int, ...] | None  # the same in the baseline
+    gone: tuple[int, ...]  # those of ``unused`` that the baseline's traffic uses too often for that to be an accident
 
 
 @dataclass(frozen=True)

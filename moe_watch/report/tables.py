@@ -8,7 +8,7 @@ from typing import Final
 from moe_watch.report import figures, phrases
 from moe_watch.report.plots import timeline
 from moe_watch.report.review import Review, Totals
-from moe_watch.report.sections import Load
+from moe_watch.report.sections import LayerLoad, Load
 from moe_watch.report.terms import Missing
 
 _MOST_EVENTS: Final = 24
@@ -93,7 +93,10 @@ def compared_lead(review: Review) -> str:
 
 
 def happened(review: Review) -> tuple[Happened, ...]:
-    """Return events and alarms in order of time; of kinds that are frequent only a count."""
+    """Return events and alarms in order of time; of kinds that are frequent only a count.
+
+    Where there are too many, alarms come before events and late ones before early ones.
+    """
     letters = timeline.letters(review.timeline)
     rows = [
         Happened(mark.at, mark.text, mark.replica, letters[i], alarm=False)
@@ -111,9 +114,10 @@ def happened(review: Review) -> tuple[Happened, ...]:
         if i not in letters:
             rest.setdefault(mark.kind, []).append(mark.at)
     for kind, times in rest.items():
-        words = f"{kind.replace('_', ' ')}, {len(times)} times until {figures.moment(times[-1])}"
-        rows.append(Happened(times[0], words, "", "", alarm=False))
-    return tuple(sorted(rows, key=lambda row: row.at)[:_MOST_EVENTS])
+        often = "once" if len(times) == 1 else f"{len(times)} times until {figures.moment(times[-1])}"
+        rows.append(Happened(times[0], f"{kind.replace('_', ' ')}, {often}", "", "", alarm=False))
+    kept = sorted(rows, key=lambda row: (not row.alarm, -row.at))[:_MOST_EVENTS]
+    return tuple(sorted(kept, key=lambda row: row.at))
 
 
 def unused(load: Load | Missing) -> str:
@@ -123,19 +127,15 @@ def unused(load: Load | Missing) -> str:
     found = [(layer, expert) for layer in load.layers for expert in layer.unused]
     if not found:
         return "none."
-    named = [
-        f"{expert} of layer {layer.layer}"
-        + (
-            ""
-            if layer.unused_before is None
-            else " (as in the baseline)"
-            if expert in layer.unused_before
-            else " (new)"
-        )
-        for layer, expert in found[:_MOST_UNUSED]
-    ]
+    named = [f"{expert} of layer {layer.layer}{_since(layer, expert)}" for layer, expert in found[:_MOST_UNUSED]]
     more = f" and {len(found) - _MOST_UNUSED} more" if len(found) > _MOST_UNUSED else ""
     return f"{', '.join(named)}{more}."
+
+
+def _since(layer: LayerLoad, expert: int) -> str:
+    if expert in layer.gone:
+        return " (new)"
+    return " (as in the baseline)" if expert in (layer.unused_before or ()) else ""
 
 
 def _ood(review: Review) -> Figure:

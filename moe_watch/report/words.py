@@ -7,7 +7,7 @@ from typing import Final
 
 from moe_watch.report import advice, answers, figures
 from moe_watch.report.advice import Action
-from moe_watch.report.answers import TONE, Answer, State, Tone
+from moe_watch.report.answers import FEWEST, TONE, Answer, State, Tone
 from moe_watch.report.phrases import OF_OUTPUT, gravest
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Drift
@@ -49,7 +49,7 @@ def _state(review: Review) -> State:
         return _STATE_OF.get(worst.kind, "deployment")
     if not coverage.requests:
         return "empty"
-    return "steady" if coverage.scored else "learning"
+    return "steady" if coverage.scored >= FEWEST else "learning"
 
 
 def _worst(review: Review) -> Drift | None:
@@ -69,7 +69,7 @@ def _headline(review: Review, state: State) -> str:
             f"Blind: only {figures.share(coverage.routed / coverage.requests)} of the requests came with their routing"
         )
     if state == "learning":
-        return "Learning: there is no baseline yet, so nothing can be called normal"
+        return _learning(review)
     if worst is None:
         return f"Routing held steady{_quality_clause(review)}"
     started = figures.moment(worst.began_at)
@@ -79,12 +79,18 @@ def _headline(review: Review, state: State) -> str:
     return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, for {lasted}{_quality_clause(review)}"
 
 
+def _learning(review: Review) -> str:
+    if isinstance(review.baseline, Missing):
+        return "Learning: there is no baseline yet, so nothing can be called normal"
+    scored = figures.plural(review.coverage.scored, "request")
+    return f"Too little to go by: {scored} could be held against the baseline"
+
+
 _OPEN: Final = {
     "traffic": "Traffic is unlike the baseline",
     "routing": "The same prompts go to other experts",
     "garbled": "The MoE writes broken text",
     "quality": "The MoE writes worse",
-    "imbalance": "Load on the experts is uneven",
     "dead_experts": "Experts get no tokens",
     "blind": "The tap sees no routing",
     "replica": "One replica differs from its siblings",
@@ -94,7 +100,6 @@ _OVER: Final = {
     "routing": "The same prompts went to other experts",
     "garbled": "The MoE wrote broken text",
     "quality": "The MoE wrote worse",
-    "imbalance": "Load on the experts was uneven",
     "dead_experts": "Experts got no tokens",
     "blind": "The tap saw no routing",
     "replica": "One replica differed from its siblings",

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import httpx
 
+from moe_watch.addresses import bearer, shown, why
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.ingest import is_loopback
 from moe_watch.settings import Settings
@@ -58,13 +60,13 @@ def _vllm(settings: Settings) -> Iterator[Check]:
         yield Check("vLLM", "warn", "not checked: its address is not set", remedy)
         return
     base = settings.vllm_url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {settings.vllm_api_key}"} if settings.vllm_api_key else {}
     try:
-        with httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S) as client:
+        with httpx.Client(base_url=base, headers=bearer(settings.vllm_api_key), timeout=_TIMEOUT_S) as client:
             version = str(_json(client, "/version").get("version", "unknown"))
             models = [str(model.get("id")) for model in _json(client, "/v1/models").get("data", [])]
     except (httpx.HTTPError, ValueError) as error:
-        yield Check("vLLM", "fail", f"{base} does not answer: {error}", "start it, or correct MOE_WATCH_VLLM_URL")
+        remedy = "start it, or correct MOE_WATCH_VLLM_URL and MOE_WATCH_VLLM_API_KEY"
+        yield Check("vLLM", "fail", f"{shown(base)} does not answer: {why(error)}", remedy)
         return
     if version.startswith(_SUPPORTED):
         yield Check("vLLM", "ok", f"version {version} serves {', '.join(models)}")
@@ -84,7 +86,12 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
 
 def _socket(endpoint: str) -> Iterator[Check]:
     if not endpoint.startswith("ipc://"):
-        yield Check("socket", "ok", f"{endpoint} (tcp: keep that network closed, frames are not authenticated)")
+        if is_loopback(urlsplit(endpoint).hostname or ""):
+            yield Check("socket", "ok", f"{endpoint}: reached from this machine alone, by every user of it")
+            return
+        remedy = "use ipc:// where vLLM and the sidecar share a machine; else let a network policy admit the taps alone"
+        wide = f"{endpoint} takes frames from other machines, neither encrypted nor authenticated"
+        yield Check("socket", "warn", wide, remedy)
         return
     path = Path(endpoint.removeprefix("ipc://"))
     try:
@@ -184,9 +191,15 @@ def _foreign_baselines(
 def _http(settings: Settings) -> Iterator[Check]:
     if is_loopback(settings.http.host):
         yield Check("http", "ok", f"{settings.http.host}: reached from this machine alone")
-    elif not settings.http.token:
+        return
+    if not settings.http.token:
         remedy = "set MOE_WATCH_HTTP__TOKEN, or bind 127.0.0.1"
         yield Check("http", "fail", f"{settings.http.host} is open to other machines without a token", remedy)
+        return
+    opened = ", /metrics is open" if settings.http.metrics_open else ""
+    needs = f"{settings.http.host}: needs the token{opened}"
+    if settings.http.tls_cert is None:
+        remedy = "set MOE_WATCH_HTTP__TLS_CERT and MOE_WATCH_HTTP__TLS_KEY, or keep that network closed"
+        yield Check("http", "warn", f"{needs}; without TLS it crosses the network readable", remedy)
     else:
-        opened = ", /metrics is open" if settings.http.metrics_open else ""
-        yield Check("http", "ok", f"{settings.http.host}: needs the token{opened}")
+        yield Check("http", "ok", f"{needs}, by TLS")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import msgspec
 
+from moe_watch.addresses import bearer, shown, why
 from moe_watch.settings import HttpSettings
 from moe_watch.status import Status
 
@@ -21,22 +24,38 @@ def address(http: HttpSettings) -> str:
     >>> address(HttpSettings(host="0.0.0.0"))
     'http://127.0.0.1:9465'
     """
+    scheme = "https" if http.tls_cert else "http"
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)  # noqa: S104 - an address to reach
-    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{http.port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{http.port}"
+
+
+def _trust(http: HttpSettings) -> ssl.SSLContext | bool:
+    """Return what is trusted: the sidecar's own certificate, whatever name it is for, where it has one."""
+    if http.tls_cert is None:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=str(http.tls_cert))
+    except OSError as error:
+        raise SidecarError(f"{http.tls_cert} cannot be read as a certificate: {error.strerror or error}") from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context
 
 
 def fetch_status(http: HttpSettings, url: str | None = None) -> tuple[str, Status]:
     """Return the status as JSON and decoded; raise ``SidecarError``."""
     base = (url or address(http)).rstrip("/")
-    headers = {"Authorization": f"Bearer {http.token}"} if http.token else {}
+    told = shown(base)
     try:
-        answer = httpx.get(f"{base}/api/v1/status", headers=headers, timeout=_TIMEOUT_S)
+        answer = httpx.get(f"{base}/api/v1/status", headers=bearer(http.token), timeout=_TIMEOUT_S, verify=_trust(http))
     except httpx.HTTPError as error:
-        raise SidecarError(f"no sidecar answers at {base} ({error}): start one with `moe-watch serve`") from error
+        raise SidecarError(f"no sidecar answers at {told} ({why(error)}): start one with `moe-watch serve`") from error
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise SidecarError(f"{base} wants its token: set MOE_WATCH_HTTP__TOKEN to the sidecar's")
+        raise SidecarError(f"{told} wants its token: set MOE_WATCH_HTTP__TOKEN to the sidecar's")
     try:
         answer.raise_for_status()
         return answer.text, msgspec.json.decode(answer.content, type=Status)
-    except (httpx.HTTPError, msgspec.MsgspecError) as error:
-        raise SidecarError(f"{base} is no moe-watch sidecar of this version: {error}") from error
+    except httpx.HTTPError as error:
+        raise SidecarError(f"{told} is no moe-watch sidecar of this version: {why(error)}") from error
+    except msgspec.MsgspecError as error:
+        raise SidecarError(f"{told} is no moe-watch sidecar of this version: {error}") from error

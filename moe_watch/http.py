@@ -131,7 +131,7 @@ class Guard:
 
     def __init__(self, inner: ASGIApp, settings: HttpSettings) -> None:
         self._inner = inner
-        self._token = settings.token.encode() if settings.token else None
+        self._token = settings.token.get_secret_value().encode() if settings.token else None
         self._open = _OPEN_PATHS | ({"/metrics"} if settings.metrics_open else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 from typing import Literal, TextIO, cast
 
@@ -22,7 +23,14 @@ def configure(style: Literal["console", "json"]) -> None:
         # Plain tracebacks: the rich ones show local variables, and those may hold a user's text.
         plain = structlog.dev.plain_traceback
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
+    logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
     structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
+
+
+def _without_header(record: logging.LogRecord) -> bool:
+    """Say that a header for the collector is not as it should be instead of quoting it: it is most often a token."""
+    record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS: a part that is not NAME=VALUE is left out", ()
+    return True
 
 
 class _Stderr(io.TextIOBase):

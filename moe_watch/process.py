@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from moe_watch import __version__, http
 from moe_watch.export import prometheus
 from moe_watch.ingest import bind
-from moe_watch.settings import Settings
+from moe_watch.settings import HttpSettings, Settings
 from moe_watch.sidecar import Sidecar
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
@@ -66,17 +66,24 @@ async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], l
     source = http.Source(
         settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
     )
-    async with _http_server(http.app(source), listening):
+    async with _http_server(http.app(source), listening, settings.http):
         host, port = listening.getsockname()[:2]
-        _log.info("serving", endpoint=settings.endpoint, http=f"http://{host}:{port}", version=__version__)
+        scheme = "https" if settings.http.tls_cert else "http"
+        _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
         await sidecar.run()
     _log.info("stopped")
 
 
 @contextlib.asynccontextmanager
-async def _http_server(application: ASGIApp, listening: socket.socket) -> AsyncIterator[None]:
+async def _http_server(application: ASGIApp, listening: socket.socket, settings: HttpSettings) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=3
+        application,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=3,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))

@@ -9,15 +9,27 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+
+def _sendable(secret: SecretStr) -> SecretStr:
+    """Return a secret without the line break that a file ends with; an HTTP client would quote it in its error."""
+    stripped = secret.get_secret_value().strip()
+    if not (stripped.isascii() and stripped.isprintable()):
+        raise ValueError("must be printable ASCII")
+    return SecretStr(stripped)
+
+
+# Shown as stars by repr, logs and tracebacks; ``get_secret_value`` where it is sent.
+Secret = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
 class TapSettings(BaseSettings):
@@ -49,16 +61,24 @@ class HttpSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs a token")
     port: int = Field(9465, ge=0, le=65535, description="Port; 0 takes a free one")
-    token: str | None = Field(None, description="Bearer token for every path save /healthz and /readyz")
+    token: Secret | None = Field(None, description="Bearer token for every path save /healthz and /readyz")
+    tls_cert: Path | None = Field(None, description="PEM file of a certificate; with tls_key: serve https")
+    tls_key: Path | None = Field(None, description="PEM file of its private key")
     metrics_open: bool = Field(default=False, description="Serve /metrics without the token")
     page_samples: bool = Field(default=False, description="Show sampled text on the page and in reports")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> HttpSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        return self
 
 
 class OtlpSettings(BaseModel):
     """Where metrics and flagged requests go by OTLP; OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE are honoured."""
 
     endpoint: str | None = Field(
-        None, description="Base URL of an OTLP/HTTP collector such as http://collector:4318; unset: off"
+        None, repr=False, description="Base URL of an OTLP/HTTP collector such as http://collector:4318; unset: off"
     )
     interval_s: float = Field(15.0, gt=0, description="Time between two exports, seconds")
     traces: bool = Field(
@@ -69,7 +89,9 @@ class OtlpSettings(BaseModel):
 class StoreSettings(BaseModel):
     """Where history is kept and for how long."""
 
-    url: str = Field("sqlite:///moe-watch.db", description="SQLAlchemy URL; postgresql+psycopg://… in production")
+    url: str = Field(
+        "sqlite:///moe-watch.db", repr=False, description="SQLAlchemy URL; postgresql+psycopg://… in production"
+    )
     fingerprint_rate: float = Field(1.0, ge=0, le=1, description="Share of requests whose full fingerprint is stored")
     keep_requests_days: float = Field(14.0, gt=0, description="Retention of per-request rows and fingerprints, days")
     keep_samples_days: float = Field(3.0, gt=0, description="Retention of sampled text, days")
@@ -96,9 +118,11 @@ class ShadowSettings(BaseModel):
     """The dense reference model and how much of it may be used."""
 
     inside: bool = Field(default=True, description="Run it inside serve; false where `moe-watch shadow` runs beside")
-    url: str | None = Field(None, description="OpenAI-compatible base URL of the dense model; unset: no shadow")
+    url: str | None = Field(
+        None, repr=False, description="OpenAI-compatible base URL of the dense model; unset: no shadow"
+    )
     model: str | None = Field(None, description="Model name at that server; unset: the first it lists")
-    api_key: str | None = Field(None, description="Bearer token of that server")
+    api_key: Secret | None = Field(None, description="Bearer token of that server")
     requests_per_s: float = Field(1.0, gt=0, description="Budget of shadow requests")
     tokens_per_s: float = Field(2_000.0, gt=0, description="Budget of shadow tokens, prompt and output")
     base_rate: float = Field(0.1, gt=0, le=1, description="Share of ordinary sampled requests sent to the shadow")
@@ -115,9 +139,11 @@ class ShadowSettings(BaseModel):
     reference_requests: int = Field(
         500, ge=50, description="First scored requests of a model that the quality alarms take as normal"
     )
-    judge_url: str | None = Field(None, description="OpenAI-compatible base URL of a judge; unset: no judge")
+    judge_url: str | None = Field(
+        None, repr=False, description="OpenAI-compatible base URL of a judge; unset: no judge"
+    )
     judge_model: str | None = Field(None, description="Model name at the judge; unset: the first it lists")
-    judge_api_key: str | None = Field(None, description="Bearer token of the judge")
+    judge_api_key: Secret | None = Field(None, description="Bearer token of the judge")
 
 
 class CanarySettings(BaseModel):
@@ -149,7 +175,7 @@ class ServingSettings(BaseModel):
 class GrafanaSettings(BaseModel):
     """Where ``moe-watch provision --grafana`` pushes to."""
 
-    token: SecretStr | None = Field(None, description="Service account token of Grafana, role Editor or Admin")
+    token: Secret | None = Field(None, description="Service account token of Grafana, role Editor or Admin")
 
 
 class Settings(BaseSettings):
@@ -165,8 +191,10 @@ class Settings(BaseSettings):
     allow_remote_taps: bool = Field(
         default=False, description="Bind tcp:// beyond loopback; frames are not authenticated, so close the network"
     )
-    vllm_url: str | None = Field(None, description="Base URL of the vLLM server beside, for canaries and doctor")
-    vllm_api_key: str | None = Field(None, description="Bearer token of that vLLM server")
+    vllm_url: str | None = Field(
+        None, repr=False, description="Base URL of the vLLM server beside, for canaries and doctor"
+    )
+    vllm_api_key: Secret | None = Field(None, description="Bearer token of that vLLM server")
     http: HttpSettings = HttpSettings()
     otlp: OtlpSettings = OtlpSettings()
     store: StoreSettings = StoreSettings()

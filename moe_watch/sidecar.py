@@ -15,10 +15,10 @@ import structlog
 import zmq
 import zmq.asyncio
 from sqlalchemy import Engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch import __version__, fleet, retention, wire
+from moe_watch.addresses import shown
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel, traces
@@ -241,14 +241,13 @@ class Sidecar:
         """Return what is seen now."""
         now = time.time()
         replicas = await self._in_thread(lambda: self.judge.describe(now))
-        url = make_url(self.settings.store.url).render_as_string(hide_password=True)
         refused = self._intake.refused + self._join.refused + self.judge.refused
         return Status(
             version=__version__,
             now=now,
             started_at=self.board.started_at,
             endpoint=self.settings.endpoint,
-            store=Store(url, self._writer.up, self._store_bytes, self._writer.spool_bytes),
+            store=Store(shown(self.settings.store.url), self._writer.up, self._store_bytes, self._writer.spool_bytes),
             frames_received=dict(self._intake.received),
             frames_refused=dict(refused),
             frames_lost=dict(self._intake.lost),

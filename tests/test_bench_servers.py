@@ -106,5 +106,5 @@ def test_command_says_what_to_do(flags: list[str], said: str) -> None:
 
 def test_client_of_the_command_takes_both_forms_of_url() -> None:
     """A base URL with or without /v1 is the same server."""
-    urls = {str(bench_servers._http(url, "key").base_url) for url in ("http://a:1", "http://a:1/v1", "http://a:1/v1/")}
+    urls = {str(bench_servers._http(url, None).base_url) for url in ("http://a:1", "http://a:1/v1", "http://a:1/v1/")}
     assert urls == {str(httpx.URL("http://a:1"))}

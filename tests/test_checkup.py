@@ -147,8 +147,24 @@ def _activate(store: Engine, model: Model) -> None:
 
 
 def test_an_open_address_needs_a_token() -> None:
-    """Loopback is ok without one."""
+    """Loopback is ok without one; beyond it the token is readable on the way, unless TLS hides it."""
+    guarded, tls = {"host": "0.0.0.0", "token": "x" * 16}, {"tls_cert": Path("c"), "tls_key": Path("k")}  # noqa: S104
     anywhere = "0.0.0.0"  # noqa: S104
     assert _states(checkup._http(Settings())) == {"http": "ok"}
     assert _states(checkup._http(Settings(http=HttpSettings(host=anywhere)))) == {"http": "fail"}
-    assert _states(checkup._http(Settings(http=HttpSettings(host=anywhere, token="x" * 16)))) == {"http": "ok"}
+    assert _states(checkup._http(Settings(http=HttpSettings.model_validate(guarded)))) == {"http": "warn"}
+    assert _states(checkup._http(Settings(http=HttpSettings.model_validate(guarded | tls)))) == {"http": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("tcp://127.0.0.1:9464", "ok"),
+        ("tcp://0.0.0.0:9464", "warn"),
+        ("tcp://*:9464", "warn"),
+        ("tcp://10.1.2.3:1", "warn"),
+    ],
+)
+def test_frames_from_other_machines_are_a_warning(endpoint: str, expected: str) -> None:
+    """They are neither encrypted nor authenticated."""
+    assert _states(checkup._socket(endpoint)) == {"socket": expected}

@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SecretStr
 
+from moe_watch.addresses import bearer, shown, why
 from moe_watch.canary.prompts import CanarySet, Prompt
 from moe_watch.canary.reference import token_digest
 
@@ -69,12 +71,13 @@ class Answer:
 
 
 @asynccontextmanager
-async def client(url: str, api_key: str | None = None, timeout_s: float = 120) -> AsyncIterator[httpx.AsyncClient]:
+async def client(
+    url: str, api_key: SecretStr | None = None, timeout_s: float = 120
+) -> AsyncIterator[httpx.AsyncClient]:
     """Open an HTTP client for the server at ``url`` (with or without /v1)."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     base = url.rstrip("/").removesuffix("/v1")
     limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout_s, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=base, headers=bearer(api_key), timeout=timeout_s, limits=limits) as http:
         yield http
 
 
@@ -88,7 +91,8 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
     try:
         served = model or (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
     except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
-        raise ServerRefused(f"no OpenAI-compatible server answers at {http.base_url}: {error!r}") from error
+        where = shown(str(http.base_url))
+        raise ServerRefused(f"no OpenAI-compatible server answers at {where}: {why(error)}") from error
     last = ""
     for endpoint in dict.fromkeys((canaries.endpoint, "completions")):
         for scored in (True, False):
@@ -100,7 +104,7 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
     server = Server(str(http.base_url), served, canaries)
     if not (await _send_anyhow(http, server, canaries.prompts[0], f"{_run_id()}-probe")).error:
         return server
-    raise ServerRefused(f"the server at {http.base_url} answers no canary: {last}")
+    raise ServerRefused(f"the server at {shown(str(http.base_url))} answers no canary: {last}")
 
 
 async def replay(http: httpx.AsyncClient, server: Server, load: Load, seed: int) -> list[Answer]:

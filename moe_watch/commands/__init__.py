@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import click
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -10,6 +13,26 @@ from sqlalchemy import Engine
 from moe_watch.settings import Settings
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
+
+
+class Address(click.types.StringParamType):
+    """The address of a server, store or folder; refused with a password, since everyone sees command lines."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value``; fail when it holds a password."""
+        if re.search(r"://[^/@]*:[^@]*@|[?&]\w*password=", str(value)):
+            self.fail(
+                "everyone on this machine can read a password in a command line: put the address into the environment "
+                "or moe-watch.toml (docs/reference/settings.md)",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+ADDRESS = Address()
 
 
 def settings(**flags: object) -> Settings:

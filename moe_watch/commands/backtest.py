@@ -21,7 +21,7 @@ from moe_watch.store.models import Model
 @click.option("--since", default="7d", show_default=True, help="How far back: 12h, 7d, or a date.")
 @click.option("--until", default=None, help="Up to when; now by default.")
 @click.option("--model", "name", help="Name of the model; the one seen last by default.")
-@click.option("--from", "address", help="Read Parquet that `moe-watch export` wrote instead of the store.")
+@click.option("--from", "address", type=commands.ADDRESS, help="Read Parquet of `moe-watch export`, not the store.")
 @click.option(
     "--ray", "cluster", help="Run on the Ray cluster at this address ('local' starts one here); needs --from."
 )

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import click
 import httpx
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import Session
 
 from moe_watch import commands
+from moe_watch.addresses import bearer
 from moe_watch.detect.advantage import begins
 from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
 from moe_watch.settings import Settings
@@ -26,8 +28,8 @@ from moe_watch.store.models import ServerBench
 
 
 @click.command()
-@click.option("--moe", "moe_url", help="Base URL of the MoE's server; by default vllm_url of the settings.")
-@click.option("--dense", "dense_url", help="Base URL of the dense model's server; by default shadow.url.")
+@click.option("--moe", "moe_url", type=commands.ADDRESS, help="Base URL of the MoE's server; by default vllm_url.")
+@click.option("--dense", "dense_url", type=commands.ADDRESS, help="That of the dense model's; by default shadow.url.")
 @click.option("--concurrency", default="1,4,16,64", show_default=True, help="Requests under way at once.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Turns of each server.")
 @click.option("--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts.")
@@ -100,11 +102,10 @@ async def _measure(
     return names, found
 
 
-def _http(url: str, key: str | None) -> httpx.AsyncClient:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+def _http(url: str, key: SecretStr | None) -> httpx.AsyncClient:
     base = url.rstrip("/").removesuffix("/v1")
     limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=httpx.Timeout(300, connect=5), limits=limits)
+    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=httpx.Timeout(300, connect=5), limits=limits)
 
 
 def _row(level: Level, at: float, moe: str, dense: str) -> ServerBench:

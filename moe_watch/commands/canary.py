@@ -23,7 +23,7 @@ from moe_watch.settings import Settings
 from moe_watch.store import canaries
 from moe_watch.store.models import CanaryRun
 
-_url = click.option("--url", help="Base URL of the vLLM server; settings.vllm_url by default.")
+_url = click.option("--url", type=commands.ADDRESS, help="Base URL of vLLM; settings.vllm_url by default.")
 _prompts = click.option(
     "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; the set that ships by default."
 )

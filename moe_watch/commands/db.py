@@ -18,7 +18,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--store", "url", help="SQLAlchemy URL of the store; by default the one in the settings.")
+@click.option("--store", "url", type=commands.ADDRESS, help="SQLAlchemy URL; by default the one in the settings.")
 def upgrade(url: str | None) -> None:
     """Bring the store to the schema of this version."""
     try:

@@ -13,7 +13,9 @@ from moe_watch.store import served
 
 
 @click.command("export")
-@click.option("--to", "address", required=True, help="Folder or any fsspec address, such as s3://bucket/moe-watch.")
+@click.option(
+    "--to", "address", required=True, type=commands.ADDRESS, help="Folder or fsspec address, such as s3://bucket/a."
+)
 @click.option("--since", default="7d", show_default=True, help="How far back: 12h, 7d, or a date.")
 @click.option("--until", default=None, help="Up to when; now by default.")
 @click.option("--model", "name", help="Only the model of this name.")

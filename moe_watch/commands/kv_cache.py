@@ -12,6 +12,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from moe_watch import commands
+from moe_watch.addresses import shown, why
 from moe_watch.export.metrics import CONTEXT_BUCKETS
 from moe_watch.serving import kv_cache
 from moe_watch.serving.kv_cache import Layer, Plan
@@ -27,7 +29,7 @@ _INFO = re.compile(r'(\w+)="([^"]*)"')
 @click.option("--in-flight", default=8192, show_default=True, help="Tokens in a batch, twice with async scheduling.")
 @click.option("--block", default=16, show_default=True, type=click.IntRange(1), help="Tokens of a block.")
 @click.option("--free-gib", type=float, help="Free KV cache of a rank; says the longest request that fits.")
-@click.option("--url", help="A vLLM server, whose block size and free blocks are asked for instead.")
+@click.option("--url", type=commands.ADDRESS, help="A vLLM server to ask for block size and free blocks instead.")
 def command(
     config: Path, *, dtype: str, ranks: int, in_flight: int, block: int, free_gib: float | None, url: str | None
 ) -> None:
@@ -68,10 +70,12 @@ def _ask(url: str) -> tuple[int, int]:
     try:
         lines = httpx.get(url.rstrip("/").removesuffix("/v1") + "/metrics", timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
-        raise click.ClickException(f"{url} does not answer: {error}") from error
+        raise click.ClickException(f"{shown(url)} does not answer: {why(error)}") from error
     info = dict(_INFO.findall(next((x for x in lines.splitlines() if x.startswith("vllm:cache_config_info{")), "")))
     used = [float(x.rsplit(" ", 1)[1]) for x in lines.splitlines() if x.startswith("vllm:kv_cache_usage_perc{")]
     try:
         return int(int(info["num_gpu_blocks"]) * (1 - max(used))), int(info["block_size"])
     except (KeyError, ValueError) as error:
-        raise click.ClickException(f"{url}/metrics has no vllm:cache_config_info: is it a vLLM server?") from error
+        raise click.ClickException(
+            f"{shown(url)}/metrics has no vllm:cache_config_info: is it a vLLM server?"
+        ) from error

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import SecretStr
 
+from moe_watch import commands
 from moe_watch.provision import assets, files, grafana_rules, kubernetes, push
 from moe_watch.provision.alert import DEFAULT_GRAFANA, Links
 from moe_watch.provision.client import Grafana, GrafanaError, connect
-from moe_watch.settings import GrafanaSettings, Settings
+from moe_watch.settings import GrafanaSettings
 
 _SIGNS = {"create": "+", "update": "~", "delete": "-", "kept": "!", "unchanged": "="}
 
@@ -28,10 +30,11 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
 @click.command("provision")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write files to.")
 @click.option("--format", "form", type=click.Choice(["files", "kubernetes"]), default="files", show_default=True)
-@click.option("--grafana", "url", help="Base URL of a Grafana to push to (or MOE_WATCH_GRAFANA__URL with --push).")
-@click.option("--push", "use_settings", is_flag=True, help="Push to the Grafana of the settings.")
 @click.option(
-    "--token", help="Its service account token; better MOE_WATCH_GRAFANA__TOKEN, which no process list shows."
+    "--grafana",
+    "url",
+    type=commands.ADDRESS,
+    help="Base URL of a Grafana to push to; its token is MOE_WATCH_GRAFANA__TOKEN, which no process list shows.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would change in Grafana and change nothing.")
 @click.option("--force", is_flag=True, help="Also overwrite what a person changed in Grafana.")
@@ -51,7 +54,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
     type=click.Choice(["prometheus", "grafana"]),
     help="Who alerts, so that nothing pages twice.  [default: prometheus for files, grafana for a push]",
 )
-def command(out: Path | None, form: str, url: str | None, *, token: str | None, **options: Any) -> None:
+def command(out: Path | None, form: str, url: str | None, **options: Any) -> None:
     """Provision dashboards and alerts: write them with --out, push them with --grafana, or both."""
     if out is None and url is None:
         raise click.UsageError("say where to: --out DIR, --grafana URL, or both")
@@ -64,7 +67,7 @@ def command(out: Path | None, form: str, url: str | None, *, token: str | None, 
             else files.layout(_site(links, options)),
         )
     if url is not None:
-        _push(connect(url, _token(token, Settings().grafana)), links, options)
+        _push(connect(url, _token(commands.settings().grafana)), links, options)
 
 
 def _site(links: Links, options: dict[str, Any]) -> files.Site:
@@ -87,11 +90,10 @@ def _write(out: Path, texts: dict[str, str]) -> None:
     click.echo(f"{len(texts)} files in {out}")
 
 
-def _token(flag: str | None, settings: GrafanaSettings) -> str:
-    token = flag or (settings.token.get_secret_value() if settings.token else "")
-    if not token:
-        raise click.ClickException("no token for Grafana: set MOE_WATCH_GRAFANA__TOKEN or pass --token")
-    return token
+def _token(settings: GrafanaSettings) -> SecretStr:
+    if not settings.token:
+        raise click.ClickException("no token for Grafana: set MOE_WATCH_GRAFANA__TOKEN")
+    return settings.token
 
 
 def _push(grafana: Grafana, links: Links, options: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from moe_watch.shadow import worker
 
 
 @click.command()
-@click.option("--url", help="OpenAI-compatible base URL of the dense model.")
+@click.option("--url", type=commands.ADDRESS, help="OpenAI-compatible base URL of the dense model.")
 @click.option("--model", help="Its name there; by default the first that the server lists.")
-@click.option("--store", "store_url", help="SQLAlchemy URL of the store.")
+@click.option("--store", "store_url", type=commands.ADDRESS, help="SQLAlchemy URL of the store.")
 def command(url: str | None, model: str | None, store_url: str | None) -> None:
     """Replay sampled requests to the dense model until told to stop.
 

@@ -20,7 +20,7 @@ _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "m
 
 
 @click.command()
-@click.option("--url", help="Address of the sidecar; by default the one in the settings.")
+@click.option("--url", type=commands.ADDRESS, help="Address of the sidecar; by default the one in the settings.")
 @click.option("--watch", "follow", is_flag=True, help="Keep looking until Ctrl-C.")
 @click.option("--json", "raw", is_flag=True, help="Print the JSON of /api/v1/status.")
 def command(url: str | None, *, follow: bool, raw: bool) -> None:

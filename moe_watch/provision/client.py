@@ -11,10 +11,13 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import httpx
+from pydantic import SecretStr
+
+from moe_watch.addresses import bearer, shown
 
 _ADVICE: Final[dict[int, str]] = {
-    HTTPStatus.UNAUTHORIZED: "Grafana does not know this token: make a service account token and pass it by "
-    "--token or MOE_WATCH_GRAFANA__TOKEN",
+    HTTPStatus.UNAUTHORIZED: "Grafana does not know this token: make a service account token and set "
+    "MOE_WATCH_GRAFANA__TOKEN to it",
     HTTPStatus.FORBIDDEN: "the token may not do this: the service account needs the role Editor, and Admin for contact "
     "points",
     HTTPStatus.PRECONDITION_FAILED: "somebody saved it at the same moment: run the command again",
@@ -119,7 +122,7 @@ class Grafana:
         try:
             return self._http.request(method, path, **rest)
         except httpx.HTTPError as error:
-            base = self._http.base_url
+            base = shown(str(self._http.base_url))
             raise GrafanaError(f"no answer from Grafana at {base}: {type(error).__name__}; is the URL right?") from None
 
     @staticmethod
@@ -132,9 +135,9 @@ class Grafana:
             raise GrafanaError(f"{what} did not answer JSON: is this the address of a Grafana?") from None
 
 
-def connect(url: str, token: str) -> Grafana:
+def connect(url: str, token: SecretStr) -> Grafana:
     """Return the Grafana at ``url`` with a service account token."""
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+    headers = {**bearer(token), "Accept": "application/json"}
     return Grafana(httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=30.0))
 
 

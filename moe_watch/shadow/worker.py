@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 import httpx
 import structlog
+from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from moe_watch.addresses import bearer
 from moe_watch.settings import Settings
 from moe_watch.shadow.budget import Allowance, Breaker
 from moe_watch.shadow.client import Abilities, DenseClient, DenseError, RefusedError
@@ -57,10 +59,9 @@ async def run(settings: Settings, engine: Engine) -> None:
             await asyncio.sleep(_RESTART_S)
 
 
-def _http(url: str, key: str | None, timeout_s: float) -> httpx.AsyncClient:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+def _http(url: str, key: SecretStr | None, timeout_s: float) -> httpx.AsyncClient:
     base = url.rstrip("/").removesuffix("/v1")
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5))
+    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=httpx.Timeout(timeout_s, connect=5))
 
 
 async def _judge(http: httpx.AsyncClient, model: str | None) -> Judge | None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -21,7 +21,7 @@ class StoreError(RuntimeError):
 def connect(url: str) -> Engine:
     """Return an engine for ``url``; raise ``StoreError`` for a URL that none can be made for."""
     try:
-        parsed = make_url(url)
+        parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
             engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
             event.listen(engine, "connect", _tune_sqlite)
@@ -33,6 +33,21 @@ def connect(url: str) -> Engine:
     raise StoreError(f"store.url is for {parsed.get_backend_name()}; SQLite and Postgres are supported")
 
 
+def _parse(url: str) -> URL:
+    """Return ``url`` in its parts; raise ``StoreError``, which quotes nothing of what may be a password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or "@" in (parsed.host or ""):
+        raise StoreError(
+            "store.url cannot be used: it is not of the form sqlite:///file.db or "
+            "postgresql+psycopg://user:password@host/database, where a special character of the password is written as "
+            "%40 for @, %2F for / and so on"
+        )
+    return parsed
+
+
 def _tune_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
@@ -42,7 +57,7 @@ def _tune_sqlite(connection: Any, _: object) -> None:
 
 def sqlite_path(url: str) -> Path | None:
     """Return the file of a SQLite URL; None for Postgres and for a database in memory."""
-    parsed = make_url(url)
+    parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
     return Path(parsed.database)

@@ -1,0 +1,46 @@
+"""How other servers are addressed, and what of it may be printed: errors repeat addresses, and those hold passwords."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+from pydantic import SecretStr
+
+_WITHIN = re.compile(r"^([^:/?#]+://)(?:.*@)?([^?#]*).*$", re.DOTALL)
+
+
+def shown(address: str) -> str:
+    """Return ``address`` without user, password and query, whether or not it is well formed.
+
+    >>> shown("postgresql+psycopg://ann:pa/s@s@db/moe?password=x"), shown("sqlite:///a.db"), shown("/folder")
+    ('postgresql+psycopg://***@db/moe', 'sqlite:///a.db', '/folder')
+    """
+    found = _WITHIN.match(address)
+    if found is None:
+        return address if "@" not in address else "***"
+    scheme, rest = found.groups()
+    user = "***@" if "@" in address and not address.startswith(f"{scheme}/") else ""
+    return f"{scheme}{user}{rest}"
+
+
+def why(error: Exception) -> str:
+    """Return what went wrong, without the address and the headers that an HTTP client quotes.
+
+    >>> request = httpx.Request("GET", "http://ann:secret@vllm/version")
+    >>> why(httpx.HTTPStatusError("", request=request, response=httpx.Response(401)))
+    'status 401'
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"status {error.response.status_code}"
+    quotes = isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.ConnectError | httpx.TimeoutException)
+    return type(error).__name__ if quotes else str(error) or type(error).__name__
+
+
+def bearer(secret: SecretStr | None) -> dict[str, str]:
+    """Return the header that shows ``secret`` to a server; nothing without one.
+
+    >>> bearer(SecretStr("x")), bearer(None)
+    ({'Authorization': 'Bearer x'}, {})
+    """
+    return {"Authorization": f"Bearer {secret.get_secret_value()}"} if secret else {}

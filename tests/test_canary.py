@@ -12,20 +12,14 @@ import httpx
 import numpy as np
 import pytest
 from canary_world import Fault, World
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.orm import Session
 
-from moe_watch.canary import check, prompts, replay, words
+from moe_watch.canary import prompts, replay, words
 from moe_watch.canary.rounds import assemble
-from moe_watch.canary.schedule import Schedule
-from moe_watch.commands.canary import command
 from moe_watch.detect.canary import judge
 from moe_watch.detect.replay import Round, aligned
-from moe_watch.store import canaries, engine, migrate, served
 from moe_watch.store.canaries import Routed
-from moe_watch.store.models import CanaryRun, Event, Model, Request
 
 
 def test_the_set_that_ships_has_a_hundred_prompts_with_safety_among_them() -> None:
@@ -165,6 +159,30 @@ def test_a_server_that_answers_nothing_is_refused() -> None:
         asyncio.run(ask())
 
 
+@pytest.mark.parametrize("listed", ["[]", '{"data": null}', '{"data": [[]]}', "3"])
+def test_a_list_of_models_of_another_shape_is_no_stack_trace(listed: str) -> None:
+    """Whatever answers at the address, the command ends with a sentence."""
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, text=listed))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            await replay.probe(http, prompts.load())
+
+    with pytest.raises(replay.ServerRefused, match="no OpenAI-compatible server answers"):
+        asyncio.run(ask())
+
+
+def test_an_answer_of_another_shape_is_an_error_of_that_canary() -> None:
+    """Choices that are no objects do not end the round."""
+
+    async def ask() -> list[replay.Answer]:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"choices": ["text"], "id": "a"}))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            return await replay.replay(http, replay.Server("", "tiny", prompts.load()), replay.LOADS["4"], seed=1)
+
+    assert all("AttributeError" in answer.error for answer in asyncio.run(ask()))
+
+
 def test_canaries_without_a_fingerprint_have_empty_counts() -> None:
     """A missing fingerprint leaves zeros, so the prompt is not compared."""
     one = np.ones((2, 3), np.uint32)
@@ -191,102 +209,6 @@ def test_the_summary_says_where_the_fault_is(fault: Fault, said: str) -> None:
     json.dumps(words.evidence(judged))
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Open a store at the newest schema with one model and a healthy reference of four rounds."""
-    url = f"sqlite:///{tmp_path}/moe-watch.db"
-    monkeypatch.setenv("MOE_WATCH_STORE__URL", url)
-    monkeypatch.chdir(tmp_path)
-    opened = engine.connect(url)
-    migrate.upgrade(opened)
-    row = Model(identity="i", name="tiny", layers=4, experts=8, top_k=2, first_seen=0.0, detail={"layer_ids": [1, 2]})
-    with Session(opened) as session, session.begin():
-        session.add(row)
-    model_id = served.by_name(opened, "tiny")[0].id
-    for at, round_ in enumerate(World().reference(4)):
-        canaries.save(opened, run(model_id, float(at), round_, reference=True))
-    return opened
-
-
-def run(model_id: int, at: float, round_: Round, *, verdict: str = "", reference: bool = False) -> CanaryRun:
-    evidence = {"by_load": {"1": 3.25, "16": 0.5}}
-    columns = {"set_version": "v", "engine": "vllm", "load": "idle", "replica": "r", "first_layer": None}
-    return CanaryRun(
-        model_id=model_id,
-        at=at,
-        reference=reference,
-        verdict=verdict,
-        effect=0.0,
-        summary="found",
-        evidence=evidence,
-        blob=round_.to_bytes(),
-        **columns,
-    )
-
-
-def test_references_are_kept_by_model_and_set(store: Any) -> None:
-    """Four rounds are found again, none of another set, and retired ones stay as history."""
-    assert len(canaries.references(store, "tiny", "v")) == 4
-    assert canaries.references(store, "tiny", "other") == []
-    assert canaries.reference_sets(store, "tiny") == [("v", 4)]
-    assert canaries.retire(store, "tiny", "v") == 4
-    assert canaries.references(store, "tiny", "v") == []
-    assert len(canaries.runs(store)) == 4
-
-
-def test_the_latest_check_is_no_reference(store: Any) -> None:
-    """Rounds of the reference are no checks."""
-    assert canaries.latest(store, "tiny") is None
-    canaries.save(store, run(1, 9.0, World().round(), verdict="routing"))
-    found = canaries.latest(store, "tiny", "r")
-    assert found is not None
-    assert found.verdict == "routing"
-    assert canaries.layer_ids(store, 1) == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["run"], "the address of vLLM is not set"),
-        (["run", "--url", "http://127.0.0.1:9"], "no OpenAI-compatible server answers"),
-        (["run", "--url", "http://127.0.0.1:9", "--loads", "7"], "no load is called 7"),
-        (["record", "--engine", "transformers"], "needs --checkpoint"),
-        (["record", "--url", "http://127.0.0.1:9", "--prompts", "missing.jsonl"], "cannot be read"),
-    ],
-)
-def test_bad_input_is_answered_with_what_to_do(store: Any, arguments: list[str], complaint: str) -> None:
-    """Every mistake on the command line ends with a sentence and no traceback."""
-    del store
-    done = CliRunner().invoke(command, arguments)
-    assert done.exit_code == 1
-    assert complaint in done.output
-
-
-def test_checks_are_listed(store: Any) -> None:
-    """The list shows checks, and the reference when asked for everything."""
-    canaries.save(store, run(1, 9.0, World().round(), verdict="routing"))
-    listed = CliRunner().invoke(command, ["list"], env={"COLUMNS": "200"}).output
-    assert "routing" in listed
-    assert "1: 3.2, 16: 0.5" in listed
-    assert CliRunner().invoke(command, ["list", "--all"]).output.count("reference") == 4
-
-
-def happened(store: Any, kind: str, at: float, detail: str = "") -> None:
-    """Write an event of the model."""
-    with Session(store) as session, session.begin():
-        session.add(Event(at=at, replica="r", model_id=1, kind=kind, detail=detail))
-
-
-def finished(store: Any, at: float, *, canary: bool = False) -> None:
-    """Write a request."""
-    numbers = dict.fromkeys(("choice", "prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "images"), 0)
-    words_ = dict.fromkeys(("finish_reason", "domain", "user_hash", "outcome"), "")
-    name = f"{at}-{canary}"
-    with Session(store) as session, session.begin():
-        row = {"request_id": name, "replica": "r", "model_id": 1, "finished_at": at, "canary": canary}
-        session.add(Request(**row, **numbers, **words_, corrupted=False))
-
-
 def test_a_layer_is_not_named_when_none_is_certain() -> None:
     """With few rounds all layers together may be certain and no single one: then the routers are told, not the text."""
     world = World(seed=2, noise=0.1, spread=0.2, n=60)
@@ -302,35 +224,3 @@ def test_nan_is_told_and_with_it_that_a_later_layer_may_be_at_fault() -> None:
     broken = Round((dataclasses.replace(one, output_logprob=np.full_like(one.output_logprob, np.nan)),))
     said = words.summary(judge(world.reference(), broken))
     assert "100% of the log-probabilities are not numbers (NaN), so the fault may also be in a later layer" in said
-
-
-def test_a_fault_is_told_with_what_happened_since_the_canaries_were_last_healthy(store: Any) -> None:
-    """The upgrade and the start with the requests since; an event before the healthy replay explains nothing."""
-    happened(store, "eplb_rebalance", 5.0)
-    canaries.save(store, run(1, 10.0, World().round(), verdict="healthy"))
-    assert check._since(store, "tiny", 20.0) == ""
-    happened(store, "model_changed", 12.0, "vLLM 0.33.0 instead of 0.32.0")
-    happened(store, "engine_start", 12.5)
-    for at in (11.0, 13.0, 14.0, 15.0):
-        finished(store, at)
-    finished(store, 16.0, canary=True)
-    assert check._since(store, "tiny", 20.0) == (
-        "; since they were last healthy: the change of the configuration (vLLM 0.33.0 instead of 0.32.0) "
-        "3 requests ago, the start of the engine 3 requests ago"
-    )
-
-
-def test_checks_are_due_at_start_after_a_restart_a_rebalance_and_every_so_often(store: Any) -> None:
-    """A balancer that moves experts every minute does not make canaries run every minute."""
-    plan = Schedule(every_s=3600.0, started_at=100.0)
-    assert plan.due(store, 101.0) == "start"
-    canaries.save(store, run(1, 102.0, World().round(), verdict="healthy"))
-    assert plan.due(store, 110.0) == ""
-    happened(store, "eplb_rebalance", 120.0)
-    assert [plan.due(store, at) for at in (121.0, 703.0)] == ["", "engine"]
-    happened(store, "engine_start", 130.0)
-    assert plan.due(store, 131.0) == "engine"
-    canaries.save(store, run(1, 1000.0, World().round(), verdict="healthy"))
-    assert [plan.due(store, at) for at in (4000.0, 4600.0)] == ["", "interval"]
-    plan.put_off(4600.0)
-    assert [plan.due(store, at) for at in (4601.0, 4661.0)] == ["", "interval"]

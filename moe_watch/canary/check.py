@@ -161,7 +161,7 @@ def _store(engine: Engine, server: Server, played: Played, judgement: Judgement,
     layer_ids = canaries.layer_ids(engine, played.model_id)
     line = words.summary(judgement, layer_ids)
     if judgement.verdict in FAULTS:
-        line += _since(engine, server.model, played.at)
+        line += _since(engine, server.model, played)
     run = _row(
         played, server.canaries.version, against, judgement, reference=False, verdict=judgement.verdict, summary=line
     )
@@ -169,10 +169,12 @@ def _store(engine: Engine, server: Server, played: Played, judgement: Judgement,
     return Checked(judgement, run)
 
 
-def _since(engine: Engine, model: str, at: float) -> str:
-    """Say what happened to the deployment since the canaries were last healthy, and how many requests ago."""
-    healthy = canaries.latest(engine, model, verdicts=("healthy", "benign", ""))
-    seen = events.between(engine, healthy.at if healthy else 0.0, at)
+def _since(engine: Engine, model: str, played: Played) -> str:
+    """Say what happened to the replica since its canaries were last healthy, and how many requests ago."""
+    at, verdicts = played.at, ("healthy", "benign", "")
+    healthy = canaries.latest(engine, model, played.replica, verdicts) or canaries.latest(engine, model, None, verdicts)
+    found = events.between(engine, healthy.at if healthy else 0.0, at, played.model_id)
+    seen = [event for event in found if event.replica in {"", played.replica}]
     last = {event.kind: event for event in seen if event.kind in _KEPT_EVENTS}
     if not last:
         return ""

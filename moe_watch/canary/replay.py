@@ -90,7 +90,7 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
     """
     try:
         served = model or (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-    except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+    except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
         where = shown(str(http.base_url))
         raise ServerRefused(f"no OpenAI-compatible server answers at {where}: {why(error)}") from error
     last = ""
@@ -170,7 +170,7 @@ async def _send(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: s
         if reply.status_code != httpx.codes.OK:
             return Answer(asked, error=f"HTTP {reply.status_code}: {reply.text[:300]}")
         return _answer(reply.json(), server)
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (httpx.HTTPError, AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
         return Answer(asked, error=repr(error))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -19,6 +19,7 @@ from moe_watch.canary import prompts, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name
 from moe_watch.settings import Settings
 from moe_watch.store import canaries, episodes, events
+from moe_watch.store.models import CanaryRun
 
 _POLL_S: Final = 5.0
 _REBALANCE_S: Final = 600.0  # a balancer may move experts every minute
@@ -29,26 +30,35 @@ _log = structlog.get_logger()
 
 @dataclass
 class Schedule:
-    """Decides when the next check is due; times are seconds since the epoch."""
+    """Decides when the next check is due; times are seconds since the epoch.
+
+    Others may write to the same store: what they check and what happens to their replicas is none of its business.
+    """
 
     every_s: float
-    started_at: float
-    _not_before: float = field(default=0.0)
+    _last: CanaryRun | None = None  # of its own: it says which replica that is
+    _not_before: float = 0.0
 
     def due(self, engine: Engine, now: float) -> str:
         """Return why a check is due, empty when none is."""
         if now < self._not_before:
             return ""
-        last = canaries.latest(engine)
-        at = last.at if last is not None else 0.0
-        if at < self.started_at:
+        if self._last is None:
             return "start"
-        kinds = {event.kind for event in events.between(engine, at, now)}
+        replica = self._last.replica
+        latest = canaries.latest(engine, replica=replica or None)  # by hand, too
+        at = max(self._last.at, latest.at if latest is not None else 0.0)
+        kinds = {event.kind for event in events.between(engine, at, now) if replica in {"", event.replica}}
         if "engine_start" in kinds or ("eplb_rebalance" in kinds and now - at >= _REBALANCE_S):
             return "engine"
-        if any(e.kind == "traffic" and e.flagged_at > at for e in episodes.between(engine, at, now)):
+        alarms = [e for e in episodes.between(engine, at, now) if e.kind == "traffic" and replica in {"", e.replica}]
+        if any(alarm.flagged_at > at for alarm in alarms):
             return "drift"
         return "interval" if now - at >= self.every_s else ""
+
+    def done(self, run: CanaryRun) -> None:
+        """Take note of a check of its own."""
+        self._last = run
 
     def put_off(self, now: float) -> None:
         """Try again a little later, because the server or the reference is not there."""
@@ -59,13 +69,14 @@ async def run(settings: Settings, engine: Engine) -> None:
     """Check whenever one is due, until cancelled; whatever fails is logged and tried again."""
     if settings.vllm_url is None:
         return
-    schedule = Schedule(settings.canary.every_s, time.time())
+    schedule = Schedule(settings.canary.every_s)
     while True:
         await asyncio.sleep(_POLL_S)
         try:
             why = await asyncio.to_thread(schedule.due, engine, time.time())
             if why:
                 done = await once(settings, engine)
+                schedule.done(done.run)
                 _log.info("canaries replayed", why=why, verdict=done.judgement.verdict, summary=done.run.summary)
         except (NotChecked, replay.ServerRefused, prompts.BadCanarySet) as error:
             schedule.put_off(time.time())

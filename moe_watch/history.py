@@ -12,6 +12,7 @@ import numpy as np
 from moe_watch.backtest import Recorded
 from moe_watch.detect.batch import Batch
 from moe_watch.store import arrays
+from moe_watch.store.forget import Who
 from moe_watch.store.models import Model
 from moe_watch.store.requests import unpack_confidence
 
@@ -120,21 +121,53 @@ def _recorded(rows: list[dict[str, Any]], shape: Shape) -> Recorded:
     return Recorded(batch, [row["request_id"] for row in rows])
 
 
-def forget(address: str, *, request_id: str | None = None, user_hash: str | None = None) -> int:
-    """Write every file at ``address`` again that holds the request or person, without them; return rows deleted."""
-    from pyarrow import compute, dataset, parquet  # noqa: PLC0415
+def forget(address: str, who: Who) -> int:
+    """Write every file at ``address`` again that holds ``who``, without their rows; return how many rows went.
+
+    A file is replaced by its new version when that is whole, so that an interruption loses nobody else's rows.
+    """
+    from pyarrow import parquet  # noqa: PLC0415
 
     filesystem, _ = _filesystem(address)
-    column, value = ("request_id", request_id) if request_id is not None else ("user_hash", user_hash)
     gone = 0
+    for path, table, kept in _holding(address, who):
+        folder, _, name = path.rpartition("/")
+        part = f"{folder}/.{name}.part"  # a dot hides it from readers
+        with filesystem.open(part, "wb") as file:
+            parquet.write_table(kept, file)
+        filesystem.mv(part, path)
+        gone += table.num_rows - kept.num_rows
+    return gone
+
+
+def count(address: str, who: Who) -> int:
+    """Read everything at ``address`` again; return how many rows there are of ``who``."""
+    return sum(table.num_rows - kept.num_rows for _, table, kept in _holding(address, who))
+
+
+def absolute(address: str) -> str:
+    """Return ``address`` as it is known from any working directory."""
+    filesystem, path = _filesystem(address)
+    return str(filesystem.unstrip_protocol(path))
+
+
+def exists(address: str) -> bool:
+    """Say whether there is anything at ``address``."""
+    filesystem, path = _filesystem(address)
+    return bool(filesystem.exists(path))
+
+
+def _holding(address: str, who: Who) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the path, the table and the table without ``who`` for each file that has rows of them."""
+    from pyarrow import compute, dataset  # noqa: PLC0415
+
+    filesystem, _ = _filesystem(address)
+    column, value = ("request_id", who.request_id) if who.user_hash is None else ("user_hash", who.user_hash)
     for fragment in _open(address).get_fragments():
         table = dataset.dataset(fragment.path, filesystem=filesystem, format="parquet").to_table()
         kept = table.filter(compute.field(column) != value)
         if kept.num_rows < table.num_rows:
-            gone += table.num_rows - kept.num_rows
-            with filesystem.open(fragment.path, "wb") as file:
-                parquet.write_table(kept, file)
-    return gone
+            yield fragment.path, table, kept
 
 
 def _schema() -> Any:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -49,7 +50,7 @@ class Spool:
 
     def append(self, payload: bytes) -> None:
         """Put ``payload`` at the end; raise ``SpoolFullError`` when it does not fit."""
-        record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        record = _record(payload)
         if self.size + len(record) > self._most:
             raise SpoolFullError(f"the spool holds {self.size} of at most {self._most} bytes")
         try:
@@ -83,10 +84,19 @@ class Spool:
     def payloads(self) -> Iterator[bytes]:
         """Yield everything that waits without forgetting it."""
         for path in self._segments:
-            raw, at = path.read_bytes(), 0
-            while (payload := _parse(raw, at)) is not None:
-                at += _HEADER.size + len(payload)
-                yield payload
+            yield from _whole(path.read_bytes())
+
+    def rewrite(self, change: Callable[[bytes], bytes]) -> None:
+        """Put ``change(payload)`` in the place of everything that waits; what is damaged goes. Before any ``peek``."""
+        for path in self._segments:
+            records = b"".join(_record(change(payload)) for payload in _whole(path.read_bytes()))
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                file.write(records)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            self._sizes[path] = len(records)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -131,6 +141,25 @@ class Spool:
             with contextlib.suppress(OSError):  # closing tries once more to write what a full disk refused
                 self._out.close()
             self._out = None
+
+
+def waiting(folder: Path) -> Iterator[bytes]:
+    """Yield what waits in the spool of another process, and what it has taken of its oldest segment."""
+    for path in sorted(folder.glob("*.spool")):
+        with contextlib.suppress(FileNotFoundError):  # taken meanwhile
+            yield from _whole(path.read_bytes())
+
+
+def _record(payload: bytes) -> bytes:
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _whole(raw: bytes) -> Iterator[bytes]:
+    """Yield the payloads of a segment up to where it is cut off or damaged."""
+    at = 0
+    while (payload := _parse(raw, at)) is not None:
+        at += _HEADER.size + len(payload)
+        yield payload
 
 
 def _parse(raw: bytes, at: int) -> bytes | None:

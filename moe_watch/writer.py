@@ -33,10 +33,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)
 
 
+def spool_folder(settings: Settings) -> Path:
+    """Return where batches wait: as set, else beside the SQLite file."""
+    path = sqlite_path(settings.store.url)
+    return settings.spool_dir or (path.with_name(path.name + ".spool") if path else Path("moe-watch.spool"))
+
+
 def open_spool(settings: Settings) -> Spool | None:
     """Return the spool of ``settings``; None, with a warning, where it cannot be."""
-    path = sqlite_path(settings.store.url)
-    folder = settings.spool_dir or (path.with_name(path.name + ".spool") if path else Path("moe-watch.spool"))
+    folder = spool_folder(settings)
     try:
         return Spool(folder, settings.spool_max_bytes)
     except OSError as error:

@@ -10,6 +10,7 @@ from moe_watch import commands, history
 from moe_watch.periods import period
 from moe_watch.store import history as rows
 from moe_watch.store import served
+from moe_watch.store.forget import note_export
 
 
 @click.command("export")
@@ -27,6 +28,7 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
     if not models:
         raise click.ClickException("the store has no such model: see `moe-watch status`")
     try:
+        note_export(engine, history.absolute(address))
         for model in models:
             written = history.write(rows.rows(engine, model, start, end), model, address)
             click.echo(f"{model.name} ({model.identity[:8]}): {written} requests to {address}")

@@ -1,31 +1,48 @@
-"""``moe-watch forget``: delete a request, or all requests of a person, everywhere."""
+"""``moe-watch forget``: delete a request, or all requests of a person, everywhere, and show that they are gone."""
 
 from __future__ import annotations
 
 import click
 
-from moe_watch import commands, history, wire
-from moe_watch.store import history as rows
+from moe_watch import commands, forgetting, history, wire
+from moe_watch.forgetting import Place
+from moe_watch.store.forget import Who
 
 
 @click.command("forget")
 @click.option("--request", "request_id", help="The request's id, as the client got it.")
 @click.option("--user", help='The person, as in the "user" field of the requests.')
-@click.option("--export", "addresses", multiple=True, help="Also delete from the Parquet at this address; repeatable.")
-def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]) -> None:
-    """Delete every stored row of one request or one person; sums over many requests stay, they name nobody."""
-    if (request_id is None) == (user is None):
+@click.option(
+    *("--export", "addresses"),
+    multiple=True,
+    type=commands.ADDRESS,
+    help="A copy of an export that `moe-watch export` did not write itself; repeatable.",
+)
+@click.option("--wait", default=30.0, show_default=True, help="Seconds for a running sidecar to empty its spool.")
+def command(request_id: str | None, user: str | None, addresses: tuple[str, ...], wait: float) -> None:
+    """Delete every row of one request or one person from the spool, the store and all exports.
+
+    Each place is read again afterwards; exits with 1 when something is left or could not be searched, or when nothing
+    was found at all. Sums over many requests stay, they name nobody.
+    """
+    if bool(request_id) == bool(user):
         raise click.UsageError("say what to forget: --request ID or --user NAME")
-    what = {"request_id": request_id, "user_hash": None if user is None else wire.user_hash(user)}
-    gone = rows.forget(commands.store(commands.settings()), **what)
-    click.echo(
-        f"Deleted from the store: {gone.requests} requests, {gone.fingerprints} fingerprints, {gone.samples} samples, "
-        f"{gone.shadows} shadow results"
-    )
+    settings = commands.settings()
+    who = Who(request_id=request_id or None, user_hash=wire.user_hash(user) if user else None)
+    places = []
     try:
-        for address in addresses:
-            click.echo(f"Deleted from {address}: {history.forget(address, **what)} rows")
+        for place in forgetting.everywhere(settings, commands.store(settings), who, addresses, wait):
+            places.append(place)
+            click.echo(_line(place))
     except history.HistoryError as error:
         raise click.ClickException(str(error)) from error
-    if not gone.requests and not addresses:
-        raise click.ClickException("the store has no such request; were its exports named with --export?")
+    if any(place.left or place.problem for place in places):
+        raise click.ClickException("not everything is known to be gone: see above")
+    if not any(sum(place.gone.values()) for place in places):
+        raise click.ClickException("nothing of it was found in any of these places")
+
+
+def _line(place: Place) -> str:
+    deleted = ", ".join(f"{number} {kind}" for kind, number in place.gone.items()) or "nothing"
+    remark = place.problem or place.note
+    return f"{place.name}: deleted {deleted}; {place.left} left" + (f" ({remark})" if remark else "")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_S = 5.0
 
@@ -100,6 +103,26 @@ def check(engine: Engine) -> None:
             connection.execute(text("SELECT 1"))
     except SQLAlchemyError as error:
         raise StoreError(f"the store does not answer: {getattr(error, 'orig', None) or error}") from error
+
+
+@contextlib.contextmanager
+def erasing(session: Session) -> Iterator[None]:
+    """Overwrite what is deleted or replaced meanwhile in SQLite's file, which keeps it otherwise."""
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    if is_sqlite:
+        session.connection().exec_driver_sql("PRAGMA secure_delete=ON")
+    yield
+    session.flush()
+    if is_sqlite:
+        session.connection().exec_driver_sql("PRAGMA secure_delete=OFF")
+
+
+def empty_log(engine: Engine) -> bool:
+    """Take what was deleted out of SQLite's write-ahead log as well; return False while others read it."""
+    if engine.dialect.name != "sqlite":
+        return True
+    with engine.connect() as connection:
+        return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
 
 
 def size_bytes(engine: Engine) -> int:

@@ -1,27 +1,13 @@
-"""Long stretches of the history: rows for an export, and all that is kept of a request or a person, to forget."""
+"""Long stretches of the history: rows for an export."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, select
 
-from moe_watch.store.models import Fingerprint, Model, Request, Sample, Shadow
-
-_CHUNK = 500  # ids in one IN (...); SQLite takes at most 32,766 parameters
-
-
-@dataclass(frozen=True)
-class Forgotten:
-    """How many rows of each kind were deleted."""
-
-    requests: int
-    fingerprints: int
-    samples: int
-    shadows: int
+from moe_watch.store.models import Fingerprint, Model, Request
 
 
 def rows(engine: Engine, model: Model, since: float, until: float, *, size: int = 2000) -> Iterator[Sequence[Any]]:
@@ -46,21 +32,3 @@ def replicas(engine: Engine, model: Model) -> list[str]:
     query = select(Request.replica).where(Request.model_id == model.id).distinct().order_by(Request.replica)
     with engine.connect() as connection:
         return list(connection.scalars(query))
-
-
-def forget(engine: Engine, *, request_id: str | None = None, user_hash: str | None = None) -> Forgotten:
-    """Delete every row of one request id or of one person, in one transaction.
-
-    Aggregates stay: they are sums over many requests and name nobody.
-    """
-    mine = Request.request_id == request_id if request_id is not None else Request.user_hash == user_hash
-    counts = [0, 0, 0, 0]
-    with Session(engine) as session, session.begin():
-        keys = list(session.scalars(select(Request.id).where(mine)))
-        for start in range(0, len(keys), _CHUNK):
-            some = keys[start : start + _CHUNK]
-            keyed = (Request.id, Fingerprint.request_pk, Sample.request_pk, Shadow.request_pk)
-            for index, key in reversed(list(enumerate(keyed))):  # the request last: the others point at it
-                done = session.execute(delete(key.class_).where(key.in_(some)))
-                counts[index] += done.rowcount  # type: ignore[attr-defined]
-    return Forgotten(*counts)

@@ -28,6 +28,7 @@ class FakeOpenAI:
 
     lacks: frozenset[str] = frozenset()  # of "tokenize", "prompt_logprobs", "logprobs", "usage"
     fail: int = 0  # how many of the next requests answer 503
+    refuses: bool = False  # whether it knows the key of nobody
     answers: dict[str, str] = field(default_factory=dict)  # last message or prompt -> output
     verdicts: list[str] = field(default_factory=list)  # what it says as a judge, in turn
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -49,6 +50,8 @@ class FakeOpenAI:
         )
 
     async def _models(self, _: Request) -> Response:
+        if self.refuses:
+            return JSONResponse({"error": "Unauthorized"}, 401)
         if self._failing():
             return Response(status_code=503)
         return JSONResponse({"object": "list", "data": [{"id": "dense", "max_model_len": MAX_MODEL_LEN}]})

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
+import httpx
 import pytest
 
 from moe_watch.shadow import likelihood
 from moe_watch.shadow.client import DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
-from moe_watch.shadow.replay import Replay, asked, garbled, replay, unsupported
-from moe_watch.store.shadows import Pending
+from moe_watch.shadow.replay import asked, garbled, unsupported
+from tests.dense import CHAT, REQUEST, replayed, use
 from tests.fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
-
-T = TypeVar("T")
-CHAT = "/v1/chat/completions"
-
-REQUEST = Pending(
-    request_pk=1,
-    request_id="chatcmpl-1",
-    choice=0,
-    replica="r0",
-    model="moe",
-    ood_p=0.5,
-    prompt_tokens=20,
-    output_tokens=8,
-    finish_reason="length",
-    corrupted=False,
-    images=0,
-    endpoint=CHAT,
-    prompt='[{"role": "user", "content": "alphabet"}]',
-    output="abcdxfgh",
-    params={"temperature": 0.0, "max_tokens": 8},
-    prompt_truncated=False,
-    output_truncated=False,
-    sample_rate=0.5,
-)
-
-
-def use(server: FakeOpenAI, work: Callable[[DenseClient], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with server.client() as http:
-            return await work(DenseClient(http))
-
-    return asyncio.run(run())
-
-
-def replayed(server: FakeOpenAI, request: Pending = REQUEST) -> Replay:
-    async def work(client: DenseClient) -> Replay:
-        return await replay(client, await client.probe(), request, at=5.0, weight=20.0)
-
-    return use(server, work)
 
 
 def test_everything_is_measured_where_the_server_can() -> None:
@@ -130,6 +90,43 @@ def test_trouble_and_refusal_are_told_apart() -> None:
     body = {"messages": [{"role": "user", "content": "x" * MAX_MODEL_LEN}]}
     with pytest.raises(RefusedError, match="too long"):
         use(FakeOpenAI(), lambda client: client.generate(CHAT, body))
+
+
+def test_a_key_that_the_server_does_not_know_is_no_request_to_blame() -> None:
+    """A refused list of models is trouble with the server, not a request that it will not take."""
+    with pytest.raises(DenseError, match=r"does not say what it serves.*401"):
+        use(FakeOpenAI(refuses=True), lambda client: client.probe())
+
+
+@pytest.mark.parametrize(
+    "event",
+    ['{"choices": ["text"]}', '{"choices": [{"logprobs": {"content": [{"token": "a"}]}}]}', "[1]", "{cut", "3"],
+)
+def test_an_answer_of_another_shape_is_trouble_and_no_crash(event: str) -> None:
+    """Whatever a stream holds, the caller gets the one error that it knows."""
+
+    async def work(client: DenseClient) -> object:
+        answer = httpx.Response(200, text=f"data: {event}\n\n")
+        client.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer), base_url="http://dense")
+        return await client.generate(CHAT, {"messages": []})
+
+    with pytest.raises(DenseError):
+        use(FakeOpenAI(), work)
+
+
+@pytest.mark.parametrize("answered", ["[]", '{"tokens": 3}', '{"ids": [1]}'])
+def test_another_servers_tokenize_is_none(answered: str) -> None:
+    """A route of that name that answers otherwise counts as lacking; the server is used for the rest."""
+
+    async def work(client: DenseClient) -> str:
+        def answer(request: httpx.Request) -> httpx.Response:
+            models = '{"data": [{"id": "dense"}]}'
+            return httpx.Response(200, text=models if request.url.path == "/v1/models" else answered)
+
+        client.http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://dense")
+        return (await client.probe()).lacks
+
+    assert use(FakeOpenAI(), work) == "/tokenize"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def traffic(store: Engine, *, healthy: int = 400, worse: int = 200, harder: floa
             gap = rng.gamma(2, 0.1) - 0.1 + fault * late
             base = 2.0 + rng.normal(scale=0.2) + harder * late
             at = START + 5.0 * pk
-            garbled = ["repetition"] if late and fault and pk % 3 == 0 else []
+            garbled = ["repetition"] if late and fault and pk % 3 == 0 else ["refusal"] if late and fault else []
             defects = {"moe": garbled, "dense": []}
             both = {"nll_dense_output": base, "nll_moe_output": base + gap}
             shadow_store.add_shadow(session, pk, at=at, gap=gap, defects=defects, ood_score=rng.normal(), **both)
@@ -61,7 +61,7 @@ def test_a_worse_moe_is_flagged_dated_and_explained(tmp_path: Path) -> None:
     assert changes["quality"].began_at == pytest.approx(START + 5 * 400, abs=100)
     assert changes["quality"].evidence["cause"] == "moe"
     assert "did not change" in changes["quality"].summary
-    assert "repetition" in changes["garbled"].summary
+    assert "(mostly repetition)" in changes["garbled"].summary
     assert value(board, metrics.QUALITY_DEGRADED, *LABELS) == 1
 
 

@@ -102,6 +102,29 @@ def test_a_dead_server_ends_in_failed_rows_not_in_a_crash(tmp_path: Path) -> Non
     assert all("moe" in row.defects for row in rows.values())
 
 
+def test_a_bug_costs_one_request_and_the_breaker_closes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks unforeseen fails that request; the breaker, were it trying just then, waits for nobody."""
+    broken = worker.replay
+
+    async def replay(*given: Any, **more: Any) -> Any:
+        if given[2].request_pk <= 6:
+            raise ZeroDivisionError
+        return await broken(*given, **more)
+
+    monkeypatch.setattr(worker, "replay", replay)
+    rows = work(tmp_path, FakeOpenAI(), requests=10, concurrency=1)
+    assert [rows[pk].outcome for pk in range(1, 11)] == ["failed"] * 6 + ["scored"] * 4
+
+
+def test_a_judge_that_refuses_us_is_done_without() -> None:
+    """A wrong key for the judge does not end the shadow."""
+
+    async def ask() -> Judge | None:
+        return await worker._judge(FakeOpenAI(refuses=True).client(), None)
+
+    assert asyncio.run(ask()) is None
+
+
 def test_the_queue_is_bounded_and_load_is_shed(tmp_path: Path) -> None:
     """With a budget of next to nothing the queue fills to its size, the rest is dropped and said so."""
     until = lambda rows: sum(row.outcome == "dropped" for row in rows.values()) >= 15  # noqa: E731

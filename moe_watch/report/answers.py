@@ -42,7 +42,7 @@ def quality(review: Review) -> Answer:
         return Answer(question, "Not known", (*broken, found.why, found.remedy), "bad" if broken else "unknown")
     if found.gap is None:
         looked = figures.plural(found.sampled, "request")
-        why = f"Texts of {looked} were looked at for defects only: no dense model answered."
+        why = f"Texts of {looked} were looked at for defects only: {phrases.without_gap(found)}."
         return Answer(question, "Not known", (*broken, why, *_garbled(found)), "bad" if broken else "unknown")
     short, sentence, tone = _shifted(found, review.promises.gap_tolerance)
     alarms = tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)

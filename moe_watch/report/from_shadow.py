@@ -54,8 +54,9 @@ def section(
     groups = {by: _groups(found.by_group[by], found.garbled_by_group[by]) for by in found.by_group if by != "version"}
     groups["version"] = _versions(session, quality.review(whole), row.id)
     return Quality(
-        dense_model=", ".join(dense) or "the dense model",
+        dense_model=", ".join(dense),
         sampled=len(seen.at),
+        scored=int((seen.outcome == "scored").sum()),
         gap=_interval(found.gap),
         shift=_shift(shadows.observed(session, previous.since, previous.until, model=row.name), seen, tolerance),
         deciles=_deciles(found),

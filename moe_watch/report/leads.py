@@ -90,7 +90,7 @@ def _quality(quality: Quality | Missing) -> str:
         )
     if quality.gap is not None:
         return f"The gap to {quality.dense_model} is {phrases.estimate(quality.gap)} nats per token."
-    return "Sampled outputs were looked at for defects; no dense model answered."
+    return f"Sampled outputs were looked at for defects; {phrases.without_gap(quality)}."
 
 
 def _advantage(advantage: Advantage | Missing) -> str:

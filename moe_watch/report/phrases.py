@@ -9,7 +9,7 @@ from moe_watch.detect import localise
 from moe_watch.detect.canary import FAULTS
 from moe_watch.report import figures
 from moe_watch.report.review import Review
-from moe_watch.report.sections import Change, Drift, Mover
+from moe_watch.report.sections import Change, Drift, Mover, Quality
 from moe_watch.report.terms import Interval, Missing
 
 _LAYERS: Final = 3  # named
@@ -123,6 +123,15 @@ def largest(change: Change | Missing) -> tuple[str, ...]:
     if not change.movers:
         return (f"No expert moved by as much as a small effect against {change.reference}.",)
     return (f"Largest change against {change.reference}: {mover(change.movers[0])}.",)
+
+
+def without_gap(found: Quality) -> str:
+    """Say why there is no gap."""
+    if not found.dense_model:
+        return "no dense model answered"
+    if found.scored:
+        return f"{found.dense_model} scored no more than {figures.plural(found.scored, 'request')}"
+    return f"the server of {found.dense_model} does not say how likely a text is (vLLM does: prompt_logprobs)"
 
 
 def number(value: float | None) -> str:

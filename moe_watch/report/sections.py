@@ -145,9 +145,10 @@ class Slowdown:
 class Quality:
     """The MoE's output against the dense model's, in nats per token under the dense model; above 0 is worse."""
 
-    dense_model: str
+    dense_model: str  # empty: none answered
     sampled: int
-    gap: Interval | None  # None: texts were looked at for defects only
+    scored: int  # of them: how likely the dense model finds them is known
+    gap: Interval | None  # None: fewer than two were scored
     shift: Shift | None
     deciles: tuple[Interval, ...]  # the gap by tenth of the traffic, the most ordinary first; empty without scores
     rise: Interval | None  # from the most ordinary to the most unusual request

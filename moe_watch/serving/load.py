@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from moe_watch.canary.replay import CANARY_HEADER
 from moe_watch.detect.advantage import rounds as ratio_of_rounds
 from moe_watch.detect.gap import Estimate
+from moe_watch.serving import stream
 
 _STORY = (
     "the report says that a small team moved its service to new machines last spring and wrote down what went well "
@@ -135,10 +135,9 @@ async def _one(target: Target, text: str, max_tokens: int) -> tuple[int, float]:
             await reply.aread()
             raise ValueError(f"status {reply.status_code}: {reply.text[:200]}")
         async for line in reply.aiter_lines():
-            if not line.startswith("data: {"):
+            if (event := stream.event(line)) is None:
                 continue
             first = first or time.perf_counter() - started
-            event = json.loads(line[6:])
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
     if not tokens:
         raise ValueError("the stream says nothing of the tokens that it generated")

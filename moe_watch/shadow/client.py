@@ -1,19 +1,20 @@
 """The dense model behind any OpenAI-compatible server: generate, and score a given text where the server can.
 
 vLLM does everything. What others lack is found by asking once, and said: Ollama and TGI have no prompt
-log-probabilities on their OpenAI routes and no ``/tokenize`` like vLLM's, so the likelihood gap and the share of tokens
-ranked first are not available there; the dense model's own output, defects, latency and the judge are.
+log-probabilities on their OpenAI routes and no ``/tokenize`` like vLLM's, so the likelihood gap, the share of tokens
+ranked first and the agreement are not known there; the dense model's own output, defects, latency and the judge are.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+from moe_watch.serving import stream
 
 _RUNNING = "vllm:num_requests_running"
 _RUNNING_EVERY_S = 1.0
@@ -77,8 +78,13 @@ class DenseClient:
 
     async def served(self) -> tuple[str, int | None]:
         """Return the model that is asked for, or the first that the server lists, and its longest context if told."""
-        listed = (await self._get("/v1/models")).get("data") or [{}]
-        named = next((entry for entry in listed if entry.get("id") == self.model), listed[0])
+        try:
+            listed = (await self._get("/v1/models")).get("data") or [{}]
+            named = next((entry for entry in listed if entry.get("id") == self.model), listed[0])
+        except RefusedError as error:  # a wrong key or a wrong address: no request is to blame
+            raise DenseError(f"the server does not say what it serves: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DenseError(f"/v1/models is of an unknown shape: {error!r}") from error
         model = self.model or named.get("id")
         if not model:
             raise DenseError("the server lists no model: name one in the settings")
@@ -101,8 +107,11 @@ class DenseClient:
         extra = {"logprobs": True if chat else 0, "stream": True, "stream_options": {"include_usage": True}}
         parts = _Parts(chat=chat)
         started = time.perf_counter()
-        async for event in self._stream(endpoint, {**body, **extra, "model": self.model, "return_token_ids": True}):
-            parts.add(event, time.perf_counter() - started)
+        try:
+            async for event in self._stream(endpoint, {**body, **extra, "model": self.model, "return_token_ids": True}):
+                parts.add(event, time.perf_counter() - started)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DenseError(f"an answer of an unknown shape: {error!r}") from error
         return parts.generated()
 
     async def tokenize(self, text: str) -> list[int]:
@@ -135,8 +144,8 @@ class DenseClient:
                 raise RefusedError("the server gives no prompt_logprobs")
             tokens = [rows[i][str(ids[i])] for i in range(len(prompt_ids), len(ids))]
             return Scored([float(t["logprob"]) for t in tokens], [int(t["rank"]) for t in tokens])
-        except (KeyError, IndexError, TypeError) as error:
-            raise DenseError(f"prompt_logprobs of an unknown shape: {error!r}") from error
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise RefusedError(f"prompt_logprobs of an unknown shape: {error!r}") from error
 
     async def running(self) -> float | None:
         """Return how many requests the server runs, at most a second old; None where it does not tell."""
@@ -157,7 +166,7 @@ class DenseClient:
         reply = await self._post("/tokenize", {"model": self.model, **body})
         tokens = reply.get("tokens")
         if not isinstance(tokens, list):
-            raise DenseError("/tokenize answered without tokens")
+            raise RefusedError("/tokenize answers without tokens")  # another server's route of the same name
         return tokens
 
     async def _get(self, path: str) -> dict[str, Any]:
@@ -184,9 +193,11 @@ class DenseClient:
                     await reply.aread()
                 _check(reply)
                 async for line in reply.aiter_lines():
-                    if line.startswith("data: ") and line != "data: [DONE]":
-                        yield json.loads(line[6:])
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
+                    if (event := stream.event(line)) is not None:
+                        yield event
+        except RefusedError:
+            raise
+        except (httpx.HTTPError, ValueError) as error:
             raise DenseError(f"{path}: {error!r}") from error
 
 
@@ -231,8 +242,9 @@ class _Parts:
             self.last_s = at_s
         self.text += text
         self.token_ids += ids
-        self.logprobs += found or []
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        ended = self.finish_reason == "stop" and not text and not ids  # the end-of-turn token is no part of the text
+        self.logprobs += [] if ended else [float(logprob) for logprob in found or ()]
 
     def generated(self) -> Generated:
         if self.first_s is None and not self.finish_reason:

@@ -27,9 +27,10 @@ def alarm(trial: Trial, before: Observed, after: Observed, where: str) -> tuple[
     if trial.kind == "quality":
         what = f"the quality gap is {said(new.gap)} nats per token, it was {said(old.gap)}"
     else:
-        worst = sorted(new.defects.items(), key=lambda item: -item[1].value)
+        kinds = [kind for kind in quality.GARBLED if kind in new.defects]
+        worst = sorted(kinds, key=lambda kind: -new.defects[kind].value)
         what = f"{said(new.garbled, percent=True)} of outputs are garbled, it was {said(old.garbled, percent=True)}"
-        what += f" (mostly {worst[0][0]})" if worst else ""
+        what += f" (mostly {worst[0]})" if worst else ""
     evidence = {
         "cause": compared.cause,
         "effect_nats": _triple(compared.effect),

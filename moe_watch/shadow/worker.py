@@ -178,6 +178,10 @@ class Worker:
                 self.abilities = None  # it may come back as another
                 self.breaker.failed(time.monotonic())
                 _LOG.warning("replay failed", request_id=request.request_id, error=str(error))
+            except Exception:  # noqa: BLE001 - a bug of ours must neither end the others nor leave the breaker waiting
+                self.breaker.failed(time.monotonic())
+                _LOG.exception("replay broke", request_id=request.request_id)
+                break
             else:
                 self.breaker.succeeded()
                 return row

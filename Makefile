@@ -10,7 +10,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM_COMMANDS := prometheus promtool prometheus-alertmanager amtool chromium pg_createcluster
 SYSTEM_PACKAGES := prometheus prometheus-alertmanager chromium postgresql
 
-.PHONY: help setup system demo test test-fast check format docs models clean
+.PHONY: help setup system demo test test-fast check audit format docs models clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,10 +48,16 @@ test: setup system ## Everything: unit, property and simulation tests, and the r
 test-fast: setup ## Everything but the real servers
 	$(BIN)/pytest -m "not real"
 
-check: setup ## Lint and types
+check: setup ## Lint (bandit's rules included), types, and the declared bounds of every dependency
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.dependencies
+
+audit: setup ## Ask an advisory service about the dependencies (needs the internet)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit; }
+	$(BIN)/python -m tests.dependencies --list > $(VENV)/audit/versions.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/versions.txt
 
 format: setup ## Format the code
 	$(BIN)/ruff format .

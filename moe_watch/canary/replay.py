@@ -134,7 +134,7 @@ async def replay(http: httpx.AsyncClient, server: Server, load: Load, seed: int)
 
 async def _fill(http: httpx.AsyncClient, server: Server, seed: int, run: str) -> None:
     """Keep one request of random length in flight until cancelled."""
-    drawn = random.Random(seed)  # noqa: S311
+    drawn = random.Random(seed)  # noqa: S311 - draws lengths, not a secret
     number = 0
     while True:
         pieces = drawn.sample(server.canaries.prompts, drawn.randint(1, 4))

@@ -10,8 +10,6 @@ import click
 
 from moe_watch import __version__, commands
 
-_SHARED = {"options"}  # modules beside the commands that are none
-
 
 class Commands(click.Group):
     """Finds a command by the name of its file, so that ``--help`` and each command import only what they need."""
@@ -19,7 +17,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         del ctx
-        names = {found.name for found in pkgutil.iter_modules(commands.__path__)} - _SHARED
+        names = (found.name for found in pkgutil.iter_modules(commands.__path__))
         return sorted(name.replace("_", "-") for name in names)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -76,6 +76,8 @@ class Sidecar:
             for work in (self._take_frames, self._judge_often, self._tick_often, self._follow_baselines)
         ]
         beside = [asyncio.create_task(work) for work in self._beside()]
+        for task in beside:
+            task.add_done_callback(_tell)
         self._ready = ""
         try:
             stop = asyncio.create_task(self.stopping.wait())
@@ -258,6 +260,12 @@ class Sidecar:
     async def matrix(self, replica: str) -> Matrix | None:
         """Return the expert shares of one replica."""
         return await self._in_thread(lambda: self.judge.matrix(replica))
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    """Log that what ran beside the pipeline has failed: nobody waits for it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a part beside the pipeline has ended", exc_info=error)
 
 
 def _drain(frames: zmq.Socket[bytes], most: int) -> Iterator[bytes]:

@@ -21,7 +21,10 @@ END_OF_TURN = -9.0  # log-probability of the token that ends an answer
 
 @dataclass
 class FakeTGI(FakeOpenAI):
-    """TGI: a ``/tokenize`` of its own, log-probabilities of chats alone, the end-of-turn token among them."""
+    """TGI: a ``/tokenize`` of its own, log-probabilities of chats alone, the end-of-turn token among them.
+
+    Its client reads events without a space behind the colon, so none is sent here.
+    """
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": "dense", "object": "model", "owned_by": "dense"}]})

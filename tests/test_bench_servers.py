@@ -104,6 +104,25 @@ def test_command_says_what_to_do(flags: list[str], said: str) -> None:
     assert said in done.output
 
 
+@pytest.mark.parametrize("text", [b"", b"\n \n", b"\xff\xfe"])
+def test_a_file_without_prompts_is_said_so(tmp_path: Path, text: bytes) -> None:
+    """Nothing to send is no stack trace."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(text)
+    flags = ["--moe", "http://a", "--dense", "http://b", "--no-save", "--prompts", str(file)]
+    done = CliRunner().invoke(bench_servers.command, flags)
+    assert done.exit_code == 1
+    assert "prompts.txt" in done.output
+
+
+def test_a_server_that_refuses_us_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that it does not know is no stack trace either."""
+    monkeypatch.setattr(bench_servers, "_http", lambda *_: FakeOpenAI(refuses=True).client())
+    done = CliRunner().invoke(bench_servers.command, ["--moe", "http://a", "--dense", "http://b", "--no-save"])
+    assert done.exit_code == 1
+    assert "401" in done.output
+
+
 def test_client_of_the_command_takes_both_forms_of_url() -> None:
     """A base URL with or without /v1 is the same server."""
     urls = {str(bench_servers._http(url, None).base_url) for url in ("http://a:1", "http://a:1/v1", "http://a:1/v1/")}

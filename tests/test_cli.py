@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
 from moe_watch.cli import main
 from moe_watch.store import baselines, engine, migrate, served
 from moe_watch.store.write import write
 from tests.frames import Tap
 from tests.test_store_write import some_writes
-
-_COMMANDS = {"baseline", "db", "doctor", "serve", "status"}
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def test_every_command_has_help() -> None:
     """Each names itself with one line in the list and its options in its own help."""
     listed = run("--help")
     assert listed.exit_code == 0
-    for name in _COMMANDS:
+    names = main.list_commands(click.Context(main))
+    assert {"baseline", "canary", "report", "shadow", "status"} <= set(names)
+    for name in names:
         assert name in listed.output
         assert run(name, "--help").exit_code == 0
 
@@ -101,6 +103,16 @@ def test_a_baseline_from_fit_to_promotion(filled: str) -> None:
     shown = run("baseline", "show", "1").output
     assert "600, of which" in shown
     assert [a.version for a in baselines.active(engine.connect(filled)).values()] == [2]
+
+
+def test_a_baseline_that_cannot_be_read_is_explained(filled: str) -> None:
+    """A backtest against one of another version says so."""
+    assert run("baseline", "fit", "--promote").exit_code == 0
+    with engine.connect(filled).begin() as connection:
+        connection.execute(text("UPDATE baselines SET blob = x'00'"))
+    done = run("backtest")
+    assert done.exit_code == 1
+    assert "cannot be read by this version" in done.output
 
 
 def test_too_little_data_is_explained(filled: str) -> None:

@@ -56,3 +56,19 @@ def test_other_servers_and_configs_are_refused_in_words(checkpoint: Path, monkey
     assert "KV cache of 'nf4'" in run(str(checkpoint), "--dtype", "nf4")[1]
     (checkpoint / "config.json").write_text("{}")
     assert "no num_hidden_layers" in run(str(checkpoint))[1]
+
+
+@pytest.mark.parametrize("size", ["nan", "-1", "inf"])
+def test_a_size_that_is_none_is_refused(checkpoint: Path, size: str) -> None:
+    """Neither a stack trace nor a number of blocks below zero."""
+    code, said = run(str(checkpoint), "--free-gib", size)
+    assert code == 2
+    assert "is no size of a cache" in said
+
+
+def test_json_that_is_no_config_is_said_so(tmp_path: Path) -> None:
+    """A list is not looked into."""
+    (tmp_path / "config.json").write_text("[]")
+    code, said = run(str(tmp_path))
+    assert code == 1
+    assert "is no config of a model" in said

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from moe_watch.commands import shadow as command
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow import worker
 from moe_watch.shadow.budget import Breaker
@@ -123,6 +124,19 @@ def test_a_judge_that_refuses_us_is_done_without() -> None:
         return await worker._judge(FakeOpenAI(refuses=True).client(), None)
 
     assert asyncio.run(ask()) is None
+
+
+def test_what_ends_the_process_is_not_kept_from_its_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`moe-watch shadow` that fails does not exit as if all were well."""
+
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(worker, "run", broken)
+    given = settings(url="http://dense:8000")
+    given.store.url = shadow_store.make(tmp_path).url.render_as_string()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(command._run(given))
 
 
 def test_the_queue_is_bounded_and_load_is_shed(tmp_path: Path) -> None:

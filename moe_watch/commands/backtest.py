@@ -12,8 +12,10 @@ from sqlalchemy import Engine
 from moe_watch import backtest, commands, history
 from moe_watch.detect.baseline import Baseline
 from moe_watch.periods import period
+from moe_watch.report.text import one_line
 from moe_watch.store import baselines, requests, served
 from moe_watch.store import history as rows
+from moe_watch.store.engine import StoreError
 from moe_watch.store.models import Model
 
 
@@ -68,7 +70,10 @@ def _judge(engine: Engine, name: str | None) -> tuple[Model, Baseline]:
     model = next((one for one in served.by_name(engine, name) if one.identity in active), None)
     if model is None:
         raise click.ClickException("no active baseline to judge by: `moe-watch baseline fit --promote` makes one")
-    return model, baselines.load(engine, active[model.identity].id)
+    try:
+        return model, baselines.load(engine, active[model.identity].id)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _parquet(address: str, model: Model, start: float, end: float) -> history.ParquetSource:
@@ -81,12 +86,13 @@ def _parquet(address: str, model: Model, start: float, end: float) -> history.Pa
 def _show(outcomes: Iterator[backtest.Outcome]) -> None:
     for outcome in outcomes:
         share = outcome.unusual / outcome.requests if outcome.requests else 0.0
-        click.echo(f"{outcome.replica}: {outcome.requests} requests, {share:.2%} unusual, {len(outcome.fired)} drifts")
+        told = f"{outcome.requests} requests, {share:.2%} unusual, {len(outcome.fired)} drifts"
+        click.echo(f"{one_line(outcome.replica)}: {told}")
         for one in outcome.fired:
             where = one.channel if one.layer is None else f"{one.channel} {one.layer}"
             end = _clock(one.ended_at) if one.ended_at is not None else "still open at the end"
             click.echo(
-                f"  flagged {_clock(one.flagged_at)} at request {one.request} ({one.request_id}), "
+                f"  flagged {_clock(one.flagged_at)} at request {one.request} ({one_line(one.request_id)}), "
                 f"began about {_clock(one.began_at)}, ended {end}; seen in: {where}"
             )
 

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from moe_watch import commands
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
+from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import baselines, requests, served
 from moe_watch.store.engine import StoreError
@@ -83,8 +84,9 @@ def list_(name: str | None) -> None:
         shape = f"{model.layers} x {model.experts}, top-{model.top_k}"
         promoted = "active" if row.active else _day(row.promoted_at)
         identity = f"{model.name} ({model.identity[:8]})"
-        table.add_row(str(row.version), identity, shape, str(row.requests), _day(row.created_at), promoted, row.note)
-    Console().print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
+        cells = (str(row.version), identity, shape, str(row.requests), _day(row.created_at), promoted, row.note)
+        table.add_row(*(one_line(cell) for cell in cells))
+    Console(markup=False).print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
 
 
 @command.command()
@@ -110,8 +112,8 @@ def show(version: int, name: str | None) -> None:
         ("promoted", _day(row.promoted_at)),
         ("note", row.note or "none"),
     ):
-        table.add_row(key, value)
-    Console().print(table)
+        table.add_row(key, one_line(value, 400))
+    Console(markup=False).print(table)
 
 
 @command.command()

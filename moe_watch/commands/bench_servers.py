@@ -58,7 +58,7 @@ def command(
     if settings.vllm_url is None or settings.shadow.url is None:
         raise click.ClickException("two servers are needed: give --moe and --dense")
     store = commands.store(settings) if save else None
-    texts = cycle(file.read_text(encoding="utf-8").splitlines()) if file else prompts(prompt_words)
+    texts = _texts(file) if file else prompts(prompt_words)
     levels = _levels(concurrency)
     try:
         names, found = asyncio.run(_measure(settings, levels, rounds, max_tokens, texts))
@@ -70,6 +70,16 @@ def command(
         with Session(store, expire_on_commit=False) as session, session.begin():
             shadows.add_benches(session, rows)
     _print(rows, as_json=as_json)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{file} cannot be read: {error}") from error
+    if not lines:
+        raise click.ClickException(f"{file} has no prompt: a line each")
+    return cycle(lines)
 
 
 def _levels(text: str) -> list[int]:

@@ -19,6 +19,7 @@ from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
 from moe_watch.detect.reach import LEAST, unreached
 from moe_watch.detect.replay import Round
+from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import canaries
 from moe_watch.store.models import CanaryRun
@@ -149,7 +150,7 @@ def run_(url: str | None, path: Path | None, loads: str | None, against: str) ->
             done = asyncio.run(_run(settings, store, against))
     except _FAILURES as error:
         raise click.ClickException(str(error)) from error
-    click.echo(done.run.summary)
+    click.echo(one_line(done.run.summary, 1000))
     if done.judgement.verdict in FAULTS | {"blind"}:
         raise SystemExit(2)
 
@@ -172,8 +173,9 @@ def list_(limit: int, *, everything: bool) -> None:
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):
         at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
         verdict = run.verdict or ("reference" if run.reference else "earlier reference")
-        table.add_row(at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
-    Console().print(table if table.row_count else "no canary was checked yet: moe-watch canary run")
+        cells = (at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
+        table.add_row(*(one_line(cell, 400) for cell in cells))
+    Console(markup=False).print(table if table.row_count else "no canary was checked yet: moe-watch canary run")
 
 
 def _by_load(run: CanaryRun) -> str:

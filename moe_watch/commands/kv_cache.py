@@ -19,6 +19,7 @@ from moe_watch.serving import kv_cache
 from moe_watch.serving.kv_cache import Layer, Plan
 
 _GIB = 2**30
+_MOST_GIB = 2**20
 _INFO = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -26,7 +27,13 @@ _INFO = re.compile(r'(\w+)="([^"]*)"')
 @click.argument("config", type=click.Path(exists=True, path_type=Path))
 @click.option("--dtype", default="bfloat16", show_default=True, help="Type of the numbers in the cache (fp8: half).")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Tensor-parallel ranks.")
-@click.option("--in-flight", default=8192, show_default=True, help="Tokens in a batch, twice with async scheduling.")
+@click.option(
+    "--in-flight",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Tokens in a batch, twice with async scheduling.",
+)
 @click.option("--block", default=16, show_default=True, type=click.IntRange(1), help="Tokens of a block.")
 @click.option("--free-gib", type=float, help="Free KV cache of a rank; says the longest request that fits.")
 @click.option("--url", type=commands.ADDRESS, help="A vLLM server to ask for block size and free blocks instead.")
@@ -40,6 +47,10 @@ def command(
         layers, size = kv_cache.layers(read), kv_cache.dtype_bytes(dtype)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{file}: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise click.ClickException(f"{file} is no config of a model: {error}") from error
+    if free_gib is not None and not 0 <= free_gib < _MOST_GIB:
+        raise click.BadParameter(f"{free_gib} GiB is no size of a cache", param_hint="--free-gib")
     blocks, block = _ask(url) if url else (None, block)
     plan = kv_cache.plan(layers, block_tokens=block, dtype_bytes=size, ranks=ranks, in_flight=in_flight)
     if free_gib is not None:

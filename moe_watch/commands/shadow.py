@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 
 import click
 
@@ -37,4 +38,5 @@ async def _run(settings: Settings) -> None:
     work = asyncio.create_task(worker.run(settings, commands.store(settings)))
     for end in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(end, work.cancel)
-    await asyncio.wait([work])
+    with suppress(asyncio.CancelledError):
+        await work

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from moe_watch import commands, status
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.report import phrases
+from moe_watch.report.text import one_line
 from moe_watch.settings import HttpSettings
 
 _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "magenta"}
@@ -59,6 +61,11 @@ def view(seen: status.Status) -> RenderableType:
     return Group(*parts)
 
 
+def _plain(text: str) -> str:
+    """Return text from vLLM and its clients, which must neither be read as markup nor move the cursor."""
+    return escape(one_line(text, 400))
+
+
 def _header(seen: status.Status) -> str:
     refused, lost = sum(seen.frames_refused.values()), sum(seen.frames_lost.values())
     store = "up" if seen.store.up else "[red]away[/red]"
@@ -72,12 +79,14 @@ def _header(seen: status.Status) -> str:
 def _replica(replica: status.Replica, now: float) -> Table:
     table = Table.grid(padding=(0, 2))
     colour = _COLOURS.get(replica.verdict, "red")
-    table.add_row("replica", f"[bold]{replica.replica}[/bold] serving {replica.model} ({_shape(replica)})")
+    serving = f"{_plain(replica.model)} ({_shape(replica)})"
+    table.add_row("replica", f"[bold]{_plain(replica.replica)}[/bold] serving {serving}")
     since = _span(now - replica.since)
-    table.add_row("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}: {replica.reason}")
+    table.add_row("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}: {_plain(replica.reason)}")
     tap = replica.tap
-    version = f"{tap.tap_version or '?'} in vLLM {tap.vllm_version or '?'}"
-    table.add_row("tap", f"{'up' if tap.up else f'[red]{tap.state}[/red] {tap.reason}'}, {version}")
+    version = f"{_plain(tap.tap_version) or '?'} in vLLM {_plain(tap.vllm_version) or '?'}"
+    state = "up" if tap.up else f"[red]{_plain(tap.state)}[/red] {_plain(tap.reason)}"
+    table.add_row("tap", f"{state}, {version}")
     table.add_row(
         "requests", f"{replica.requests}, routed {_percent(replica.coverage)}, joined {_percent(replica.join_ratio)}"
     )
@@ -90,15 +99,16 @@ def _replica(replica: status.Replica, now: float) -> Table:
     if replica.siblings is not None and replica.siblings.replicas > 1:
         table.add_row("siblings", _siblings(replica.siblings))
     for episode in replica.episodes:
-        table.add_row(f"[red]{episode.kind}[/red]", f"since {_span(now - episode.began_at)}: {episode.summary}")
+        since = _span(now - episode.began_at)
+        table.add_row(f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}")
         if episode.where is not None:
             table.add_row("where", " ".join(phrases.where(episode.where, episode.kind)))
     if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
         table.add_row("moved", "; ".join(moved))
     if replica.suspects:
-        shown = ", ".join(f"{suspect.request_id} (p {suspect.p:.4f})" for suspect in replica.suspects[:3])
-        table.add_row("explain", f"{shown}")
+        shown = [f"{_plain(suspect.request_id)} (p {suspect.p:.4f})" for suspect in replica.suspects[:3]]
+        table.add_row("explain", ", ".join(shown))
     return table
 
 

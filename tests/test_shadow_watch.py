@@ -99,6 +99,26 @@ def test_a_restart_keeps_the_reference_and_the_open_alarm(tmp_path: Path) -> Non
     assert {change.kind for change in again} == {"quality", "garbled"}
 
 
+def test_another_dense_model_ends_the_alarm_and_is_learned_from_its_own_replays(tmp_path: Path) -> None:
+    """Gaps to the model before neither keep its alarm open nor become what is normal for the next."""
+    store = shadow_store.make(tmp_path)
+    end = traffic(store)
+    watch = QualityWatch(store, settings(), Board())
+    assert {change.kind for change in watch.update(*LABELS, end)} == {"quality", "garbled"}
+    rng = np.random.default_rng(5)
+    with Session(store) as session, session.begin():
+        for n in range(1, 301):
+            own = {"dense_model": "another", "ood_score": rng.normal()}
+            shadow_store.add_shadow(session, 1000 + n, at=end + 5.0 * n, gap=1.0 + rng.gamma(2, 0.1), **own)
+    later = end + 5.0 * 300 + 10
+    changes = watch.update(*LABELS, later)
+    assert {(change.kind, change.started) for change in changes} == {("quality", False), ("garbled", False)}
+    with Session(store) as session:
+        known = shadows.reference(session, (*LABELS, "another"), "quality")
+    assert known is not None
+    assert known.mean_upper > 1.0
+
+
 def test_references_are_learned_anew_after_an_accepted_change(tmp_path: Path) -> None:
     """``forget_references`` takes those of one model away."""
     store = shadow_store.make(tmp_path)

@@ -86,20 +86,25 @@ class QualityWatch:
         return shadows.observed(session, since, until, model=labels[0], replica=labels[1])
 
     def _stream(self, session: Session, labels: tuple[str, str], now: float) -> tuple[_Stream, list[Kind]]:
-        """Return the stream and the alarms that are open from before; made anew when the dense model is another one.
+        """Return the stream and which alarms differ from before; made anew when the dense model is another one.
 
-        The last day is fed to the tests of a new stream, so that an alarm that was open opens again.
+        The last day is fed to the tests of a new stream, so that an alarm that was open opens again. Gaps to another
+        dense model are no measure of the gaps to this one: where it changed, its tests begin with what comes now.
         """
         dense = shadows.dense_model(session, *labels) or ""
-        stream = self._streams.get(labels)
-        if stream is not None and dense == stream.dense:
-            return stream, []
-        if stream is None:
+        before = self._streams.get(labels)
+        if before is not None and dense == before.dense:
+            return before, []
+        if before is None:
             self._show_zeros(labels)
         stream = _Stream(dense, now - _CATCH_UP_S, self._trials(session, labels, dense))
-        self._feed(session, stream, self._observed(session, labels, stream.cursor, now - _LAG_S), labels)
+        if before is not None and before.dense:
+            stream.cursor = before.cursor
+        else:
+            self._feed(session, stream, self._observed(session, labels, stream.cursor, now - _LAG_S), labels)
         self._streams[labels] = stream
-        return stream, [kind for kind, trial in stream.trials.items() if trial.state.alarmed]
+        was = {kind for kind, trial in before.trials.items() if trial.state.alarmed} if before is not None else set()
+        return stream, [kind for kind, trial in stream.trials.items() if trial.state.alarmed != (kind in was)]
 
     def _trials(self, session: Session, labels: tuple[str, str], dense: str) -> dict[Kind, Trial]:
         shadow, run_length = self.settings.shadow, self.settings.detect.average_run_length

@@ -26,7 +26,6 @@ from moe_watch.store.write import Writes, is_away, write
 _AT_ONCE: Final = 512  # requests in one transaction
 _MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
 _RETRY_S: Final = 1.0
-_MIB: Final = 1 << 20
 
 _log = structlog.get_logger()
 _encoder = msgspec.msgpack.Encoder()

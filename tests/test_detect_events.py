@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from moe_watch.detect.canary import Verdict
-from moe_watch.detect.cause import Cause, name_drift
 from moe_watch.detect.events import Happening, date
 
 SECONDS = np.arange(1000.0)  # a request a second
@@ -39,29 +36,6 @@ def test_an_estimate_may_be_a_little_early() -> None:
 def test_far_events_explain_nothing() -> None:
     """An event thousands of requests ago is no cause."""
     assert date(900.0, [Happening(10.0, "engine_start")], SECONDS, most_requests=500) is None
-
-
-@pytest.mark.parametrize(
-    ("drifted", "canary", "current", "expected"),
-    [
-        (True, "healthy", True, "traffic"),
-        (True, "benign", True, "traffic"),
-        (True, "routing", True, "routing"),
-        (False, "routing", True, "routing"),
-        (False, "weights", True, "routing"),
-        (True, "deployment", True, "deployment"),
-        (True, "healthy", False, "unknown"),
-        (True, None, True, "unknown"),
-        (True, "blind", True, "unknown"),
-        (False, "blind", True, "blind"),
-        (False, None, True, "healthy"),
-    ],
-)
-def test_drift_is_named_by_traffic_and_canaries_together(
-    *, drifted: bool, canary: Verdict | None, current: bool, expected: Cause
-) -> None:
-    """Drift with healthy canaries is traffic; without current canaries nothing is claimed."""
-    assert name_drift(drifted=drifted, canary=canary, current=current) == expected
 
 
 def test_of_events_between_two_requests_the_most_telling_is_named() -> None:

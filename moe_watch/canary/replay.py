@@ -44,7 +44,6 @@ class Load:
 
 
 LOADS = {load.name: load for load in (Load("1", 1), Load("4", 4), Load("16", 16), Load("mixed", 4, filler=12))}
-DEFAULT_LOADS = ("1", "4", "16", "mixed")
 
 
 @dataclass(frozen=True)

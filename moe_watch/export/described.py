@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -14,10 +15,8 @@ from moe_watch.watch import Normal, Watch
 
 def replica(watch: Watch, now: float) -> status.Replica:
     """Return everything that is known of one replica."""
-    up, tap_state, why = watch.heard.tap(now)
     verdict, reason = watch.judge(now)
     joined, covered = watch.recent.shares()
-    age = None if watch.heard.at is None else now - watch.heard.at
     model, normal, observed = watch.model, watch.normal, watch.observation
     return status.Replica(
         model=model.model,
@@ -29,9 +28,7 @@ def replica(watch: Watch, now: float) -> status.Replica:
         verdict=verdict,
         reason=reason,
         since=watch.since,
-        tap=status.Tap(
-            up, tap_state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner
-        ),
+        tap=_tap(watch, now),
         baseline=_baseline(normal),
         requests=watch.requests,
         routed=watch.routed,
@@ -40,20 +37,23 @@ def replica(watch: Watch, now: float) -> status.Replica:
         ood=ood_share(watch),
         evidence=observed.evidence if observed is not None else 0.0,
         channels=dict(observed.channels) if observed is not None else {},
-        episodes=[
-            status.Episode(
-                kind,
-                e.values["began_at"],
-                e.values["flagged_at"],
-                e.values["summary"],
-                msgspec.convert(where, status.Where) if (where := e.values["evidence"].get("where")) else None,
-            )
-            for kind, e in watch.open.items()
-        ],
+        episodes=[_episode(kind, one.values) for kind, one in watch.open.items()],
         movers=movers(watch),
         suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
         siblings=None if watch.siblings is None else _siblings(watch.siblings),
     )
+
+
+def _tap(watch: Watch, now: float) -> status.Tap:
+    up, state, why = watch.heard.tap(now)
+    age, model = None if watch.heard.at is None else now - watch.heard.at, watch.model
+    return status.Tap(up, state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner)
+
+
+def _episode(kind: str, values: dict[str, Any]) -> status.Episode:
+    where = values["evidence"].get("where")
+    found = msgspec.convert(where, status.Where) if where else None
+    return status.Episode(kind, values["began_at"], values["flagged_at"], values["summary"], found)
 
 
 def _siblings(found: Siblings) -> status.Siblings:

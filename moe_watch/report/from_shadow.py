@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from moe_watch.detect import did, gap, quality
-from moe_watch.detect.advantage import BUCKETS, buckets
+from moe_watch.detect.advantage import BUCKETS, buckets, live
 from moe_watch.report import figures
 from moe_watch.report.sections import Advantage, Defect, Group, Quality, Shift, Slowdown, Speed
 from moe_watch.report.terms import Interval, Missing, Period
@@ -30,9 +30,6 @@ _UNEQUAL: Final = Missing(
     "moe-watch bench-servers loads both with the same prompts, at equal concurrency, for a minute.",
 )
 _BENCH_DAYS: Final = 90
-_LIVE_STEPS: Final = (1.5, 4.5, 16.5, 64.5)  # upper bounds of the groups by concurrency
-_LIVE_NAMES: Final = ("1", "2-4", "5-16", "17-64", "65+")
-_EQUAL: Final = 2.0  # concurrencies up to this factor apart count as equal
 _FEWEST: Final = 20
 _SLOWER: Final = 0.05  # relative change of a latency that matters
 
@@ -119,27 +116,14 @@ def _from_bench(rows: list[ServerBench]) -> Advantage:
 
 
 def _from_live(session: Session, name: str, period: Period) -> Advantage | Missing:
-    """Compare requests that both servers answered at about the same concurrency."""
+    """Compare requests that both servers answered at about the same concurrency, as the gauge does."""
     seen = shadows.speeds(session, period.since, period.until, model=name)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log(seen.dense_tpot_s / seen.moe_tpot_s)
-        equal = np.abs(np.log(seen.moe_concurrency / seen.dense_concurrency)) <= math.log(_EQUAL)
-    usable = equal & np.isfinite(ratio)
-    part = np.searchsorted(_LIVE_STEPS, seen.moe_concurrency)
-    steps = []
-    for k, label in enumerate(_LIVE_NAMES):
-        rows = usable & (part == k)
-        if rows.sum() >= _FEWEST:
-            found = gap.mean(ratio[rows], seen.weight[rows])
-            bounds = (math.exp(found.value), math.exp(found.lower), math.exp(found.upper))
-            steps.append(Speed(label, Interval(*bounds, found.requests), None, None))
-    return (
-        Advantage("live", period.until, "the shadow", tuple(steps))
-        if steps
-        else _UNEQUAL
-        if len(seen.at)
-        else _NO_SPEED
-    )
+    times = (seen.moe_tpot_s, seen.moe_concurrency, seen.dense_tpot_s, seen.dense_concurrency)
+    found = {at: _interval(one) for at, one in live(*times, seen.weight).by_concurrency.items()}
+    steps = tuple(Speed(at, ratio, None, None) for at, ratio in found.items() if ratio is not None)
+    if steps:
+        return Advantage("live", period.until, "the shadow", steps)
+    return _UNEQUAL if len(seen.at) else _NO_SPEED
 
 
 def _interval(found: gap.Estimate) -> Interval | None:

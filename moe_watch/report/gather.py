@@ -57,19 +57,15 @@ def previous(period: Period) -> Period:
 
 
 def _review(job: _Job) -> Review:
-    served = from_history.served(job.row)
-    before = previous(job.period)
-    found = from_windows.measure(job.connection, job.row.id, job.period)
-    earlier = from_windows.measure(job.connection, job.row.id, before)
-    drifts = from_history.drifts(job.engine, job.row.id, job.period)
-    earlier_drifts = from_history.drifts(job.engine, job.row.id, before)
+    served, before = from_history.served(job.row), previous(job.period)
+    found, earlier = (from_windows.measure(job.connection, job.row.id, period) for period in (job.period, before))
+    drifts, earlier_drifts = (from_history.drifts(job.engine, job.row.id, period) for period in (job.period, before))
     key, facts = from_history.baseline(job.engine, job.row)
     fitted = _load_baseline(job, key)
     change, load = _routing(job, served, drifts, facts, fitted)
-    ood = from_windows.ood(found, job.settings.detect.ood_alpha)
-    tolerance = job.settings.shadow.gap_tolerance
-    quality = from_shadow.section(job.session, job.row, job.period, before, tolerance)
-    serving, detect = job.settings.serving, job.settings.detect
+    detect, shadow, serving = job.settings.detect, job.settings.shadow, job.settings.serving
+    ood = from_windows.ood(found, detect.ood_alpha)
+    quality = from_shadow.section(job.session, job.row, job.period, before, shadow.gap_tolerance)
     return Review(
         served=served,
         replicas=tuple(sorted(found.replicas)),
@@ -78,12 +74,7 @@ def _review(job: _Job) -> Review:
         totals=from_windows.totals(found, len(drifts)),
         previous=from_windows.totals(earlier, len(earlier_drifts)) if earlier.whole.requests else None,
         baseline=facts,
-        timeline=Timeline(
-            found.step,
-            from_windows.buckets(found),
-            drifts,
-            from_history.marks(job.engine, job.row, found.replicas, job.period),
-        ),
+        timeline=_timeline(job, found, drifts),
         ood=ood,
         change=change,
         quality=quality,
@@ -94,8 +85,13 @@ def _review(job: _Job) -> Review:
         load=load,
         canaries=from_history.canaries(job.engine, job.row, _of_canaries(job.period, drifts)),
         coverage=_coverage(job, found, quality),
-        promises=Promises(detect.average_run_length, detect.coverage_floor, job.settings.shadow.gap_tolerance),
+        promises=Promises(detect.average_run_length, detect.coverage_floor, shadow.gap_tolerance),
     )
+
+
+def _timeline(job: _Job, found: from_windows.Measured, drifts: tuple[Drift, ...]) -> Timeline:
+    marks = from_history.marks(job.engine, job.row, found.replicas, job.period)
+    return Timeline(found.step, from_windows.buckets(found), drifts, marks)
 
 
 def _of_canaries(period: Period, drifts: tuple[Drift, ...]) -> Period:

@@ -23,7 +23,7 @@ from moe_watch.settings import DetectSettings, Settings
 from moe_watch.store import fleet as stored
 from moe_watch.store import served, windows
 from moe_watch.store.write import Writes, write
-from tests.test_judge import Bench
+from tests.judge_bench import Bench
 
 WORLD = World(layers=4, experts=16, top_k=4, topics=6, unseen=2, length=4.0, longest=600)
 START = 1_000_020.0

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from moe_watch import rows, wire
@@ -19,26 +17,9 @@ from moe_watch.settings import TapSettings
 from moe_watch.tap import bodies, exchange, frontend, redact, samples
 from moe_watch.tap.sender import Sender
 from moe_watch.tap.status import Status
+from tests.fake_api import CHAT, chat
 
 HEADER: Any = {"replica": "r", "source": "s", "seq": 0, "sent_at": 0.0}
-CHAT = "/v1/chat/completions"
-
-
-async def chat(request: Request) -> Response:
-    """Answer as vLLM does, whole or streamed, one answer for each of n."""
-    asked = await request.json()
-    texts = [f"answer {index} to ann@example.org" for index in range(asked.get("n", 1))]
-    if asked.get("stream"):
-        return StreamingResponse(events(texts), media_type="text/event-stream")
-    return JSONResponse({"choices": [{"index": i, "message": {"content": text}} for i, text in enumerate(texts)]})
-
-
-async def events(texts: list[str]) -> AsyncIterator[bytes]:
-    for index, text in enumerate(texts):
-        for word in text.split(" "):
-            delta = {"choices": [{"index": index, "delta": {"content": word + " "}}]}
-            yield b"data: " + json.dumps(delta).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
 
 
 class Served:

@@ -14,8 +14,8 @@ from moe_watch.export import metrics, otel, prometheus, traces
 from moe_watch.export.snapshot import Board, Exemplar
 from moe_watch.export.traces import Flagged, Spans
 from moe_watch.settings import OtlpSettings
+from tests.judge_bench import Bench
 from tests.otlp_receiver import Received, attributes, receiver
-from tests.test_judge import Bench
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"

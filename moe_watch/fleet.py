@@ -82,9 +82,11 @@ def compare(engine: Engine, settings: Settings, identity: str, now: float) -> bo
     until = (now - _GRACE_S) // settings.window_s * settings.window_s
     raw = fleet.read(engine, identity)
     state = _decode(raw)
-    since = max(state.through, until - _LONGEST * settings.window_s)
+    longest = _LONGEST * settings.window_s
+    # What was compared far ahead of now was so by a clock that has been set back since.
+    since = max(state.through if state.through <= until + longest else 0.0, until - longest)
     model = served.by_identity(engine, identity)
-    if model is None or until <= since or now - state.claimed < _CLAIM_S:
+    if model is None or until <= since or 0 <= now - state.claimed < _CLAIM_S:
         return False
     requests = fleet.routed(engine, model, since, until)
     if not _is_ripe(requests, windows=(until - since) / settings.window_s):

@@ -22,12 +22,12 @@ class Heard:
     def hear(self, health: wire.Health, now: float) -> None:
         """Take note of ``health``; what was silent for long is forgotten."""
         self.health[health.source] = (health, now)
-        self.health = {source: last for source, last in self.health.items() if now - last[1] <= 2 * TAP_SILENT_S}
+        self.health = {source: last for source, last in self.health.items() if abs(now - last[1]) <= 2 * TAP_SILENT_S}
         self.at, self.skew_s = now, now - health.sent_at
 
     def engines(self, now: float) -> list[wire.Health]:
         """Return what the engine processes said that spoke lately."""
-        return [h for h, at in self.health.values() if h.role == "engine" and now - at <= TAP_SILENT_S]
+        return [h for h, at in self.health.values() if h.role == "engine" and abs(now - at) <= TAP_SILENT_S]
 
     def increase(self, source: str, reason: str, count: int) -> int:
         """Return by how much a count of one process of the tap grew since it was last heard."""

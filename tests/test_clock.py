@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
-from moe_watch.store import engine, served, windows
+from moe_watch import fleet
+from moe_watch.heard import TAP_SILENT_S, Heard
+from moe_watch.store import engine, migrate, served, windows
+from moe_watch.store import fleet as stored
+from moe_watch.store.write import write
 from tests.frames import Tap
+from tests.test_fleet import IDENTITY, MODEL, SETTINGS, START, minutes
 from tests.test_sidecar import Process, _fit
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
@@ -99,4 +105,27 @@ def _windows_add_up(process: Jumping, n: int) -> None:
     assert total.counts.sum() == n * 64 * 2 * 3  # tokens x top-k x layers
     assert total.sums["prompt_tokens"] == n * 48.0
     assert np.isfinite(total.moments).all()
+    store.dispose()
+
+
+def test_a_tap_that_ended_is_silent_though_the_clock_was_set_back() -> None:
+    """What it said last lies ahead of now, and does not keep it alive for an hour."""
+    heard, tap = Heard(), Tap()
+    heard.hear(tap.health(), 10_000.0)
+    assert heard.tap(10_000.0 - 0.5)[0]  # a clock that is slewed
+    assert heard.tap(10_000.0 - HOUR_S)[1] == "silent"
+    assert heard.tap(10_000.0 + TAP_SILENT_S + 1)[1] == "silent"
+
+
+def test_siblings_are_compared_on_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    """A comparison that a clock a day ahead wrote does not stop all that follow for a day."""
+    store = engine.connect(f"sqlite:///{tmp_path}/a.db")
+    migrate.upgrade(store)
+    write(store, served.announcement(MODEL, START))
+    minutes(store, 0, 2)
+    ahead = msgspec.json.encode(fleet.State(through=START + DAY_S, claimed=START + DAY_S)).decode()
+    stored.swap(store, IDENTITY, "", ahead)
+    assert fleet.compare(store, SETTINGS, IDENTITY, START + 130)
+    assert fleet.read(store, IDENTITY).through == START + 120
+    assert not fleet.compare(store, SETTINGS, IDENTITY, START + 130)
     store.dispose()

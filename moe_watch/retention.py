@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -17,12 +18,17 @@ _EVERY_S: Final = 900.0
 _log = structlog.get_logger()
 
 
-async def run(settings: Settings, store: Engine) -> None:
+async def run(
+    settings: Settings,
+    store: Engine,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
     """Prune now and then until cancelled; a store that is away is tried again."""
     while True:
         try:
-            pruned = await asyncio.to_thread(prune, store, settings.store, time.time())
+            pruned = await asyncio.to_thread(prune, store, settings.store, clock())
             _log.debug("pruned", **vars(pruned))
         except SQLAlchemyError as error:
             _log.warning("pruning failed, will be tried again", error=str(error))
-        await asyncio.sleep(_EVERY_S)
+        await sleep(_EVERY_S)

@@ -31,7 +31,7 @@ def moment(text: str, now: float) -> float:
 
 def period(since: str, until: str | None, now: float) -> tuple[float, float]:
     """Return start and end, seconds since the epoch; raises ``click.UsageError`` when the start is not the earlier."""
-    start, end = moment(since, now), now if until is None else moment(until, now)
+    start, end = max(moment(since, now), 0.0), now if until is None else moment(until, now)
     if start >= end:
         raise click.UsageError(f"--since {since} is not before --until {until or 'now'}")
     return start, end

@@ -104,7 +104,7 @@ class Sidecar:
         yield retention.run(self.settings, self._store)
         yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])
         if self.settings.shadow.inside:
-            yield shadow.run(self.settings, self._store)
+            yield shadow.run(self.settings, self._store, lambda: list(self.judge.watches))
 
     async def _follow_companions(self) -> None:
         companions = Companions(self._store, self.settings, self.board)
@@ -198,7 +198,7 @@ class Sidecar:
         """Notice promotions; a store that is away leaves the baselines as they are."""
         while True:
             await asyncio.sleep(_BASELINE_S)
-            with contextlib.suppress(SQLAlchemyError):
+            with contextlib.suppress(SQLAlchemyError, OSError):
                 await asyncio.to_thread(self._measure_store)
                 found = await asyncio.to_thread(baselines.active, self._store)
                 if found != self._active:

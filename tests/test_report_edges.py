@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from moe_watch import aggregate
+from moe_watch.periods import period
 from moe_watch.report import alarms, from_history, from_windows, leads, tables, words
-from moe_watch.report.sections import Advantage, Canaries, Context, Latency, Mark, Replay, Speed
+from moe_watch.report.plots import estimates, heatmap
+from moe_watch.report.sections import Advantage, Canaries, Change, Context, Latency, Mark, Replay, Speed
 from moe_watch.report.terms import Interval, Missing, Period
 from moe_watch.settings import Settings
 from moe_watch.store import canaries, engine, episodes, migrate
@@ -68,6 +71,26 @@ def test_where_the_moe_pays_is_told_from_where_it_pays_throughout(lows: tuple[fl
     )
     found = leads.leads(replace(quiet(), advantage=Advantage("live", UNTIL, "dense", steps)))
     assert said in found["advantage"]
+
+
+@pytest.mark.parametrize("ratio", [Interval(1.0, 0.02, 4.0, 9), Interval(0.9, 1e-9, 1e12, 2)])
+def test_an_advantage_of_which_little_is_known_is_drawn(ratio: Interval) -> None:
+    """An interval from next to nothing to very much stays inside the plot."""
+    drawn = estimates.advantage(Advantage("bench", UNTIL, "dense", (Speed("1", ratio, 1.0, 1.0),)))
+    places = [float(y) for y in re.findall(r'c?y[12]?="(-?[\d.]+)"', drawn)]
+    assert min(places) >= 0
+    assert max(places) <= 245
+
+
+def test_a_layer_of_very_many_experts_is_drawn() -> None:
+    """Whatever a tap announces, the page is made."""
+    change = Change("baseline 1", Period(0, 1), None, 50, 50, ((0.5,) * 20_000,), 0.1, (0,), False, (), 0)  # noqa: FBT003
+    assert "<svg" in heatmap.draw(change, (0,), 358)
+
+
+def test_a_period_before_all_time_is_that_since_the_beginning() -> None:
+    """A start ever so long ago is no error of the calendar."""
+    assert period("99999999d", None, UNTIL) == (0.0, UNTIL)
 
 
 def test_a_budget_beyond_the_histogram_is_not_called_kept() -> None:

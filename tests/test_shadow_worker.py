@@ -117,6 +117,42 @@ def test_a_bug_costs_one_request_and_the_breaker_closes_again(tmp_path: Path, mo
     assert [rows[pk].outcome for pk in range(1, 11)] == ["failed"] * 6 + ["scored"] * 4
 
 
+def test_sidecars_that_share_a_store_look_at_their_own_samples(tmp_path: Path) -> None:
+    """The other's are neither replayed twice nor marked as seen."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        for pk in range(1, 21):
+            shadow_store.add_sample(session, pk, replica=f"r{pk % 2}")
+    server = FakeOpenAI()
+
+    async def run() -> None:
+        async with server.client() as http:
+            one = Worker(settings(), store, DenseClient(http), None, lambda: {"r1"})
+            task = asyncio.create_task(one.run())
+            while len(shadow_store.rows(store)) < 10:  # noqa: ASYNC110 - a store has no event
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert set(shadow_store.rows(store)) == set(range(1, 21, 2))
+    assert sum(bool(body.get("stream")) for _, body in server.asked) == 10
+
+
+def test_a_row_that_is_there_already_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shadows on one store may be at the same request: the slower one loses that row alone."""
+    store = shadow_store.make(tmp_path)
+    with Session(store) as session, session.begin():
+        for pk in range(1, 6):
+            shadow_store.add_sample(session, pk)
+        session.add(Shadow(request_pk=3, at=0, weight=1, dense_model="quicker", defects={}))
+    monkeypatch.setattr(shadows, "save", lambda session, rows: session.add_all(rows))  # as if it came in between
+    rows = [Shadow(request_pk=pk, at=0, weight=1, dense_model="slower", defects={}) for pk in range(1, 6)]
+    asyncio.run(Worker(settings(), store, None, None)._save(rows))
+    found = shadow_store.rows(store)
+    assert {pk: row.dense_model for pk, row in found.items()} == {3: "quicker"} | dict.fromkeys((1, 2, 4, 5), "slower")
+
+
 def test_a_judge_that_refuses_us_is_done_without() -> None:
     """A wrong key for the judge does not end the shadow."""
 

@@ -160,8 +160,9 @@ def _of_quality(shadow: store.AnyRow | None, row: Request) -> list[str]:
         out.append(f"Defects of the output: {figures.joined([str(name).replace('_', ' ') for name in defects])}.")
     if shadow.nll_moe_output is not None and shadow.nll_dense_output is not None:
         gap = shadow.nll_moe_output - shadow.nll_dense_output
-        less = f"{figures.significant(gap)} nats per token less likely than its own"
-        out.append(f"{shadow.dense_model} finds this output {less}.")
+        likely = "more likely" if gap < 0 else "less likely"
+        compared = f"{figures.significant(abs(gap))} nats per token {likely} than its own"
+        out.append(f"{shadow.dense_model} finds this output {compared}.")
     if shadow.agreement is not None:
         out.append(f"Both models agreed on {figures.share(shadow.agreement)} of the tokens before they first differed.")
     return out

@@ -46,11 +46,15 @@ def points(difference: float) -> str:
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """Return ``value`` with at least so many significant digits, never in powers of ten.
+    r"""Return ``value`` with at least so many significant digits, never in powers of ten; a dash for what is none.
 
     >>> significant(1234.6), significant(0.8), significant(0.0123), significant(0), significant(99.97)
     ('1,235', '0.80', '0.012', '0', '100')
+    >>> significant(float("nan"))
+    '\u2013'
     """
+    if not math.isfinite(value):
+        return UNKNOWN
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits}g}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -39,10 +39,13 @@ _TRIES = 3
 _UNKNOWN = Abilities(model="", max_model_len=None, scores=False)
 
 
-async def run(settings: Settings, engine: Engine) -> None:
-    """Shadow until cancelled; without ``shadow.url`` only the signals that need no second model are written."""
+async def run(settings: Settings, engine: Engine, replicas: Callable[[], Collection[str]] | None = None) -> None:
+    """Shadow until cancelled; without ``shadow.url`` only the signals that need no second model are written.
+
+    ``replicas`` are those whose samples are looked at: sidecars that share a store each look at their own. None: all.
+    """
     async with AsyncExitStack() as stack:
-        worker = Worker(settings, engine, None, None)
+        worker = Worker(settings, engine, None, None, replicas)
         if settings.shadow.url:
             http = await stack.enter_async_context(
                 _http(settings.shadow.url, settings.shadow.api_key, settings.shadow.timeout_s)
@@ -93,6 +96,7 @@ class Worker:
     engine: Engine
     client: DenseClient | None
     judge: Judge | None
+    replicas: Callable[[], Collection[str]] | None = None  # whose samples are looked at; None: of all
     rates: Rates = field(init=False)
     queue: asyncio.Queue[_Chosen] = field(init=False)
     requests: Allowance = field(init=False)
@@ -124,7 +128,7 @@ class Worker:
                 found = await asyncio.to_thread(self._new)
             except SQLAlchemyError as error:
                 _LOG.warning("the store is away: the shadow waits", error=str(error))
-            passed = self._choose(found)
+            passed = self._choose(found if self.replicas is None else _of(found, self.replicas()))
             await self._save(await asyncio.to_thread(_look_at, passed))
             if len(found) < _BATCH:
                 await asyncio.sleep(_POLL_S)
@@ -220,7 +224,11 @@ class Worker:
                 _LOG.warning("the store is away: the shadow waits", error=str(error))
                 await asyncio.sleep(_POLL_S)
             except SQLAlchemyError as error:
-                _LOG.warning("rows not written", rows=len(rows), error=str(error))
+                if len(rows) == 1:
+                    _LOG.warning("row not written", request_pk=rows[0].request_pk, error=str(error))
+                    return
+                for row in rows:  # another shadow may have been quicker with one of them
+                    await self._save([row])
                 return
             else:
                 return
@@ -230,6 +238,10 @@ class Worker:
             row.at = time.time()  # readers go on from the newest they saw, so it is the time of writing
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             shadows.save(session, rows)
+
+
+def _of(found: Sequence[Pending], replicas: Collection[str]) -> list[Pending]:
+    return [request for request in found if request.replica in replicas]
 
 
 def _look_at(passed: Sequence[_Passed]) -> list[Shadow]:

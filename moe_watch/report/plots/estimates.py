@@ -16,6 +16,7 @@ from moe_watch.report.terms import Interval
 _LEFT: Final = 46
 _HEIGHT: Final = 200
 _TIMES: Final = "\u00d7"
+_LEAST: Final = 0.05  # of a ratio that is drawn; wider intervals end there
 _TTFT_TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
@@ -76,8 +77,8 @@ def gap_by_decile(quality: Quality, width: int = 960) -> Markup:
 def advantage(found: Advantage, width: int = 460) -> Markup:
     """Return MoE over dense tokens per second by concurrency, with the line where both are equal."""
     drawing = Drawing(width, _HEIGHT + 44, "MoE over dense tokens per second by concurrency")
-    low, high = _range([step.ratio for step in found.steps])
-    low, high = min(low, 0.9), max(high, 1.1)
+    ends = [end for step in found.steps for end in (step.ratio.low, step.ratio.value, step.ratio.high) if end]
+    low, high = max(min([0.9, *ends]) / 1.05, _LEAST), min(max([1.1, *ends]) * 1.05, 1 / _LEAST)
     y = logarithmic(low, high, _HEIGHT, 12)
     for value in (0.1, 0.2, 0.5, 1, 2, 5, 10):
         if low <= value <= high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from markupsafe import Markup
@@ -18,7 +19,7 @@ def draw(change: Change, layer_ids: tuple[int, ...], width: int = 960) -> Markup
     """Return the heatmap ``[layers, experts]``; cells below the smallest bound are left empty."""
     layers, experts = len(change.effect), len(change.effect[0])
     across = (width - _LEFT - 8) / experts
-    down = max(4.0, min(across, 22.0, 430 / layers)) if layers > 12 else min(across, 26.0)
+    down = max(4.0, min(across, 22.0, 430 / layers) if layers > 12 else min(across, 26.0))
     drawing = Drawing(width, _TOP + down * layers + 38, "Change of each expert of each layer, as effect size")
     drawing.rect(_LEFT, _TOP, across * experts, down * layers, "plane")
     for name, cells in _cells(change).items():
@@ -59,7 +60,7 @@ def _axes(drawing: Drawing, layer_ids: tuple[int, ...], experts: int, across: fl
     for row, layer in enumerate(layer_ids):
         if row % step == 0:
             drawing.text(_LEFT - 6, _TOP + (row + 0.5) * down + 4, str(layer), anchor="end")
-    stride = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if s * across >= 26)
+    stride = 2 ** max(0, math.ceil(math.log2(26 / across)))
     for expert in range(0, experts, stride):
         drawing.line(_LEFT + (expert + 0.5) * across, bottom, _LEFT + (expert + 0.5) * across, bottom + 4, "axis")
         drawing.text(_LEFT + (expert + 0.5) * across, bottom + 17, str(expert))

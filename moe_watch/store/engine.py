@@ -129,7 +129,14 @@ def size_bytes(engine: Engine) -> int:
     """Return the size of the store on disk, the write-ahead log included."""
     path = sqlite_path(str(engine.url.render_as_string(hide_password=False)))
     if path is not None:
-        files = (path, path.with_name(path.name + "-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return sum(_size(file) for file in (path, path.with_name(path.name + "-wal")))
     with engine.connect() as connection:
         return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
+
+
+def _size(file: Path) -> int:
+    """Return the size of ``file``; 0 when it is gone, as the log is whenever SQLite has no use for it."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

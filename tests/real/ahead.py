@@ -1,21 +1,23 @@
 """Starts servers while other tests run: a vLLM needs half a minute of one core until it answers.
 
-Tests that need none of these servers come first; meanwhile a thread starts the servers in the order of their use.
+Tests without real parts come first; meanwhile a thread starts the servers in the order of their use. Real parts that
+need none of them come last, when the machine is quiet again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
 
 T = TypeVar("T")
 Context = contextlib.AbstractContextManager[Any]
+HERE = Path(__file__).parent
 _MOST = 4  # fixtures' servers that wait for their tests, each some gigabytes
 
 _makers: dict[str, Callable[[], Context]] = {}
@@ -72,14 +74,12 @@ def fixture(scope: Literal["module", "session"]) -> Callable[[Callable[[], Itera
         name = make.__name__
         _makers[name] = contextlib.contextmanager(make)
 
-        @pytest.fixture(scope=scope, name=name)
-        @functools.wraps(make, assigned=("__doc__", "__module__"), updated=())
         def entered(request: pytest.FixtureRequest) -> Iterator[T]:
             with request.config.stash[AHEAD].entered(name) as value:
                 yield value
 
-        del entered.__wrapped__  # pytest would ask it for the arguments
-        return entered
+        entered.__doc__ = make.__doc__
+        return pytest.fixture(scope=scope, name=name)(entered)
 
     return wrap
 
@@ -88,12 +88,12 @@ AHEAD = pytest.StashKey[Ahead]()
 
 
 def begin(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put tests that need these servers last, module by module, and start what they need."""
+    """Put the tests in order, module by module, and start what they need."""
     needed: dict[str, list[str]] = {}
     for item in items:
         found = needed.setdefault(_module(item), [])
         found += [name for name in getattr(item, "fixturenames", ()) if name in _makers and name not in found]
-    items.sort(key=lambda item: bool(needed[_module(item)]))
+    items.sort(key=lambda item: (item.path.parent == HERE) + (item.path.parent == HERE and not needed[_module(item)]))
     names = [name for item in items for name in getattr(item, "fixturenames", ()) if name in _makers]
     config.stash[AHEAD] = Ahead([] if config.option.collectonly else list(dict.fromkeys(names)))
 

@@ -168,6 +168,9 @@ def _store(settings: Settings) -> Iterator[Check]:
             yield Check("store", "fail", found, "run `moe-watch db upgrade`")
             return
         yield Check("store", "ok", f"{opened.dialect.name}, schema {current}, {engine.size_bytes(opened) / 1e6:.1f} MB")
+        path = engine.sqlite_path(settings.store.url)
+        if path is not None and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+            yield Check("store", "warn", f"{path} is open to other users (mode {mode:o})", f"chmod 600 {path}*")
         yield from _foreign_baselines(
             lambda: baselines.active(opened), lambda: served.announced(opened, settings.sidecar)
         )

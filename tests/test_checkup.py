@@ -139,6 +139,14 @@ def test_a_baseline_of_another_model_is_pointed_out(tmp_path: Path) -> None:
     assert _states(checkup._store(settings)) == {"store": "ok", "baseline": "warn"}
 
 
+def test_a_store_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    """One that an earlier version made, for example."""
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
+    migrate.upgrade(engine.connect(settings.store.url))
+    (tmp_path / "a.db").chmod(0o644)
+    assert [check.state for check in checkup._store(settings)] == ["ok", "warn"]
+
+
 def _activate(store: Engine, model: Model) -> None:
     row = {"created_at": 1.0, "promoted_at": 1.0, "active": True, "requests": 1, "note": "", "blob": b""}
     with Session(store) as session, session.begin():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from moe_watch.store import engine
+from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 
 
@@ -19,6 +19,16 @@ def test_sqlite_is_tuned(tmp_path: Path) -> None:
     with opened.connect() as connection:
         found = [connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
     assert found == ["wal", 1, 5000]
+
+
+def test_what_sqlite_keeps_is_private(tmp_path: Path) -> None:
+    """File and log are for this user alone, since there may be text of requests in them."""
+    store = engine.connect(f"sqlite:///{tmp_path}/a.db")
+    migrate.upgrade(store)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("a.db*")} == dict.fromkeys(
+        ("a.db", "a.db-shm", "a.db-wal"), 0o600
+    )
+    store.dispose()
 
 
 def test_a_second_owner_of_one_file_is_refused(tmp_path: Path) -> None:

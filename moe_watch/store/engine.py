@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ def connect(url: str) -> Engine:
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
             engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+            event.listen(engine, "do_connect", partial(_make_private, sqlite_path(url)))
             event.listen(engine, "connect", _tune_sqlite)
             return engine
         if parsed.get_backend_name() == "postgresql":
@@ -49,6 +51,14 @@ def _parse(url: str) -> URL:
             "%40 for @, %2F for / and so on"
         )
     return parsed
+
+
+def _make_private(path: Path | None, *_: object) -> None:
+    """Make a new SQLite file one that this user alone can read; its log gets the mode of the file."""
+    if path is not None:
+        with contextlib.suppress(OSError):  # it is there; whatever else is wrong, SQLite will say
+            # Exclusive: to open and close a file that is in use would give up SQLite's own locks on it.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _tune_sqlite(connection: Any, _: object) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from moe_watch import status, wire
 from moe_watch.companions import News, Served
+from moe_watch.detect.canary import FAULTS
 from moe_watch.export import described, metrics, publish
 from moe_watch.export.snapshot import Board
 from moe_watch.happenings import Happenings, differences
@@ -181,7 +182,7 @@ def _active(normals: dict[str, Normal], identity: str) -> object:
 
 def _check_canaries(watch: Watch, run: CanaryRun, now: float) -> None:
     """Open or end the alarm of routing drift; a replay that saw nothing does neither."""
-    if run.verdict in metrics.CANARY_CHANGED_VERDICTS:
+    if run.verdict in FAULTS:
         evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
         watch.begin("routing", run.at, run.at, run.summary, evidence)
     elif run.verdict in {"healthy", "benign"}:

@@ -135,13 +135,14 @@ def test_another_servers_tokenize_is_none(answered: str) -> None:
         ({"images": 1}, "images"),
         ({"prompt_truncated": True}, "truncated"),
         ({"output": " "}, "empty"),
+        ({"params": {"response_format": "json_schema"}}, "schema"),
         ({"endpoint": "/v1/responses"}, "endpoint"),
         ({"prompt_tokens": 5000}, "too long"),
         ({}, ""),
     ],
 )
 def test_what_cannot_be_compared_fairly_is_left_out(change: dict[str, Any], reason: str) -> None:
-    """Images, cut texts, other endpoints and prompts beyond the dense model's context are not replayed."""
+    """Images, cut texts, schemas, other endpoints and prompts beyond the dense model's context are not replayed."""
     abilities = use(FakeOpenAI(), lambda client: client.probe())
     assert unsupported(replace(REQUEST, **change), abilities) == reason
 

@@ -33,7 +33,6 @@ LABELS: Final[dict[str, str]] = {
 
 VERDICTS: Final = ("healthy", "idle", "learning", "blind", "traffic", "routing", "deployment", "quality")
 CANARY_VERDICTS: Final = ("healthy", "benign", "routing", "weights", "deployment", "blind")
-CANARY_CHANGED_VERDICTS: Final = frozenset({"routing", "weights", "deployment"})  # those that are worth a page
 DRIFT_KINDS: Final = ("traffic", "routing")
 CHANNELS: Final = ("ood", "layer", "mix", "confidence", "expert")
 EVENT_KINDS: Final = (

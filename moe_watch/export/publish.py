@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from moe_watch import status, wire
 from moe_watch.aggregate import outcome
 from moe_watch.companions import Siblings
+from moe_watch.detect.canary import FAULTS
 from moe_watch.detect.rate import clopper_pearson
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board, Exemplar
@@ -206,7 +207,7 @@ def canary(board: Board, watch: Watch, run: CanaryRun) -> None:
     """Show the result of the last check by canaries."""
     labels = watch.labels
     board.set_state(metrics.CANARY_VERDICT, run.verdict, metrics.CANARY_VERDICTS, *labels)
-    board.set(metrics.CANARY_CHANGED, float(run.verdict in metrics.CANARY_CHANGED_VERDICTS), *labels)
+    board.set(metrics.CANARY_CHANGED, float(run.verdict in FAULTS), *labels)
     board.set(metrics.CANARY_FIRST_LAYER, -1 if run.first_layer is None else watch.layer_id(run.first_layer), *labels)
     by_load: dict[tuple[str, ...], float] = {
         (load,): float(ratio) for load, ratio in (run.evidence.get("by_load") or {"": run.effect or 0.0}).items()

@@ -34,6 +34,8 @@ def unsupported(request: Pending, abilities: Abilities) -> str:
         return "images"  # only text is sampled: the dense model would not see them
     if request.prompt_truncated or request.output_truncated:
         return "truncated"
+    if request.params.get("response_format") == "json_schema":
+        return "schema"  # only its kind is sampled: the dense model would be free where the MoE was held to a schema
     if not request.output.strip():
         return "empty"
     longest = abilities.max_model_len

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from moe_watch.provision.thresholds import (
+    BASELINE_MAX_AGE_DAYS,
+    FRAMES_DROPPED_RATIO,
+    TTFT_MIN_REQUESTS,
+    TTFT_OBJECTIVE_RATIO,
+)
 from moe_watch.report import figures
 from moe_watch.report.review import BaselineFacts, Review
 from moe_watch.report.sections import Drift, Latency, Load
 from moe_watch.report.terms import Missing
 
 MOST: Final = 6
-_LOST_FRAMES: Final = 0.01
-_OLD_BASELINE_DAYS: Final = 30
-FEWEST_TIMED: Final = 20  # requests of one length, for its misses to count, as for the alert
-_OVER_BUDGET: Final = 0.05
 _OF_KIND: Final = {
     "traffic": "See what the new requests are; if they are here to stay, fit a new baseline on them and promote it.",
     "routing": "Compare with the last change of vLLM, weights, quantisation or kernels, and take it back.",
@@ -52,7 +54,7 @@ def _all(review: Review) -> Iterator[Action]:
     yield from _of_baseline(review)
     yield from _of_latency(review.latency)
     received = (coverage.received or 0) + sum(coverage.dropped.values())
-    if received and sum(coverage.dropped.values()) / received > _LOST_FRAMES:
+    if received and sum(coverage.dropped.values()) / received > FRAMES_DROPPED_RATIO:
         lost = figures.share(sum(coverage.dropped.values()) / received)
         yield Action(
             f"Frames were lost ({lost}): give the sidecar a core of its own, or the tap a longer queue.",
@@ -92,7 +94,7 @@ def _of_baseline(review: Review) -> Iterator[Action]:
     if isinstance(baseline, Missing):
         if review.coverage.routed:
             yield Action("Fit a baseline on traffic that you trust, then promote it.", "moe-watch baseline fit")
-    elif (age := _age_days(baseline, review.period.until)) > _OLD_BASELINE_DAYS:
+    elif (age := _age_days(baseline, review.period.until)) > BASELINE_MAX_AGE_DAYS:
         yield Action(
             f"Baseline {baseline.version} is {age:.0f} days old: confirm it, or fit a new one on trusted traffic.",
             "moe-watch baseline fit",
@@ -106,8 +108,8 @@ def _age_days(baseline: BaselineFacts, now: float) -> float:
 def _of_latency(latency: Latency | Missing) -> Iterator[Action]:
     if isinstance(latency, Missing):
         return
-    judged = [c for c in latency.contexts if c.requests >= FEWEST_TIMED]
-    late = [c for c in judged if c.over is not None and (c.over.low or 0) > _OVER_BUDGET]
+    judged = [c for c in latency.contexts if c.requests >= TTFT_MIN_REQUESTS]
+    late = [c for c in judged if c.over is not None and (c.over.low or 0) > 1 - TTFT_OBJECTIVE_RATIO]
     if late:
         told = figures.joined([f"{figures.share(c.over.value)} at {c.name}" for c in late if c.over is not None])
         yield Action(

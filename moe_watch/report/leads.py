@@ -8,8 +8,8 @@ from typing import Final
 
 from moe_watch.detect.canary import FAULTS
 from moe_watch.detect.localise import FEWEST
+from moe_watch.provision.thresholds import TTFT_MIN_REQUESTS
 from moe_watch.report import figures, phrases
-from moe_watch.report.advice import FEWEST_TIMED
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Advantage, Canaries, Change, Coverage, Latency, Load, Ood, Quality, Suspects
 from moe_watch.report.terms import Missing
@@ -114,7 +114,7 @@ def _advantage(advantage: Advantage | Missing) -> str:
 def _latency(latency: Latency | Missing) -> str:
     if isinstance(latency, Missing):
         return ""
-    judged = [c for c in latency.contexts if c.over is not None and c.requests >= FEWEST_TIMED]
+    judged = [c for c in latency.contexts if c.over is not None and c.requests >= TTFT_MIN_REQUESTS]
     late = [c.name for c in judged if c.budget is not None and c.p95 > c.budget]
     if not judged:
         return "Too few requests of any one length to hold against its budget."

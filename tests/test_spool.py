@@ -118,6 +118,28 @@ def test_a_disk_that_fills_refuses_small_and_large_records(tmp_path: Path, size:
     assert _drain(spool) == [b"room again"]
 
 
+def test_a_new_folder_is_private(tmp_path: Path) -> None:
+    """What waits may have text of requests in it."""
+    Spool(tmp_path / "spool", 100).close()
+    assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_rewritten_spool_is_whole_and_has_no_damaged_end(tmp_path: Path) -> None:
+    """Each payload is changed in its place, a record that was cut off goes, and what is appended later comes after."""
+    spool = Spool(tmp_path, 10**6, segment_bytes=30)
+    for payload in (b"one" * 5, b"two" * 5, b"three" * 5):
+        spool.append(payload)
+    spool.close()
+    tail = max(tmp_path.glob("*.spool"))
+    tail.write_bytes(tail.read_bytes()[:-1])
+    again = Spool(tmp_path, 10**6)
+    again.rewrite(bytes.upper)
+    assert b"three" not in tail.read_bytes()
+    again.append(b"four")
+    assert _drain(again) == [b"ONE" * 5, b"TWO" * 5, b"four"]
+    again.close()
+
+
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     """Two sidecars do not share a spool."""
     spool = Spool(tmp_path, 100)

@@ -56,7 +56,8 @@ def serving_others(work: Path, moe: Path, args: Sequence[str]) -> Iterator[Other
 
 @contextlib.contextmanager
 def _untapped(model: Path, work: Path, args: Sequence[str]) -> Iterator[VllmServer]:
-    server = VllmServer.start(model, work, name="off", args=[*MIDDLEWARE, *args, *INSIDE])
+    told = {"PYTHONPROFILEIMPORTTIME": "1"}  # every process logs what it imports
+    server = VllmServer.start(model, work, name="off", args=[*MIDDLEWARE, *args, *INSIDE], env=told)
     try:
         yield server
     finally:

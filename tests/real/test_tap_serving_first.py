@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ API_FAULTS = [
     *("exchange.Exchange._note_answer", "exchange.Exchange.tell", "exchange.Exchange._frame", "bodies.said"),
     *("latency.latency", "ids.from_frontend", "sender.Sender.put", "sender.Sender._drain"),
 ]
+
+LOADED_WHEN_OFF = {"latency", "plugin", "samples", "switch"}
 
 
 def texts(server: VllmServer) -> list[str]:
@@ -193,7 +196,9 @@ def test_nothing_is_kept_of_ten_thousand_requests(tap: Tapped, record_property: 
 def test_without_the_setting_nothing_of_the_tap_runs(mixtral: Mixtral) -> None:
     """With package, entry points and middleware, and no endpoint, there is no sender, no hook and no thread."""
     mixtral.off.complete(PROMPTS[0], max_tokens=2)
-    engine, api = mixtral.off.rpc("tap_loaded"), inside(mixtral.off, "loaded")
-    for process in (engine, api):
-        assert set(process["modules"]) <= {"latency", "plugin", "samples", "switch"}
+    for process in (mixtral.off.rpc("tap_loaded"), inside(mixtral.off, "loaded")):
+        assert set(process["modules"]) <= LOADED_WHEN_OFF
         assert process["threads"] == []
+    imported = re.findall(r"^import time:.*\| +moe_watch\.tap\.(\w+)$", mixtral.off.log.read_text(), re.MULTILINE)
+    assert set(imported) <= LOADED_WHEN_OFF
+    assert imported.count("plugin") == 3  # API server, engine core and worker

@@ -69,14 +69,14 @@ def _send(process: Jumping, tap: Tap, n: int, expected: int) -> None:
 
 
 def test_a_clock_that_jumps_costs_nothing(process: Jumping, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sidecar's goes back an hour, ahead a day and back again; then the tap's does; then both."""
+    """The sidecar's goes back an hour, ahead a day and back again, then the tap's goes back, then both apart."""
     tap, n, real = Tap(), 600, time.time
     process.send(tap.announce(), tap.health())
     _send(process, tap, n, n)
     time.sleep(0.5)  # written
     assert "active now" in _fit(process)
     process.until(lambda s: s["replicas"][0]["baseline"] is not None)
-    for sidecar, tap_ahead in ((-HOUR_S, 0), (DAY_S, 0), (0, 0), (0, -HOUR_S), (0, DAY_S), (-HOUR_S, DAY_S), (0, 0)):
+    for sidecar, tap_ahead in ((-HOUR_S, 0), (DAY_S, 0), (0, -HOUR_S), (-HOUR_S, DAY_S)):
         process.set_ahead(sidecar)
         monkeypatch.setattr(time, "time", lambda ahead=tap_ahead: real() + ahead)
         time.sleep(1.1)  # a tick of the sidecar between two jumps

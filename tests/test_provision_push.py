@@ -192,6 +192,7 @@ def test_the_token_comes_from_the_environment_and_is_never_logged(
     [
         ([], "--out DIR, --grafana URL"),
         (["--grafana", "http://127.0.0.1:9"], "no token for Grafana"),
+        (["--grafana", "http://127.0.0.1:9", "--token", "t"], "no answer from Grafana"),
         (["--out", "x", "--vllm", "no-equals-sign"], "is not NAME=VALUE"),
     ],
 )

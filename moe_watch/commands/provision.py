@@ -34,7 +34,10 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
     "--grafana",
     "url",
     type=commands.ADDRESS,
-    help="Base URL of a Grafana to push to; its token is MOE_WATCH_GRAFANA__TOKEN, which no process list shows.",
+    help="Base URL of a Grafana to push to.",
+)
+@click.option(
+    "--token", help="Its service account token; better MOE_WATCH_GRAFANA__TOKEN, which no process list shows."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would change in Grafana and change nothing.")
 @click.option("--force", is_flag=True, help="Also overwrite what a person changed in Grafana.")
@@ -54,7 +57,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
     type=click.Choice(["prometheus", "grafana"]),
     help="Who alerts, so that nothing pages twice.  [default: prometheus for files, grafana for a push]",
 )
-def command(out: Path | None, form: str, url: str | None, **options: Any) -> None:
+def command(out: Path | None, form: str, url: str | None, *, token: str | None, **options: Any) -> None:
     """Provision dashboards and alerts: write them with --out, push them with --grafana, or both."""
     if out is None and url is None:
         raise click.UsageError("say where to: --out DIR, --grafana URL, or both")
@@ -67,7 +70,7 @@ def command(out: Path | None, form: str, url: str | None, **options: Any) -> Non
             else files.layout(_site(links, options)),
         )
     if url is not None:
-        _push(connect(url, _token(commands.settings().grafana)), links, options)
+        _push(connect(url, _token(token, commands.settings().grafana)), links, options)
 
 
 def _site(links: Links, options: dict[str, Any]) -> files.Site:
@@ -90,10 +93,11 @@ def _write(out: Path, texts: dict[str, str]) -> None:
     click.echo(f"{len(texts)} files in {out}")
 
 
-def _token(settings: GrafanaSettings) -> SecretStr:
-    if not settings.token:
-        raise click.ClickException("no token for Grafana: set MOE_WATCH_GRAFANA__TOKEN")
-    return settings.token
+def _token(flag: str | None, settings: GrafanaSettings) -> SecretStr:
+    token = SecretStr(flag) if flag else settings.token
+    if not token:
+        raise click.ClickException("no token for Grafana: set MOE_WATCH_GRAFANA__TOKEN or pass --token")
+    return token
 
 
 def _push(grafana: Grafana, links: Links, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import subprocess
@@ -170,7 +171,7 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
         )
         for words in (["status"], ["doctor"], ["report", "--out", str(tmp_path / "report")])
     }
-    shown["/proc"] = _command_lines()
+    shown["/proc"] = _command_lines(["serve", *running])
     shown |= {name: process.communicate(timeout=60)[0] for name, process in running.items()}
     for words in (
         ["status", "--json"],
@@ -181,7 +182,6 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
         shown[" ".join(words)] = CliRunner(env=environment).invoke(main, words).output
     sidecar.stop()
     shown |= {str(path): path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()}
-    assert all(f"moe_watch.cli {name}" in shown["/proc"] for name in ("serve", *running))
     assert "ok    sidecar: answers" in shown["doctor"]
     assert "fail  vLLM: http://***@127.0.0.1" in shown["doctor"]
     assert f"ok    http: {ANYWHERE}: needs the token, by TLS" in shown["doctor"]
@@ -190,15 +190,16 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
     assert {place: text for place, text in shown.items() if MARK in text} == {}
 
 
-def _command_lines() -> str:
-    """Return the command line of every process of moe-watch on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:  # it has ended
-            continue
-    return "\n".join(line for line in found if "moe_watch" in line)
+def _command_lines(commands: list[str]) -> str:
+    """Return the command lines of moe-watch's processes once ``commands`` are among them; an exec takes a moment."""
+    seen, deadline = "", time.monotonic() + 20
+    while not all(f"moe_watch.cli {name}" in seen for name in commands):
+        assert time.monotonic() < deadline, seen
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                seen += f"{line}\n" if "moe_watch" in line and line not in seen else ""
+    return seen
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from moe_watch.writer import Writer, open_spool
 _DRAIN_FRAMES: Final = 512  # taken off the socket before others have their turn
 _CADENCE_S: Final = 0.2  # how often finished requests are judged
 _TICK_S: Final = 1.0
+_GATHER_S: Final = 0.02  # frames of this time are taken together: being woken costs more than a frame does
 _BASELINE_S: Final = 2.0
 _COMPANIONS_S: Final = 3.0
 _MOST_WAITING: Final = 8192  # finished requests that wait for the judge; beyond it the socket is left alone
@@ -137,8 +138,8 @@ class Sidecar:
                 await asyncio.sleep(_CADENCE_S)
                 continue
             await waiting.poll()
-            self._take(_DRAIN_FRAMES)
-            await asyncio.sleep(0)
+            taken = self._take(_DRAIN_FRAMES)
+            await asyncio.sleep(0 if taken == _DRAIN_FRAMES else _GATHER_S)
 
     def _take(self, most: int) -> int:
         """Take up to ``most`` frames that are there; return how many."""

@@ -89,6 +89,19 @@ def test_tap_and_sidecar_meet_at_one_socket(helm: str) -> None:
     assert endpoints == ["ipc:///run/moe-watch/tap.sock"] * 2
 
 
+def test_probes_and_scrapes_follow_the_sidecar_to_https(helm: str) -> None:
+    """With a certificate in the sidecar's settings nothing asks it by HTTP any more."""
+    certificate = ["sidecar.env[0].name=MOE_WATCH_HTTP__TLS_CERT", "sidecar.env[0].value=/tls/tls.crt"]
+    for values, scheme in (([], "HTTP"), (certificate, "HTTPS")):
+        documents = render(helm, "sidecar.token=t", "podMonitor.enabled=true", *values)
+        (sidecar,) = of_kind(documents, "StatefulSet")["spec"]["template"]["spec"]["initContainers"]
+        probes = [sidecar[name]["httpGet"]["scheme"] for name in ("startupProbe", "livenessProbe")]
+        assert probes == [scheme, scheme]
+        endpoint = of_kind(documents, "PodMonitor")["spec"]["podMetricsEndpoints"][0]
+        assert endpoint["scheme"] == scheme.lower()
+        assert ("tlsConfig" in endpoint) == (scheme == "HTTPS")
+
+
 def test_the_chart_refuses_to_listen_without_a_token(helm: str) -> None:
     """Without a token or a secret the chart does not render, and says which value to set."""
     done = subprocess.run([helm, "template", "t", str(CHART)], capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """Starts servers while other tests run: a vLLM needs half a minute of one core until it answers.
 
-Tests without real parts come first; meanwhile a thread starts the servers in the order of their use. Real parts that
-need none of them come last, when the machine is quiet again.
+Tests that need none of these servers come first, those that mostly wait before all others; meanwhile a thread starts the
+servers in the order of their use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import pytest
 T = TypeVar("T")
 Context = contextlib.AbstractContextManager[Any]
 HERE = Path(__file__).parent
-_MOST = 4  # fixtures' servers that wait for their tests, each some gigabytes
+_MOST = 5  # fixtures whose servers wait for their tests, each some gigabytes
+# Two servers each, of which one compiles: their time is found while tests without real parts run.
+_LONGEST = ("others", "mixtral")
 
 _makers: dict[str, Callable[[], Context]] = {}
 
@@ -93,9 +95,15 @@ def begin(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         found = needed.setdefault(_module(item), [])
         found += [name for name in getattr(item, "fixturenames", ()) if name in _makers and name not in found]
-    items.sort(key=lambda item: (item.path.parent == HERE) + (item.path.parent == HERE and not needed[_module(item)]))
+    items.sort(key=lambda item: _turn(item, needed[_module(item)]))
     names = [name for item in items for name in getattr(item, "fixturenames", ()) if name in _makers]
     config.stash[AHEAD] = Ahead([] if config.option.collectonly else list(dict.fromkeys(names)))
+
+
+def _turn(item: pytest.Item, needed: list[str]) -> int:
+    if not needed:
+        return int(item.path.parent != HERE)
+    return 2 if any(name in _LONGEST for name in needed) else 3
 
 
 def _module(item: pytest.Item) -> str:

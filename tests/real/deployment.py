@@ -69,7 +69,7 @@ class Deployment:
     def traffic(self, prompts: Sequence[Prompt], until: Callable[[], bool] = lambda: False) -> None:
         """Send prompts to the MoE until they or ``until`` end, and wait until the sidecar has seen them."""
         stop = _Slowly(until)
-        answers = asyncio.run(send(self.moe.url, MOE, prompts, concurrency=8, max_tokens=16, stop=stop))
+        answers = asyncio.run(send(self.moe.url, MOE, prompts, concurrency=24, max_tokens=16, stop=stop))
         self.sent += [answer.request_id for answer in answers]
         monitoring.wait_until(self.has_seen_all, 30, "the sidecar has counted what was sent")
 

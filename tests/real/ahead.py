@@ -1,7 +1,7 @@
 """Starts servers while other tests run: a vLLM needs half a minute of one core until it answers.
 
-Tests that need none of these servers come first, those that mostly wait before all others; meanwhile a thread starts the
-servers in the order of their use.
+Tests that need none of these servers come first, those that mostly wait before all others; meanwhile a thread starts
+the servers in the order of their use.
 """
 
 from __future__ import annotations

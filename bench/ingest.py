@@ -88,7 +88,7 @@ class Sidecar:
     def __init__(self, work: Path, store: str, *, pinned: bool = True, **more: str) -> None:
         self.endpoint = f"ipc://{work}/tap.sock"
         self.env = {"MOE_WATCH_ENDPOINT": self.endpoint, "MOE_WATCH_STORE__URL": store, "OMP_NUM_THREADS": "1"}
-        self.env |= more
+        self.env |= {"MOE_WATCH_SPOOL_DIR": f"{work}/spool", **more}
         self.server = servers.start_sidecar(work, env=self.env)
         if pinned:
             os.sched_setaffinity(self.server.process.pid, {SIDECAR})

@@ -46,18 +46,23 @@ class FakeTGI(FakeOpenAI):
                 return PlainTextResponse("missing field `value`", 422)
         elif not isinstance(body["prompt"], str):
             return PlainTextResponse("data did not match any variant of untagged enum PromptDeserializer", 422)
-        if not body.get("stream"):
-            return JSONResponse(self._whole(body, [], chat="messages" in body))
-        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-        return StreamingResponse(
-            self._stream(body, self.answers.get(asked, "abcdefgh")), media_type="text/event-stream"
-        )
+        return _answer(self, body)
 
     async def _stream(self, body: dict[str, Any], text: str) -> AsyncIterator[str]:
         events = _tgi_chat(text) if "messages" in body else _tgi_text(text)
         for event in events:
             yield f"data:{json.dumps(event)}\n\n"
         yield "data: [DONE]\n\n"
+
+
+def _answer(server: FakeTGI | FakeOllama, body: dict[str, Any]) -> Response:
+    """Return the answer to an accepted request, whole or as a stream."""
+    if not body.get("stream"):
+        return JSONResponse(server._whole(body, [], chat="messages" in body))
+    asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    return StreamingResponse(
+        server._stream(body, server.answers.get(asked, "abcdefgh")), media_type="text/event-stream"
+    )
 
 
 def _tgi_chat(text: str) -> Iterator[dict[str, Any]]:
@@ -96,12 +101,7 @@ class FakeOllama(FakeOpenAI):
         body = await self._read(request)
         if "messages" not in body and not isinstance(body["prompt"], str):
             return JSONResponse({"error": {"message": "cannot unmarshal array into prompt of type string"}}, 400)
-        if not body.get("stream"):
-            return JSONResponse(self._whole(body, [], chat="messages" in body))
-        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-        return StreamingResponse(
-            self._stream(body, self.answers.get(asked, "abcdefgh")), media_type="text/event-stream"
-        )
+        return _answer(self, body)
 
     async def _stream(self, body: dict[str, Any], text: str) -> AsyncIterator[str]:
         chat = "messages" in body

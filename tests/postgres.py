@@ -16,6 +16,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.patience import PATIENCE_S
+
 
 def _binary(name: str) -> str | None:
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
@@ -41,7 +43,7 @@ class Postgres:
         command = [_binary("postgres") or "", "-D", "data", "-k", str(self.folder), "-c", "listen_addresses=", "-F"]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, **self._as_user)  # type: ignore[call-overload]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 psycopg.connect(host=str(self.folder), user="postgres", connect_timeout=2).close()
@@ -56,7 +58,7 @@ class Postgres:
         """Stop the server (SIGINT: at once but in order)."""
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
+            self.process.wait(PATIENCE_S)
 
     def url(self, name: str) -> str:
         """Make an empty database and return its SQLAlchemy URL."""

@@ -24,6 +24,7 @@ from moe_watch.cli import main
 from moe_watch.demo.servers import Server, free_port, start
 from moe_watch.settings import HttpSettings, Settings, ShadowSettings
 from tests.frames import Tap
+from tests.patience import PATIENCE_S
 from tests.postgres import Postgres
 
 MARK = "hunter2"
@@ -135,7 +136,7 @@ def sidecar(tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
 
 
 def _wait(true: Any, server: Server) -> None:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         assert time.monotonic() < deadline, server.log_tail()
         assert server.process.poll() is None, server.log_tail()
@@ -172,7 +173,7 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
         for words in (["status"], ["doctor"], ["report", "--out", str(tmp_path / "report")])
     }
     shown["/proc"] = _command_lines(["serve", *running])
-    shown |= {name: process.communicate(timeout=60)[0] for name, process in running.items()}
+    shown |= {name: process.communicate(timeout=PATIENCE_S)[0] for name, process in running.items()}
     for words in (
         ["status", "--json"],
         ["canary", "run"],
@@ -192,7 +193,7 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
 
 def _command_lines(commands: list[str]) -> str:
     """Return the command lines of moe-watch's processes once ``commands`` are among them; an exec takes a moment."""
-    seen, deadline = "", time.monotonic() + 20
+    seen, deadline = "", time.monotonic() + PATIENCE_S
     while not all(f"moe_watch.cli {name}" in seen for name in commands):
         assert time.monotonic() < deadline, seen
         for path in Path("/proc").glob("[0-9]*/cmdline"):

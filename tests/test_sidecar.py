@@ -21,6 +21,7 @@ from moe_watch import wire
 from moe_watch.demo.servers import Server, start_sidecar
 from moe_watch.store import engine, migrate
 from tests.frames import Tap
+from tests.patience import PATIENCE_S
 from tests.postgres import Postgres
 
 
@@ -58,12 +59,12 @@ class Process:
             self.socket.send(frame if isinstance(frame, bytes) else wire.encode(frame))
 
     def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{self.server.url}/api/v1/status", timeout=5).json()
+        answer: dict[str, Any] = httpx.get(f"{self.server.url}/api/v1/status", timeout=30).json()
         return answer
 
-    def until(self, true: Callable[[dict[str, Any]], bool], timeout_s: float = 20) -> dict[str, Any]:
+    def until(self, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the first status for which ``true`` holds."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while not true(status := self.status()):
             assert time.monotonic() < deadline, (status, self.server.log_tail())
             time.sleep(0.1)
@@ -120,7 +121,7 @@ def test_sigterm_loses_nothing_that_was_received(process: Process) -> None:
     process.until(lambda s: s["frames_received"].get("routing", 0) >= 1)
     time.sleep(0.3)  # the kernel has the rest by now
     os.kill(process.server.process.pid, signal.SIGTERM)
-    assert process.server.process.wait(20) == 0
+    assert process.server.process.wait(PATIENCE_S) == 0
     assert process.rows("select count(*) from requests") == [(401,)]
     assert process.rows("select sum(requests) from windows") == [(401,)]
 
@@ -141,8 +142,8 @@ def test_garbage_harms_nothing(process: Process) -> None:
 
 
 def _wait_for_metric(process: Process, line: str) -> None:
-    deadline = time.monotonic() + 20
-    while line not in (body := httpx.get(f"{process.server.url}/metrics", timeout=5).text):
+    deadline = time.monotonic() + PATIENCE_S
+    while line not in (body := httpx.get(f"{process.server.url}/metrics", timeout=30).text):
         assert time.monotonic() < deadline, [found for found in body.splitlines() if line.partition("{")[0] in found]
         time.sleep(0.1)
 
@@ -199,7 +200,7 @@ def test_a_kill_loses_at_most_seconds_and_the_next_start_goes_on(process: Proces
     process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 100)
     time.sleep(6)  # one partial window
     os.kill(process.server.process.pid, signal.SIGKILL)
-    process.server.process.wait(10)
+    process.server.process.wait(PATIENCE_S)
     process.server = process.start()
     for _ in range(50):
         process.send(*tap.whole())

@@ -34,6 +34,7 @@ pytest.importorskip("vllm.v1.core.sched.scheduler")
 
 from moe_watch.tap import attach, frontend, imports
 from tests import fake_api, fake_engine, fake_worker
+from tests.patience import PATIENCE_S
 
 # Nothing of the tap is around these: vLLM, the ASGI server, the interpreter or a thread calls them, and their bodies
 # hold the guards that the others are tested against.
@@ -191,7 +192,7 @@ def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFra
         sender.stopping = True
         if thread is not None:
             sender._wake.set()
-            thread.join(5)
+            thread.join(PATIENCE_S)
     sent = sum(vars(sender).get("sent", 0) for sender in senders)
     frames: list[wire.AnyFrame] = []
     while len(frames) < sent and socket.poll(5_000):

@@ -14,6 +14,7 @@ from moe_watch import wire
 from moe_watch.settings import TapSettings
 from moe_watch.tap.sender import Header, Sender
 from moe_watch.tap.status import Status
+from tests.patience import PATIENCE_S
 
 
 def sender(path: Path, **settings: int) -> Sender:
@@ -26,10 +27,10 @@ def event(number: int) -> Callable[[Header], wire.Event]:
     return lambda header: wire.Event(**header, kind="engine_start", detail=str(number), at=0.0)
 
 
-def receive(path: Path, done: Callable[[list[wire.AnyFrame]], bool], timeout_s: float = 20) -> list[wire.AnyFrame]:
+def receive(path: Path, done: Callable[[list[wire.AnyFrame]], bool]) -> list[wire.AnyFrame]:
     """Return the frames that arrive until ``done`` of them."""
     frames: list[wire.AnyFrame] = []
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     with zmq.Context() as context, context.socket(zmq.PULL) as socket:
         socket.bind(f"ipc://{path}/s")
         while not done(frames):
@@ -86,7 +87,7 @@ def test_a_sidecar_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.PULL) as socket:
         socket.setsockopt(zmq.RCVHWM, 1)
         socket.bind(f"ipc://{tmp_path}/s")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not tap.dropped["queue_full"]:
             assert time.monotonic() < deadline
             for _ in range(100):
@@ -129,7 +130,7 @@ def test_an_endpoint_that_is_none_switches_the_tap_off(tmp_path: Path) -> None:
     tap = Sender(TapSettings(endpoint="nonsense", replica=str(tmp_path)), "engine", "engine-0", Status())
     tap.put(event(1))
     assert tap._thread is not None
-    tap._thread.join(10)
+    tap._thread.join(PATIENCE_S)
     assert tap.status.state == "off"
 
 

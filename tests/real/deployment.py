@@ -71,7 +71,7 @@ class Deployment:
         stop = _Slowly(until)
         answers = asyncio.run(send(self.moe.url, MOE, prompts, concurrency=24, max_tokens=16, stop=stop))
         self.sent += [answer.request_id for answer in answers]
-        monitoring.wait_until(self.has_seen_all, 30, "the sidecar has counted what was sent")
+        monitoring.wait_until(self.has_seen_all, "the sidecar has counted what was sent")
 
     def has_seen_all(self) -> bool:
         """Return whether the sidecar has judged every request that was sent."""
@@ -84,7 +84,7 @@ class Deployment:
 
     def status(self) -> dict[str, Any]:
         """Return the sidecar's status."""
-        body: dict[str, Any] = httpx.get(f"{self.sidecar.url}/api/v1/status", timeout=10).json()
+        body: dict[str, Any] = httpx.get(f"{self.sidecar.url}/api/v1/status", timeout=30).json()
         return body
 
 
@@ -130,7 +130,7 @@ def deployment(work: Path) -> Iterator[Deployment]:
         for server, path in ((sidecar, "/healthz"), (moe, "/health")):
             server.wait_ready(path, _START_S)
         running = Deployment(work, moe, sidecar, env, collector)
-        monitoring.wait_until(lambda: bool(running.replica()["tap"]["up"]), 60, "the tap is up")
+        monitoring.wait_until(lambda: bool(running.replica()["tap"]["up"]), "the tap is up")
         yield running
 
 

@@ -16,15 +16,16 @@ import httpx
 import yaml
 
 from moe_watch.demo.servers import Server, free_port, start
+from tests.patience import PATIENCE_S
 
 Rules = Mapping[str, Any]
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Return when ``true()`` is; fail with ``what`` when time is up."""
-    deadline = time.monotonic() + timeout_s
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    """Return when ``true()`` is; fail with ``what`` when patience is at its end."""
+    deadline = time.monotonic() + PATIENCE_S
     while not true():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:.0f} s: {what}"
         time.sleep(0.25)
 
 

@@ -51,7 +51,7 @@ def fire(address: str, names: Iterable[str], replicas: Iterable[str] = ("vllm-0"
 
 def settle(hook: Webhook) -> None:
     """Return when notifications have come and no more came for a while."""
-    monitoring.wait_until(lambda: bool(hook.arrived), 20, "a notification")
+    monitoring.wait_until(lambda: bool(hook.arrived), "a notification")
     seen = -1
     while seen != len(hook.arrived):
         seen = len(hook.arrived)

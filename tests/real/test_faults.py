@@ -26,6 +26,7 @@ from moe_watch.tap.sender import Build, Header, Sender
 from moe_watch.tap.status import Status
 from tests import postgres
 from tests.frames import Tap
+from tests.patience import PATIENCE_S
 from tests.test_sidecar import Process
 
 pytestmark = pytest.mark.real
@@ -91,7 +92,7 @@ def _rows(url: str) -> tuple[int, int]:
 
 def _written(process: Process) -> float:
     """Return the requests that /metrics acknowledges as written."""
-    body = httpx.get(f"{process.server.url}/metrics", timeout=10).text
+    body = httpx.get(f"{process.server.url}/metrics", timeout=30).text
     line = next((one for one in body.splitlines() if one.startswith("moe_watch_store_rows_total ")), "x 0")
     return float(line.split()[1])
 
@@ -110,7 +111,7 @@ def test_a_sidecar_that_stands_still_loses_nothing_that_the_tap_can_hold(process
         replica.serve(40)
         time.sleep(0.4)
     os.kill(process.server.process.pid, signal.SIGCONT)
-    status = process.until(lambda s: _requests(s) == 450, 60)
+    status = process.until(lambda s: _requests(s) == 450)
     assert replica.dropped() == 0
     assert status["frames_refused"] == {}
     assert status["frames_lost"] == {}
@@ -129,7 +130,7 @@ def test_a_sidecar_killed_while_it_writes_keeps_what_it_acknowledged(process: Pr
         replica.serve(60)  # so that it is at work when it dies
         time.sleep(0.15)
         os.kill(process.server.process.pid, signal.SIGKILL)
-        process.server.process.wait(10)
+        process.server.process.wait(PATIENCE_S)
         count, different = _rows(process.store_url)
         assert count == different
         assert count >= acknowledged
@@ -149,10 +150,10 @@ def test_a_tap_that_is_killed_and_comes_again_is_two_sources_and_one_replica(pro
         root = Path(__file__).parents[2]
         one = subprocess.Popen([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
         try:
-            process.until(lambda s, boot=boot: _requests(s) == 100 * (boot + 1), 60)  # type: ignore[misc]
+            process.until(lambda s, boot=boot: _requests(s) == 100 * (boot + 1))  # type: ignore[misc]
         finally:
             one.kill()
-            one.wait(10)
+            one.wait(PATIENCE_S)
     status = process.status()
     assert (status["frames_refused"], status["frames_lost"]) == ({}, {})
 
@@ -167,7 +168,7 @@ def test_another_model_at_the_same_address_starts_anew(process: Process) -> None
     process.send(new.announce(), new.health(), *[frame for _ in range(30) for frame in new.whole()], late)
     seen = process.until(lambda s: [(r["model"], r["requests"]) for r in s["replicas"]] == [("new", 30)])
     assert seen["frames_refused"] == {"wrong_shape": 1}
-    body = httpx.get(f"{process.server.url}/metrics", timeout=10).text
+    body = httpx.get(f"{process.server.url}/metrics", timeout=30).text
     assert 'model="new"' in body
     assert 'model="old"' not in body
     process.server.stop()
@@ -202,11 +203,11 @@ def test_a_full_disk_under_sqlite_and_spool_is_survived(process: Process) -> Non
     sizes = [path.stat().st_size for path in process.work.glob("store.db*")]
     _limit(process, max(sizes))
     replica.serve(100)
-    process.until(lambda s: not s["store"]["up"] and s["store"]["spool_bytes"] > 0, 30)
+    process.until(lambda s: not s["store"]["up"] and s["store"]["spool_bytes"] > 0)
     kept = process.status()["store"]["spool_bytes"]
     _limit(process, resource.RLIM_INFINITY)
     replica.serve(100)
-    status = process.until(lambda s: s["store"]["up"] and s["store"]["spool_bytes"] == 0 and _requests(s) == 300, 30)
+    status = process.until(lambda s: s["store"]["up"] and s["store"]["spool_bytes"] == 0 and _requests(s) == 300)
     assert kept > 0
     assert status["frames_refused"] == {}
     _wait_for_rows(process.store_url, 300)
@@ -222,14 +223,14 @@ def test_a_disk_too_full_for_the_spool_costs_batches_that_are_counted(process: P
     _until_metric(process, "moe_watch_spool_dropped_total ", 100)
     _limit(process, resource.RLIM_INFINITY)
     replica.serve(50)
-    process.until(lambda s: s["store"]["up"] and _requests(s) == 200, 30)
+    process.until(lambda s: s["store"]["up"] and _requests(s) == 200)
     _wait_for_rows(process.store_url, 100)
 
 
 def _until_metric(process: Process, name: str, least: float) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
-        body = httpx.get(f"{process.server.url}/metrics", timeout=10).text
+        body = httpx.get(f"{process.server.url}/metrics", timeout=30).text
         found = next((float(line.split()[1]) for line in body.splitlines() if line.startswith(name)), 0.0)
         if found >= least:
             return
@@ -238,7 +239,7 @@ def _until_metric(process: Process, name: str, least: float) -> None:
 
 
 def _wait_for_rows(url: str, wanted: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while (found := _rows(url)) != (wanted, wanted):
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
@@ -255,16 +256,16 @@ def test_postgres_killed_under_load_and_the_sidecar_after_it_lose_nothing(tmp_pa
         for _ in range(5):
             replica.serve(40)
             time.sleep(0.3)
-        status = process.until(lambda s: _requests(s) == 300 and not s["store"]["up"], 30)
-        assert httpx.get(f"{process.server.url}/readyz", timeout=5).status_code == 200
+        status = process.until(lambda s: _requests(s) == 300 and not s["store"]["up"])
+        assert httpx.get(f"{process.server.url}/readyz", timeout=30).status_code == 200
         assert status["store"]["spool_bytes"] > 0
         time.sleep(2)  # all of it is in the spool
         os.kill(process.server.process.pid, signal.SIGKILL)
-        process.server.process.wait(10)
+        process.server.process.wait(PATIENCE_S)
         server.start()
         process.server = process.start()
         replica.serve(100)
-        process.until(lambda s: _requests(s) == 100 and s["store"]["spool_bytes"] == 0, 30)
+        process.until(lambda s: _requests(s) == 100 and s["store"]["spool_bytes"] == 0)
         _wait_for_rows(process.store_url, 400)
         process.close()
         engine = create_engine(process.store_url)

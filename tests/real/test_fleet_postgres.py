@@ -18,6 +18,7 @@ from moe_watch import fleet, wire
 from moe_watch.demo import servers
 from moe_watch.store import engine, models, served, windows
 from tests.frames import Tap
+from tests.patience import PATIENCE_S
 from tests.postgres import Postgres
 from tests.real.monitoring import wait_until
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.real
 REPLICAS, BAD = 50, "vllm-07"
 WINDOW_S = 3.0
 A_WINDOW = 40  # requests of a replica
-LONGEST_S = 75.0
 
 
 class Node:
@@ -130,12 +130,12 @@ def story(tmp_path_factory: pytest.TempPathFactory, postgres_server: Postgres) -
     nodes = [Node(number) for number in range(REPLICAS)]
     for number, node in enumerate(nodes):
         sockets[number % 4 // 2].send(wire.encode(node.first))
-    deadline = time.monotonic() + LONGEST_S
+    deadline = time.monotonic() + PATIENCE_S
     while not running.flagged() and time.monotonic() < deadline:
         for number, node in enumerate(nodes):
             sockets[number % 4 // 2].send(wire.encode(node.tap.health()))
         send(running, nodes, sockets, WINDOW_S)
-    wait_until(lambda: sum(one["requests"] for one in running.replicas()) == running.sent.total(), 60, "all is judged")
+    wait_until(lambda: sum(one["requests"] for one in running.replicas()) == running.sent.total(), "all is judged")
     yield running
     context.destroy(linger=0)
     for server in sidecars:

@@ -74,7 +74,7 @@ def traced(running: Deployment, n: int = 12) -> dict[str, str]:
         answer = httpx.post(f"{running.moe.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
         sent[answer.json()["id"]] = trace
     running.sent += sent
-    monitoring.wait_until(running.has_seen_all, 30, "the sidecar has counted what was traced")
+    monitoring.wait_until(running.has_seen_all, "the sidecar has counted what was traced")
     return sent
 
 
@@ -110,7 +110,7 @@ def story(served: Deployment) -> Iterator[Story]:
         running.traffic(mixture(NORMAL, seed=2))
         told.quiet = copy.deepcopy(running.hook.alerts())
         running.traffic(mixture(UNUSUAL, seed=3, unseen_share=0.5), until=lambda: bool(running.hook.arrived))
-        monitoring.wait_until(lambda: bool(running.hook.arrived), 20, "a notification")
+        monitoring.wait_until(lambda: bool(running.hook.arrived), "a notification")
         told.paged = copy.deepcopy(running.hook.alerts())
         told.traced = traced(running)
         here = [query for query in asked() if not absent(query)]
@@ -171,7 +171,7 @@ def test_it_does_not_blame_the_model(story: Story) -> None:
 def test_it_resolves_when_traffic_is_normal_again(story: Story) -> None:
     """Every alert that fired arrives once more as resolved."""
     hook = story.running.hook
-    monitoring.wait_until(lambda: hook.names("firing") <= hook.names("resolved"), 30, "everything has resolved")
+    monitoring.wait_until(lambda: hook.names("firing") <= hook.names("resolved"), "everything has resolved")
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -205,7 +205,7 @@ def test_flagged_requests_have_a_span_beside_that_of_vllm(story: Story) -> None:
         spans = story.running.collector.spans("moe-watch")
         return [span for span in spans if attributes(span)["gen_ai.request.id"] in story.traced]
 
-    monitoring.wait_until(lambda: len(ours()) >= len(story.traced) / 4, 30, "unusual requests have a span")
+    monitoring.wait_until(lambda: len(ours()) >= len(story.traced) / 4, "unusual requests have a span")
     theirs = {
         attributes(one)["gen_ai.request.id"]: one
         for one in story.running.collector.spans()

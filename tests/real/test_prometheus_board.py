@@ -92,7 +92,7 @@ def prometheus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         with monitoring.prometheus(tmp_path_factory.mktemp("prometheus"), targets, rules) as url:
             done = 'count_over_time(up{job="moe-watch"}[1m]) > 12'
-            monitoring.wait_until(lambda: bool(monitoring.ask(url, done, instant=True)), 60, "a dozen scrapes")
+            monitoring.wait_until(lambda: bool(monitoring.ask(url, done, instant=True)), "a dozen scrapes")
             yield url
     finally:
         stop.set()

@@ -203,9 +203,7 @@ def test_all_that_was_counted_belongs_to_a_request(vllm_strict: Tapped) -> None:
 
 def test_memory_of_open_requests_is_given_back(vllm_strict: Tapped) -> None:
     """When all requests are over the tap holds none."""
-    vllm_strict.collector.wait(
-        lambda: vllm_strict.collector.engine_health().requests_open == 0, "no open requests", timeout_s=20
-    )
+    vllm_strict.collector.wait(lambda: vllm_strict.collector.engine_health().requests_open == 0, "no open requests")
     health = vllm_strict.collector.engine_health()
     assert health.state == "on"
     assert health.requests_unrouted == 0

@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from moe_watch.demo import servers
+from tests.patience import PATIENCE_S
 from tests.real.families import Mixtral
 from tests.real.vllm_server import Tapped, VllmServer
 
@@ -159,7 +160,7 @@ def test_an_exception_in_the_tap_switches_it_off_and_nothing_else(
     else:
         inside(server, "fail", function)
     assert texts(server) == untapped
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while state(server, role)["state"] == "on" and time.monotonic() < deadline:
         server.complete(PROMPTS[0], max_tokens=2)
     assert state(server, role)["state"] == "off"
@@ -180,7 +181,7 @@ def test_nothing_is_kept_of_ten_thousand_requests(tap: Tapped, record_property: 
         with contextlib.suppress(httpx.ReadTimeout):
             body = {"model": server.served_name, "prompt": [[2, 300 + n] for n in range(100)], "max_tokens": 400}
             httpx.post(f"{server.url}/v1/completions", json=body | {"ignore_eos": True}, timeout=0.3)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while any(server.rpc("tap_state")["held"]) and time.monotonic() < deadline:
         server.complete(PROMPTS[0], max_tokens=2)
         time.sleep(0.2)

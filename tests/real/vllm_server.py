@@ -16,6 +16,7 @@ import zmq
 
 from moe_watch import wire
 from moe_watch.demo import servers
+from tests.patience import PATIENCE_S
 
 MIDDLEWARE = ("--middleware", "moe_watch.tap.samples.Middleware")
 READY_S = 400
@@ -120,7 +121,7 @@ class Collector:
     def away(self) -> Iterator[None]:
         """Leave the endpoint to others for a while."""
         self._leave.set()
-        assert self._gone.wait(10)
+        assert self._gone.wait(PATIENCE_S)
         try:
             yield
         finally:
@@ -139,12 +140,12 @@ class Collector:
                     while socket.poll(50):
                         self.frames.append(wire.decode(socket.recv()))
 
-    def wait(self, done: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    def wait(self, done: Callable[[], bool], what: str) -> None:
         """Return once ``done()``; fail with ``what`` was awaited when it takes too long."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while not done():
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {timeout_s:.0f} s; {len(self.frames)} frames came")
+                raise AssertionError(f"{what}: not within {PATIENCE_S:.0f} s; {len(self.frames)} frames came")
             time.sleep(0.02)
 
     def routing(self, request_id: str, choices: int = 1) -> list[wire.Routing]:

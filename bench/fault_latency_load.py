@@ -106,7 +106,12 @@ def speed(answers: list[Answer], begin: float, end: float, cpu_s: float) -> Spee
     ended = sorted(answer.ended for answer in good if begin <= answer.ended <= end)
     whole = [answer for answer in good if answer.started >= begin and answer.ended <= end]
     if len(whole) < CONCURRENCY:
-        raise RuntimeError(f"{len(whole)} requests were answered in {end - begin:.1f} s: too few to time")
+        errors = {answer.error for answer in answers if answer.error}
+        longest = max((answer.ended - answer.started for answer in answers), default=0.0)
+        raise RuntimeError(
+            f"{len(whole)} requests answered in {end - begin:.1f} s, {len(answers)} in all, the slowest in "
+            f"{longest:.1f} s: too few to time. Errors: {sorted(errors) or 'none'}"
+        )
     return Speed(
         ttft_ms=1e3 * statistics.median(answer.first - answer.started for answer in whole),
         tpot_ms=1e3 * statistics.median((answer.ended - answer.first) / (TOKENS - 1) for answer in whole),

@@ -127,9 +127,9 @@ def _well(status: Mapping[str, Any]) -> bool:
 
 def stand_back(pid: int) -> None:
     """Let a process of a session of its own have only what the client leaves of their core: the client measures."""
-    os.setpriority(os.PRIO_PROCESS, pid, 19)
+    os.setpriority(os.PRIO_PROCESS, pid, 10)
     with contextlib.suppress(OSError):  # a kernel without autogroups
-        Path(f"/proc/{pid}/autogroup").write_text("19")
+        Path(f"/proc/{pid}/autogroup").write_text("10")
 
 
 def start_stranger(code: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 """Proof of the detectors: false alarms, delays, novelty, peers, cost.
 
-    python bench/detection.py false-alarms|delay|ood|peers|ood-peers|cost [--seed 0]   measure what is missing
-    python bench/detection.py table                                         write the tables of docs/detection.md
+    python bench/detection.py PART [--seed 0]   measure what is missing of one of PARTS
+    python bench/detection.py table             write the tables of docs/detection.md
 
 Each part is a module of ``bench/detecting`` with ``run(...)``, which returns what was measured, and ``tables(result)``,
 which returns markdown by the name of a marked section. A part goes on where it was cut off: what it has measured is in
@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS: Final = ROOT / "bench" / "results"
 PAGE: Final = ROOT / "docs" / "detection.md"
-PARTS: Final = ("false-alarms", "delay", "ood", "peers", "ood-peers", "cost")
+PARTS: Final = ("false-alarms", "delay", "ood", "peers", "ood-peers", "confidence", "cost")
 
 
 def main() -> None:

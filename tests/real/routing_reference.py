@@ -44,9 +44,10 @@ class Reference:
         rows = [np.bincount(layer[first:end].ravel(), minlength=experts) for layer in chosen]
         return np.stack(rows).astype(np.uint32)
 
-    def confidence(self, tokens: list[int], first: int, end: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return mean entropy and mean top-1 minus top-2 probability ``[layers]`` of these positions."""
-        probability = self.route(tuple(tokens))[1][:, first:end]
+    def confidence(self, prompt: list[int], cached: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return mean entropy and top-1 minus top-2 probability ``[layers]`` of 32 positions of a prompt at most."""
+        measured = [at for at in range(0, len(prompt), -(-len(prompt) // 32)) if at >= cached]
+        probability = self.route(tuple(prompt))[1][:, measured]
         best = np.sort(probability, -1)
         entropy = -(probability * np.log(np.maximum(probability, 1e-30))).sum(-1)
         return entropy.mean(1), (best[..., -1] - best[..., -2]).mean(1)

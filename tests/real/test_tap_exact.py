@@ -67,7 +67,7 @@ def test_cached_positions_are_not_routed_and_said_to_be_cached(vllm_strict: Tapp
 def test_confidence_is_that_of_the_router(vllm_strict: Tapped, reference: Reference) -> None:
     """Mean entropy and margin over the prompt are those of the softmax that transformers computes."""
     (served,) = serve(vllm_strict, [[2, *range(2000, 2080)]], 1)
-    entropy, margin = reference.confidence(served.prompt, served.frame.cached_tokens, len(served.prompt))
+    entropy, margin = reference.confidence(served.prompt, served.frame.cached_tokens)
     np.testing.assert_allclose(served.frame.entropy, entropy, rtol=1e-3)
     np.testing.assert_allclose(served.frame.margin, margin, rtol=1e-2)
 

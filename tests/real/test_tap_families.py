@@ -67,7 +67,7 @@ def test_counts_of_compiled_code_are_those_of_transformers(
 def test_confidence_of_compiled_code_is_that_of_the_router(others: Others, reference: Reference) -> None:
     """The logits are heard in compiled code too."""
     (served,) = serve(others.compiled, [[2, *range(2000, 2080)]], 1)
-    entropy, margin = reference.confidence(served.prompt, served.frame.cached_tokens, len(served.prompt))
+    entropy, margin = reference.confidence(served.prompt, served.frame.cached_tokens)
     assert served.frame.entropy == pytest.approx(entropy.tolist(), rel=1e-3)
     assert served.frame.margin == pytest.approx(margin.tolist(), rel=1e-2)
 

@@ -168,7 +168,7 @@ class Episode(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     replica: Mapped[str] = mapped_column(String(255))
-    # traffic, routing, quality, imbalance, dead_experts, blind, replica
+    # traffic, routing, quality, garbled, dead_experts, blind, replica
     kind: Mapped[str] = mapped_column(String(32), index=True)
     began_at: Mapped[float] = mapped_column(Float)  # estimate of the start of the change
     flagged_at: Mapped[float] = mapped_column(Float, index=True)

@@ -67,7 +67,7 @@ def assert_counted_for_requests(tapped: Tapped) -> None:
         return sum(frame.prompt_routed + frame.decode_routed for frame in tapped.collector.of(wire.Routing))
 
     tapped.collector.wait(
-        lambda: tapped.collector.engine_health().routed_tokens == total(), "a health that agrees with the frames", 20
+        lambda: tapped.collector.engine_health().routed_tokens == total(), "a health that agrees with the frames"
     )
 
 

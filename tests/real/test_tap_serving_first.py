@@ -167,7 +167,7 @@ def test_an_exception_in_the_tap_switches_it_off_and_nothing_else(
     assert texts(server) == untapped
     assert server.log.read_text().count("serving goes on") == logged + 1
     if not function.startswith("sender."):  # that one cannot send word of it
-        mended.collector.wait(lambda: mended.collector.health(role).state == "off", "a health that says off", 20)
+        mended.collector.wait(lambda: mended.collector.health(role).state == "off", "a health that says off")
 
 
 def test_nothing_is_kept_of_ten_thousand_requests(tap: Tapped, record_property: Any) -> None:

@@ -15,25 +15,17 @@ from moe_watch.settings import Settings
 from moe_watch.store.prune import prune
 
 _EVERY_S: Final = 900.0
-_RETRY_S: Final = 5.0
 _log = structlog.get_logger()
 
 
 async def run(
     settings: Settings,
     store: Engine,
-    waiting: Callable[[], int],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Prune now and then until cancelled; a store that is away is tried again.
-
-    Not while something is ``waiting`` in the spool: the rest of a window must not find its beginning rolled up.
-    """
+    """Prune now and then until cancelled; a store that is away is tried again."""
     while True:
-        if waiting():
-            await sleep(_RETRY_S)
-            continue
         try:
             pruned = await asyncio.to_thread(prune, store, settings.store, clock())
             _log.debug("pruned", **vars(pruned))

@@ -102,7 +102,7 @@ class Sidecar:
         yield otel.export_forever(self.board, self.settings.otlp)
         yield traces.export_forever(self.board.spans, self.settings.otlp)
         yield canaries.run(self.settings, self._store)
-        yield retention.run(self.settings, self._store, lambda: self._writer.spool_bytes)
+        yield retention.run(self.settings, self._store)
         yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])
         if self.settings.shadow.inside:
             yield shadow.run(self.settings, self._store, lambda: list(self.judge.watches))

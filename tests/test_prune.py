@@ -13,6 +13,7 @@ from moe_watch.aggregate import Window
 from moe_watch.settings import StoreSettings
 from moe_watch.store import arrays, engine, migrate, models, windows
 from moe_watch.store.prune import DAY_S, HOUR_S, prune
+from moe_watch.store.write import Writes, write
 
 NOW = 1_790_000_000.0
 KEEP = StoreSettings(keep_requests_days=14, keep_samples_days=3, keep_windows_days=20)
@@ -105,7 +106,7 @@ def test_pruning_again_changes_nothing(store: Engine) -> None:
 
 
 def test_a_late_window_joins_its_hour(store: Engine) -> None:
-    """A window that comes after its hour was rolled up is added to it."""
+    """A window that comes after its hour was rolled up is added to it, once the replica has gone on to the next."""
     prune(store, KEEP, NOW)
     late = NOW - 5 * DAY_S
     late -= late % HOUR_S
@@ -113,7 +114,23 @@ def test_a_late_window_joins_its_hour(store: Engine) -> None:
         model = session.scalars(select(models.Model)).one()
         before = windows.pooled(store, model, late, late + HOUR_S)
         session.add(models.Window(model_id=model.id, **windows.row("a", "r", late + 60, 60.0, window(3)).values))
+    assert prune(store, KEEP, NOW).rolled_up == 0
+    with Session(store) as session, session.begin():
+        session.add(models.Window(model_id=model.id, **windows.row("a", "r", NOW, 60.0, window(3)).values))
     assert prune(store, KEEP, NOW).rolled_up == 1
     after = windows.pooled(store, model, late, late + HOUR_S)
     assert after.requests == before.requests + 3
     assert size(store, models.Window) > 0
+
+
+def test_a_window_whose_last_state_waits_in_a_spool_counts_once(store: Engine) -> None:
+    """Another sidecar prunes for two days of an outage; then the window is completed, and only then rolled up."""
+    began = NOW + 7 * DAY_S
+    early, late = (windows.row("a", "cut off", began, 60.0, window(seed)) for seed in (3, 5))
+    write(store, Writes(windows=[early]))
+    prune(store, KEEP, began + 2 * DAY_S)
+    write(store, Writes(windows=[late, windows.row("a", "cut off", began + 60, 60.0, window(4))]))
+    assert prune(store, KEEP, began + 2 * DAY_S).rolled_up == 1
+    with Session(store) as session:
+        model = session.scalars(select(models.Model)).one()
+    assert windows.pooled(store, model, began - HOUR_S, began + HOUR_S, "cut off").requests == 5 + 4

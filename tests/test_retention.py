@@ -15,7 +15,6 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch import retention, wire
-from moe_watch.aggregate import Window
 from moe_watch.export.snapshot import Board
 from moe_watch.join import Join, Joined
 from moe_watch.judge import Judge
@@ -76,7 +75,7 @@ class Month:
     def run(self) -> None:
         """Let all of it pass, under the sidecar's own loop."""
         with structlog.testing.capture_logs(), pytest.raises(asyncio.CancelledError):
-            asyncio.run(retention.run(self.settings, self.store, lambda: 0, lambda: self.now, self.pass_by))
+            asyncio.run(retention.run(self.settings, self.store, lambda: self.now, self.pass_by))
 
     def count(self, what: object) -> int:
         """Return how many rows there are of a table."""
@@ -120,30 +119,3 @@ def test_a_week_in_any_store_stays_in_bounds_and_adds_up(store: Engine) -> None:
     week = Month(store, 7, StoreSettings(keep_requests_days=2, keep_samples_days=1))
     week.run()
     _holds(week, days=7, kept_days=2)
-
-
-def test_nothing_is_rolled_up_while_the_rest_of_it_waits_in_the_spool(tmp_path: Path) -> None:
-    """After an outage of more than a day a window that was begun before it counts once."""
-    store = engine.connect(f"sqlite:///{tmp_path}/a.db")
-    migrate.upgrade(store)
-    model, half, whole = Tap().announce(), Window(3, 8, requests=20), Window(3, 8, requests=35)
-    identity, pauses, waiting = served.identity(model), list[float](), [1, 1]
-    begun, ended = (Writes(windows=[windows.row(identity, "r0", START, 60.0, one)]) for one in (half, whole))
-    write(store, served.announcement(model, START))
-    write(store, begun)
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            write(store, ended)  # the spool's turn
-        if not waiting:
-            raise asyncio.CancelledError
-        waiting.pop()
-
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(retention.run(Settings(), store, lambda: len(waiting), lambda: START + 2 * DAY_S, pause))
-    assert pauses == [5.0, 5.0, 900.0]
-    (kept,) = served.by_name(store)
-    assert [row.seconds for row, _ in windows.between(store, kept, 0, 4e9)] == [3600.0]
-    assert windows.pooled(store, kept, 0, 4e9).requests == 35
-    store.dispose()

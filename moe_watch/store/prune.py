@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.aggregate import Window
@@ -53,9 +53,15 @@ def _delete(engine: Engine, key: object, which: object) -> int:
 
 
 def _roll_up(engine: Engine, before: float) -> int:
-    """Merge the windows of each whole hour that ended by ``before``; return how many windows were merged."""
+    """Merge the windows of each whole hour that ended by ``before``; return how many windows were merged.
+
+    The window that a replica wrote last is left: its next state may still wait in a spool, and would be added to an
+    hour that has this one in it already. A sidecar writes the last state of a window before the next window.
+    """
     done = 0
-    fine = (models.Window.seconds < HOUR_S) & (models.Window.start < before - before % HOUR_S)
+    short = models.Window.seconds < HOUR_S
+    last = select(func.max(models.Window.id)).where(short).group_by(models.Window.model_id, models.Window.replica)
+    fine = short & (models.Window.start < before - before % HOUR_S) & models.Window.id.not_in(last)
     with Session(engine) as session:
         query = select(models.Window.id, models.Window.model_id, models.Window.replica, models.Window.start).where(fine)
         hours: dict[tuple[int, str, float], list[int]] = defaultdict(list)

@@ -65,6 +65,7 @@ format: setup ## Format the code
 
 docs: setup ## Write the reference of settings, metrics and frames, and the dashboards' JSON, from the code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m dashboards
 
 models: setup ## Train the two tiny demo models again (about 20 minutes)
 	$(BIN)/python -m moe_watch.demo.train moe --out moe_watch/demo/models/moe

@@ -10,9 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from moe_watch.cli import main
-from moe_watch.store import baselines, engine, migrate, served
+from moe_watch.store import baselines, engine, migrate, references, served
 from moe_watch.store.write import write
 from tests.frames import Tap
 from tests.test_store_write import some_writes
@@ -103,6 +104,15 @@ def test_a_baseline_from_fit_to_promotion(filled: str) -> None:
     shown = run("baseline", "show", "1").output
     assert "600, of which" in shown
     assert [a.version for a in baselines.active(engine.connect(filled)).values()] == [2]
+
+
+def test_normal_quality_is_learned_anew_when_told_so(filled: str) -> None:
+    """The answer says how many references went and what makes the next."""
+    found = run("baseline", "relearn")
+    assert found.exit_code == 0, found.output
+    assert "0 references of tiny forgotten: the next 500 scored requests" in found.output
+    with Session(engine.connect(filled)) as session:
+        assert references.valid_from(session, "tiny") > 0
 
 
 def test_a_baseline_that_cannot_be_read_is_explained(filled: str) -> None:

@@ -13,7 +13,7 @@ from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow.watch import QualityWatch
-from moe_watch.store import shadows
+from moe_watch.store import references
 from moe_watch.store.models import ServerBench
 from tests import shadow_store
 
@@ -39,6 +39,15 @@ def traffic(store: Engine, *, healthy: int = 400, worse: int = 200, harder: floa
             both = {"nll_dense_output": base, "nll_moe_output": base + gap}
             shadow_store.add_shadow(session, pk, at=at, gap=gap, defects=defects, ood_score=rng.normal(), **both)
     return START + 5.0 * (healthy + worse) + 10
+
+
+def more_traffic(store: Engine, end: float, **values: str) -> None:
+    """Add a request every 5 s for 25 minutes after ``end``, with a gap of about 1.2 nats per token."""
+    rng = np.random.default_rng(5)
+    with Session(store) as session, session.begin():
+        for n in range(1, 301):
+            own = {**values, "ood_score": rng.normal()}
+            shadow_store.add_shadow(session, 1000 + n, at=end + 5.0 * n, gap=1.0 + rng.gamma(2, 0.1), **own)
 
 
 def value(board: Board, metric: metrics.Metric, *labels: str) -> float:
@@ -105,29 +114,51 @@ def test_another_dense_model_ends_the_alarm_and_is_learned_from_its_own_replays(
     end = traffic(store)
     watch = QualityWatch(store, settings(), Board())
     assert {change.kind for change in watch.update(*LABELS, end)} == {"quality", "garbled"}
-    rng = np.random.default_rng(5)
-    with Session(store) as session, session.begin():
-        for n in range(1, 301):
-            own = {"dense_model": "another", "ood_score": rng.normal()}
-            shadow_store.add_shadow(session, 1000 + n, at=end + 5.0 * n, gap=1.0 + rng.gamma(2, 0.1), **own)
+    more_traffic(store, end, dense_model="another")
     later = end + 5.0 * 300 + 10
     changes = watch.update(*LABELS, later)
     assert {(change.kind, change.started) for change in changes} == {("quality", False), ("garbled", False)}
     with Session(store) as session:
-        known = shadows.reference(session, (*LABELS, "another"), "quality")
+        known = references.load(session, (*LABELS, "another"), "quality")
     assert known is not None
     assert known.mean_upper > 1.0
 
 
-def test_references_are_learned_anew_after_an_accepted_change(tmp_path: Path) -> None:
-    """``forget_references`` takes those of one model away."""
+def test_a_restart_after_a_change_of_the_dense_model_reads_one_of_them(tmp_path: Path) -> None:
+    """The replays of the last day to the model before are neither fed to the tests nor part of the gauges."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store)
+    more_traffic(store, end, dense_model="another")
+    assert QualityWatch(store, settings(), board).update(*LABELS, end + 5.0 * 300 + 10) == []
+    with Session(store) as session:
+        known = references.load(session, (*LABELS, "another"), "quality")
+    assert known is not None
+    assert known.mean_upper > 1.0
+    assert value(board, metrics.QUALITY_GAP, *LABELS) > 1.0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_after_an_accepted_change_normal_is_learned_anew(tmp_path: Path, *, restarted: bool) -> None:
+    """Alarms end, and what came before is neither part of the next reference nor tested, after a restart either."""
     store = shadow_store.make(tmp_path)
     end = traffic(store)
-    QualityWatch(store, settings(), Board()).update(*LABELS, end)
+    watch = QualityWatch(store, settings(), Board())
+    watch.update(*LABELS, end)
     with Session(store) as session, session.begin():
-        assert shadows.forget_references(session, "other") == 0
-        assert shadows.forget_references(session, "moe") == 2
-        assert shadows.reference(session, (*LABELS, "dense"), "quality") is None
+        assert references.relearn(session, "other", end) == 0
+        assert references.relearn(session, "moe", end) == 2
+    if restarted:
+        assert QualityWatch(store, settings(), Board()).update(*LABELS, end + 1) == []
+    else:
+        changes = watch.update(*LABELS, end + 1)
+        assert {(change.kind, change.started) for change in changes} == {("quality", False), ("garbled", False)}
+    more_traffic(store, end)
+    later = QualityWatch(store, settings(), Board()) if restarted else watch
+    assert later.update(*LABELS, end + 5.0 * 300 + 10) == []
+    with Session(store) as session:
+        known = references.load(session, (*LABELS, "dense"), "quality")
+    assert known is not None
+    assert known.mean_upper > 1.0
 
 
 def test_nothing_yet_is_no_news(tmp_path: Path) -> None:

@@ -210,6 +210,19 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
         assert [p.request_pk for p in shadows.pending(session, shadows.resume(session), 10)] == [1, 3]
 
 
+def test_a_sample_that_is_committed_after_later_ones_is_looked_at(tmp_path: Path) -> None:
+    """Keys are given out before a transaction ends; each sample is looked at once all the same."""
+    store = shadow_store.make(tmp_path)
+    worker = Worker(Settings(), store, None, None)
+    looked_at = []
+    for keys in ((1, 4), (2,), (), (3, 5)):
+        with Session(store) as session, session.begin():
+            for pk in keys:
+                shadow_store.add_sample(session, pk)
+        looked_at.append([request.request_pk for request in worker._new()])
+    assert looked_at == [[1, 4], [2], [], [3, 5]]
+
+
 def test_canaries_are_not_shadowed(tmp_path: Path) -> None:
     """moe-watch's own prompts say nothing about traffic."""
     store = shadow_store.make(tmp_path)

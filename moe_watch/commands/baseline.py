@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from moe_watch import commands
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
 from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
-from moe_watch.store import baselines, requests, served
+from moe_watch.store import baselines, references, requests, served
 from moe_watch.store.engine import StoreError
 from moe_watch.store.models import Baseline, Model
 
@@ -26,7 +27,7 @@ _model = click.option("--model", "name", help="Name of the model; needed where t
 
 @click.group()
 def command() -> None:
-    """Fit, list, show and promote baselines: pictures of normal routing."""
+    """Fit, list, show and promote baselines, pictures of normal routing, or have normal quality learned anew."""
 
 
 @command.command()
@@ -128,6 +129,23 @@ def promote(version: int, name: str | None) -> None:
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"baseline {version} of {model.name} ({row.requests} requests) is active")
+
+
+@command.command()
+@_model
+def relearn(name: str | None) -> None:
+    """Let QualityGap and GarbledOutput learn anew what is normal, after a change of the model that is accepted.
+
+    Their reference is made of the replays from now on; a running sidecar takes this up within seconds. Alarms of both
+    that are open end, and until the reference is complete they see nothing.
+    """
+    settings = commands.settings()
+    store = commands.store(settings)
+    model = choose(store, name)
+    with Session(store) as session, session.begin():
+        gone = references.relearn(session, model.name, time.time())
+    wanted = settings.shadow.reference_requests
+    click.echo(f"{gone} references of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
 
 
 def choose(store: Engine, name: str | None) -> Model:

@@ -40,22 +40,23 @@ def section(
     """Return the quality of the sampled requests of ``period``, compared with ``previous``.
 
     It is that of this configuration; the period before may have had another one under the same name. A change of the
-    gap of up to ``tolerance`` nats per token counts as none.
+    gap of up to ``tolerance`` nats per token counts as none. Of several dense models the busiest one counts.
     """
-    whole = shadows.observed(session, period.since, period.until, model=row.name)
+    dense = next(iter(store.dense_models(session.connection(), row.id, period.since, period.until)), "")
+    whole = shadows.observed(session, period.since, period.until, model=row.name, dense=dense or None)
     seen = whole.rows(np.asarray(whole.groups["version"], dtype=str) == str(row.id))
     if not len(seen.at):
         return _NO_SHADOW
     found = quality.review(seen)
-    dense = store.dense_models(session.connection(), row.id, period.since, period.until)
+    before = shadows.observed(session, previous.since, previous.until, model=row.name, dense=dense or None)
     groups = {by: _groups(found.by_group[by], found.garbled_by_group[by]) for by in found.by_group if by != "version"}
     groups["version"] = _versions(session, quality.review(whole), row.id)
     return Quality(
-        dense_model=", ".join(dense),
+        dense_model=dense,
         sampled=len(seen.at),
         scored=int((seen.outcome == "scored").sum()),
         gap=_interval(found.gap),
-        shift=_shift(shadows.observed(session, previous.since, previous.until, model=row.name), seen, tolerance),
+        shift=_shift(before, seen, tolerance),
         deciles=_deciles(found),
         rise=_rise(found),
         groups={by: names for by, names in groups.items() if len(names) > 1},

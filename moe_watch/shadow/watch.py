@@ -23,7 +23,7 @@ from moe_watch.settings import Settings
 from moe_watch.shadow import words
 from moe_watch.shadow.signals import DEFECTS
 from moe_watch.shadow.trial import Kind, Trial
-from moe_watch.store import shadows
+from moe_watch.store import references, shadows
 
 OUTCOMES = ("scored", "unscored", "signals", "unsupported", "dropped", "failed")
 WINDOW_S = 6 * 3600.0  # what the gauges are over
@@ -50,6 +50,7 @@ class _Stream:
     """One model at one replica against one dense model."""
 
     dense: str
+    relearned_at: float  # its tests know nothing from before
     cursor: float
     trials: dict[Kind, Trial]
     reviewed_at: float = -math.inf
@@ -72,36 +73,40 @@ class QualityWatch:
         labels = (model, replica)
         with Session(self.engine) as session:
             stream, changed = self._stream(session, labels, now)
-            fresh = self._observed(session, labels, stream.cursor, now - _LAG_S)
+            fresh = self._observed(session, labels, stream, stream.cursor, now - _LAG_S)
             self._count(fresh, labels)
             changed += self._feed(session, stream, fresh, labels)
-            changes = [self._change(session, stream.trials[kind], labels, now) for kind in changed]
+            changes = [self._change(session, stream, kind, labels, now) for kind in changed]
             if now - stream.reviewed_at >= _REVIEW_S:
                 stream.reviewed_at = now
-                self._review(session, labels, now)
+                self._review(session, stream, labels, now)
         self.board.set(metrics.QUALITY_DEGRADED, float(stream.trials["quality"].state.alarmed), *labels)
         return changes
 
-    def _observed(self, session: Session, labels: tuple[str, str], since: float, until: float) -> Observed:
-        return shadows.observed(session, since, until, model=labels[0], replica=labels[1])
+    def _observed(
+        self, session: Session, labels: tuple[str, str], stream: _Stream, since: float, until: float
+    ) -> Observed:
+        return shadows.observed(session, since, until, model=labels[0], replica=labels[1], dense=stream.dense or None)
 
     def _stream(self, session: Session, labels: tuple[str, str], now: float) -> tuple[_Stream, list[Kind]]:
-        """Return the stream and which alarms differ from before; made anew when the dense model is another one.
+        """Return the stream and which alarms differ from before.
 
-        The last day is fed to the tests of a new stream, so that an alarm that was open opens again. Gaps to another
-        dense model are no measure of the gaps to this one: where it changed, its tests begin with what comes now.
+        It is made anew when the dense model is another one, because gaps to one are no measure of gaps to the other,
+        and when its references are to be learned anew. The last day is fed to the tests of the first stream after a
+        start, so that an alarm that was open opens again; those of a later one begin with what comes now.
         """
-        dense = shadows.dense_model(session, *labels) or ""
+        dense, relearned_at = shadows.dense_model(session, *labels) or "", references.valid_from(session, labels[0])
         before = self._streams.get(labels)
-        if before is not None and dense == before.dense:
+        if before is not None and (dense, relearned_at) == (before.dense, before.relearned_at):
             return before, []
         if before is None:
             self._show_zeros(labels)
-        stream = _Stream(dense, now - _CATCH_UP_S, self._trials(session, labels, dense))
+        since = max(now - _CATCH_UP_S, relearned_at)
+        stream = _Stream(dense, relearned_at, since, self._trials(session, labels, dense))
         if before is not None and before.dense:
-            stream.cursor = before.cursor
+            stream.cursor = max(before.cursor, relearned_at)
         else:
-            self._feed(session, stream, self._observed(session, labels, stream.cursor, now - _LAG_S), labels)
+            self._feed(session, stream, self._observed(session, labels, stream, since, now - _LAG_S), labels)
         self._streams[labels] = stream
         was = {kind for kind, trial in before.trials.items() if trial.state.alarmed} if before is not None else set()
         return stream, [kind for kind, trial in stream.trials.items() if trial.state.alarmed != (kind in was)]
@@ -115,7 +120,7 @@ class QualityWatch:
                 run_length,
                 tolerance,
                 shadow.reference_requests,
-                shadows.reference(session, (*labels, dense), kind),
+                references.load(session, (*labels, dense), kind),
             )
             for kind, tolerance in tolerances.items()
         }
@@ -135,17 +140,18 @@ class QualityWatch:
             if trial.feed(values, weights, seen.at):
                 changed.append(kind)
             if learning and trial.known is not None:
-                shadows.keep_reference(session, (*labels, stream.dense), kind, trial.known)
+                references.keep(session, (*labels, stream.dense), kind, trial.known)
                 session.commit()
         if len(seen.at):
             stream.cursor = float(seen.at[-1])
         return changed
 
-    def _change(self, session: Session, trial: Trial, labels: tuple[str, str], now: float) -> Change:
+    def _change(self, session: Session, stream: _Stream, kind: Kind, labels: tuple[str, str], now: float) -> Change:
+        trial = stream.trials[kind]
         if not trial.state.alarmed:
             return Change(trial.kind, started=False, began_at=trial.began_at)
-        before = self._observed(session, labels, trial.began_at - WINDOW_S, trial.began_at)
-        after = self._observed(session, labels, trial.began_at, now)
+        before = self._observed(session, labels, stream, trial.began_at - WINDOW_S, trial.began_at)
+        after = self._observed(session, labels, stream, trial.began_at, now)
         summary, evidence = words.alarm(trial, before, after, " at ".join(labels))
         return Change(trial.kind, True, trial.began_at, summary, evidence)  # noqa: FBT003
 
@@ -155,9 +161,9 @@ class QualityWatch:
         for kind, flags in fresh.defects.items():
             self.board.add(metrics.GARBLED_REQUESTS, float(np.nansum(flags)), *labels, kind)
 
-    def _review(self, session: Session, labels: tuple[str, str], now: float) -> None:
+    def _review(self, session: Session, stream: _Stream, labels: tuple[str, str], now: float) -> None:
         """Set the gauges over the last hours; what cannot be estimated is left out."""
-        seen = self._observed(session, labels, now - WINDOW_S, now)
+        seen = self._observed(session, labels, stream, now - WINDOW_S, now)
         found = quality.review(seen)
         self._show(metrics.QUALITY_GAP, found.gap.value, labels)
         self._show(metrics.QUALITY_GAP_LOWER, found.gap.lower, labels)
@@ -168,7 +174,7 @@ class QualityWatch:
         self.board.replace(metrics.QUALITY_GAP_BY_OOD, labels, deciles)
         covered = shadows.coverage(session, *labels, now - _COVERAGE_S, now)
         self._show(metrics.SHADOW_COVERAGE, math.nan if covered is None else covered, labels)
-        value, upper = self._advantage(session, labels, now)
+        value, upper = self._advantage(session, stream.dense, labels, now)
         self._show(metrics.MOE_ADVANTAGE, value, labels)
         self._show(metrics.MOE_ADVANTAGE_UPPER, upper, labels)
 
@@ -176,13 +182,13 @@ class QualityWatch:
         """Set a gauge, or take it away where there is nothing to estimate it from any more."""
         self.board.replace(metric, labels, {} if math.isnan(value) else {(): value})
 
-    def _advantage(self, session: Session, labels: tuple[str, str], now: float) -> tuple[float, float]:
+    def _advantage(self, session: Session, dense: str, labels: tuple[str, str], now: float) -> tuple[float, float]:
         """Return MoE over dense tokens per second and its upper bound; nan when it is not known.
 
         The shadow's own replays tell it where both models have as many requests under way; else the last
         ``moe-watch bench-servers`` does, at the concurrency nearest to the MoE's.
         """
-        speeds = shadows.speeds(session, now - WINDOW_S, now, model=labels[0], replica=labels[1])
+        speeds = shadows.speeds(session, now - WINDOW_S, now, model=labels[0], replica=labels[1], dense=dense)
         paid = advantage.live(
             speeds.moe_tpot_s, speeds.moe_concurrency, speeds.dense_tpot_s, speeds.dense_concurrency, speeds.weight
         ).overall

@@ -104,6 +104,7 @@ class Worker:
     breaker: Breaker = field(default_factory=lambda: Breaker(random.Random(0)))  # noqa: S311 - jitter
     abilities: Abilities | None = None
     after: int | None = None  # primary key of the last request looked at
+    looked_at: set[int] = field(default_factory=set)  # those not far before it
 
     def __post_init__(self) -> None:
         """Take rates and budgets from the settings."""
@@ -137,8 +138,11 @@ class Worker:
         with Session(self.engine) as session:
             if self.after is None:
                 self.after = shadows.resume(session)
-            found = shadows.pending(session, self.after, _BATCH)
-        self.after = found[-1].request_pk if found else self.after
+            found = shadows.pending(session, self.after, _BATCH, self.looked_at)
+        keys = {request.request_pk for request in found}
+        self.after = max(self.after, *keys, 0)
+        oldest = self.after - shadows.LOOK_BACK
+        self.looked_at = {key for key in self.looked_at | keys if key > oldest}
         return found
 
     def _choose(self, found: Sequence[Pending]) -> list[_Passed]:

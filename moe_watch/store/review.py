@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, func, literal_column, select, union_all
 
-from moe_watch.store.models import CanaryRun, Fingerprint, Model, Request, Sample, Shadow, Window
+from moe_watch.store.models import Fingerprint, Model, Request, Sample, Shadow, Window
 
 AnyRow = Row[Any]
 _AT_ONCE: Final = 64  # windows in memory at a time: each may hold 100 KB of arrays
@@ -58,13 +58,6 @@ def window_arrays(connection: Connection, keys: Sequence[int]) -> Iterator[AnyRo
     columns = (Window.routed_requests, Window.counts, Window.moments)
     for start in range(0, len(keys), _AT_ONCE):
         yield from _all(connection, select(*columns).where(Window.id.in_(keys[start : start + _AT_ONCE])))
-
-
-def replays(connection: Connection, model_id: int, since: float, until: float) -> list[AnyRow]:
-    """Return checks of the canaries (no replays for the noise floor), the latest first."""
-    columns = (CanaryRun.at, CanaryRun.load, CanaryRun.verdict, CanaryRun.first_layer, CanaryRun.summary)
-    query = select(*columns).where(CanaryRun.model_id == model_id, CanaryRun.reference.is_(False))
-    return _all(connection, query.where(_within(CanaryRun.at, since, until)).order_by(CanaryRun.at.desc()))
 
 
 def suspicious(connection: Connection, model_id: int, since: float, until: float, limit: int) -> list[AnyRow]:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
-import msgspec
 import numpy as np
 from sqlalchemy import Engine, Row, case, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.detect.gap import Floats
-from moe_watch.detect.gap_alarm import Reference
 from moe_watch.detect.quality import Observed
 from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.store.models import Meta, Model, Request, Sample, ServerBench, Shadow
+from moe_watch.store.models import Model, Request, Sample, ServerBench, Shadow
 
-_REFERENCE = "quality_reference/"
-_OVERLAP = 1000  # requests looked at again after a restart: replays that were under way are not in order
+LOOK_BACK = 4000  # requests: rows of a slow transaction and replays that a restart cut short are found behind others
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,24 @@ class Pending:
 
 
 def resume(session: Session) -> int:
-    """Return the request after which ``pending`` is to look, as far as the rows written so far tell."""
-    newest = session.scalar(select(func.max(Shadow.request_pk)))
-    return max((newest or 0) - _OVERLAP, 0)
+    """Return the last request that was looked at, as far as the rows written so far tell."""
+    return session.scalar(select(func.max(Shadow.request_pk))) or 0
 
 
-def pending(session: Session, after: int, limit: int) -> list[Pending]:
-    """Return up to ``limit`` sampled requests above primary key ``after`` without a shadow row, oldest first."""
+def pending(session: Session, after: int, limit: int, but: Collection[int] = ()) -> list[Pending]:
+    """Return up to ``limit`` sampled requests without a shadow row, oldest first.
+
+    ``after`` is the primary key of the last one looked at; those up to ``LOOK_BACK`` before it are looked at as well,
+    ``but`` these.
+    """
     columns = [getattr(Request, name) for name in _OF_REQUEST] + [getattr(Sample, name) for name in _OF_SAMPLE]
     found = session.execute(
         select(Sample.request_pk, Model.name, *columns)
         .join(Request, Request.id == Sample.request_pk)
         .join(Model, Model.id == Request.model_id)
         .outerjoin(Shadow, Shadow.request_pk == Sample.request_pk)
-        .where(Sample.request_pk > after, Shadow.request_pk.is_(None), Request.canary.is_(False))
+        .where(Sample.request_pk > after - LOOK_BACK, Sample.request_pk.not_in(but))
+        .where(Shadow.request_pk.is_(None), Request.canary.is_(False))
         .order_by(Sample.request_pk)
         .limit(limit)
     )
@@ -104,9 +104,17 @@ _SEEN = (
 
 
 def observed(
-    session: Session, since: float, until: float, *, model: str | None = None, replica: str | None = None
+    session: Session,
+    since: float,
+    until: float,
+    *,
+    model: str | None = None,
+    replica: str | None = None,
+    dense: str | None = None,
 ) -> Observed:
     """Return what the shadow found from ``since`` (exclusive) to ``until``, in order of time; all models unless named.
+
+    With ``dense``, replays to other dense models are left out, and requests that no dense model answered are not.
 
     The groups are domain, modality (text, image), context (by prompt length), batch (by the mean number of requests in
     a step: a kernel may be wrong at some only) and version (the model's row).
@@ -116,6 +124,8 @@ def observed(
         query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
     if replica is not None:
         query = query.where(Request.replica == replica)
+    if dense is not None:
+        query = query.where(Shadow.dense_model.in_((dense, "")))
     rows = session.execute(query.order_by(Shadow.at, Shadow.request_pk)).all()
     return _columns(rows)
 
@@ -202,7 +212,13 @@ class Speeds:
 
 
 def speeds(
-    session: Session, since: float, until: float, *, model: str | None = None, replica: str | None = None
+    session: Session,
+    since: float,
+    until: float,
+    *,
+    model: str | None = None,
+    replica: str | None = None,
+    dense: str | None = None,
 ) -> Speeds:
     """Return the latencies of replayed requests from ``since`` (exclusive) to ``until``."""
     query = (
@@ -217,6 +233,8 @@ def speeds(
         query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
     if replica is not None:
         query = query.where(Request.replica == replica)
+    if dense is not None:
+        query = query.where(Shadow.dense_model == dense)
     rows = session.execute(query.order_by(Shadow.at)).all()
     return Speeds(*(_floats(column) for column in (zip(*rows, strict=True) if rows else ((),) * 8)))
 
@@ -232,40 +250,6 @@ def benches(session: Session, since: float, until: float, *, model: str | None =
     if model is not None:
         query = query.where(ServerBench.moe_model == model)
     return list(session.scalars(query.order_by(ServerBench.at.desc(), ServerBench.concurrency)))
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    model: str
-    reference: Reference
-
-
-def reference(session: Session, stream: tuple[str, str, str], kind: str) -> Reference | None:
-    """Return what the quality alarm of ``kind`` takes as normal; None while it is being learned.
-
-    ``stream`` is model, replica and dense model.
-    """
-    kept = session.get(Meta, _reference_key(*stream, kind))
-    return msgspec.json.decode(kept.value, type=_Kept).reference if kept is not None else None
-
-
-def keep_reference(session: Session, stream: tuple[str, str, str], kind: str, known: Reference) -> None:
-    """Keep ``known`` until ``forget_references``."""
-    value = msgspec.json.encode(_Kept(stream[0], known)).decode()
-    session.merge(Meta(key=_reference_key(*stream, kind), value=value))
-
-
-def forget_references(session: Session, model: str) -> int:
-    """Let the quality alarms of ``model`` learn anew (after an accepted change of the model); return how many."""
-    kept = session.scalars(select(Meta).where(Meta.key.startswith(_REFERENCE))).all()
-    rows = [row for row in kept if msgspec.json.decode(row.value, type=_Kept).model == model]
-    for row in rows:
-        session.delete(row)
-    session.flush()
-    return len(rows)
-
-
-def _reference_key(*parts: str) -> str:
-    return _REFERENCE + blake2b("\0".join(parts).encode(), digest_size=20).hexdigest()
 
 
 def concurrency(session: Session, model: str, replica: str, since: float, until: float) -> float | None:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import structlog
 import uvicorn
@@ -22,6 +23,7 @@ from moe_watch.sidecar import Sidecar
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 
+_RETRY_S: Final = 5.0
 _log = structlog.get_logger()
 
 
@@ -34,32 +36,37 @@ class _Server(uvicorn.Server):
         yield
 
 
-def open_store(settings: Settings) -> Engine:
-    """Return the store at the newest schema; SQLite is upgraded, an outdated Postgres refused with what to run."""
-    store = engine.connect(settings.store.url)
+def prepare(store: Engine) -> None:
+    """Bring the store to the newest schema; raise ``StoreError`` when it is away, or an outdated Postgres."""
     engine.check(store)
     if not migrate.is_current(store):
         if store.dialect.name != "sqlite" and migrate.current(store) is not None:
-            raise StoreError("the store has an older schema: stop all sidecars on it and run `moe-watch db upgrade`")
+            raise StoreError("the store has an older schema: run `moe-watch db upgrade` once, wherever it is reached")
         migrate.upgrade(store)
-    return store
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start."""
+    """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start.
+
+    A Postgres that is away or outdated is waited for: the end of this process would take vLLM's pod out of service.
+    """
     with contextlib.ExitStack() as held:
         owner = engine.own(settings.store.url)
         if owner is not None:
             held.enter_context(owner)
         listening = held.enter_context(http.listen(settings.http))
-        store = open_store(settings)
+        store = engine.connect(settings.store.url)
         held.callback(store.dispose)
+        if owner is not None:
+            prepare(store)
         context = held.enter_context(zmq.Context())
         frames = held.enter_context(bind(context, settings.endpoint, allow_remote=settings.allow_remote_taps))
         asyncio.run(_serve(settings, store, frames, listening))
 
 
 async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], listening: socket.socket) -> None:
+    if not await _prepared(store, settings.http, listening):
+        return
     sidecar = Sidecar(settings, store, frames)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, sidecar.stopping.set)
@@ -72,6 +79,28 @@ async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], l
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
         await sidecar.run()
     _log.info("stopped")
+
+
+async def _prepared(store: Engine, settings: HttpSettings, listening: socket.socket) -> bool:
+    """Return True once the store can be used, False when told to stop before; say meanwhile why it cannot."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as meanwhile:
+        answering = False
+        while not stopping.is_set():
+            try:
+                await asyncio.to_thread(prepare, store)
+            except StoreError as error:
+                _log.error("waiting for the store", why=str(error))
+                if not answering:  # uvicorn closes the socket that it gets
+                    await meanwhile.enter_async_context(_http_server(http.waiting(), listening.dup(), settings))
+                answering = True
+            else:
+                return True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _RETRY_S)
+    return False
 
 
 @contextlib.asynccontextmanager

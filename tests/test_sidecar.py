@@ -244,7 +244,7 @@ def test_doctor_finds_a_running_sidecar_in_order(process: Process) -> None:
 
 @pytest.mark.real
 def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgres) -> None:
-    """Each writes its own replicas; the first makes the schema; an older schema is refused with what to run."""
+    """Each writes its own replicas; the first makes the schema; an older schema is waited for, with what to run."""
     url = postgres_server.url("shared")
     made = []
     for name in ("a", "b"):
@@ -263,13 +263,14 @@ def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgr
         found = connection.execute(text("select replica, count(*) from requests group by 1 order by 1")).all()
     assert [tuple(row) for row in found] == [("a", 30), ("b", 30)]
     migrate.downgrade(store, "0001")
-    late = subprocess.run(
-        [sys.executable, "-m", "moe_watch.cli", "serve", "--port", "0"],
-        env={**os.environ, **made[0].environment},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert late.returncode == 1
-    assert "moe-watch db upgrade" in late.stderr
+    late = start_sidecar(tmp_path, env=made[0].environment)
+    try:
+        late.wait_ready("/healthz", PATIENCE_S)
+        assert httpx.get(f"{late.url}/readyz").status_code == 503
+        assert "run `moe-watch db upgrade`" in late.log_tail()
+        command = [sys.executable, "-m", "moe_watch.cli", "db", "upgrade"]
+        subprocess.run(command, env={**os.environ, **made[0].environment}, check=True, capture_output=True)
+        late.wait_ready("/readyz", PATIENCE_S)
+    finally:
+        late.stop()
     store.dispose()

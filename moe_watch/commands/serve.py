@@ -13,7 +13,7 @@ from moe_watch.store.engine import StoreError
 @click.command()
 @click.option("--endpoint", help="ZMQ address to bind for the taps.")
 @click.option("--store", "url", type=commands.ADDRESS, help="SQLAlchemy URL of the store.")
-@click.option("--port", type=int, help="HTTP port.")
+@click.option("--port", type=click.IntRange(0, 65535), help="HTTP port.")
 def command(endpoint: str | None, url: str | None, port: int | None) -> None:
     """Run the sidecar until it is told to stop."""
     settings = commands.settings(endpoint=endpoint)

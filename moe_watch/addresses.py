@@ -33,7 +33,8 @@ def why(error: Exception) -> str:
     """
     if isinstance(error, httpx.HTTPStatusError):
         return f"status {error.response.status_code}"
-    quotes = isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.ConnectError | httpx.TimeoutException)
+    ours = isinstance(error, httpx.HTTPError | httpx.InvalidURL)
+    quotes = ours and not isinstance(error, httpx.ConnectError | httpx.TimeoutException)
     return type(error).__name__ if quotes else str(error) or type(error).__name__
 
 

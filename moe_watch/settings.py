@@ -10,6 +10,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import (
@@ -28,6 +29,26 @@ def _sendable(secret: SecretStr) -> SecretStr:
     return SecretStr(stripped)
 
 
+def server_address(address: str) -> str:
+    """Return ``address``; raise ``ValueError``, which quotes nothing of it, when it is not one of an HTTP server.
+
+    >>> server_address("http://vllm:8000/v1")
+    'http://vllm:8000/v1'
+    """
+    try:
+        parsed = urlsplit(address)
+        usable = parsed.scheme in {"http", "https"} and bool(parsed.hostname) and parsed.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not address.isprintable() or " " in address:
+        raise ValueError(
+            "is no address of a server such as http://host:8000; a special character of a password is written as %40 "
+            "for @, %2F for / and so on"
+        )
+    return address
+
+
+ServerAddress = Annotated[str, AfterValidator(server_address)]
 # Shown as stars by repr, logs and tracebacks; ``get_secret_value`` where it is sent.
 Secret = Annotated[SecretStr, AfterValidator(_sendable)]
 
@@ -77,7 +98,7 @@ class HttpSettings(BaseModel):
 class OtlpSettings(BaseModel):
     """Where metrics and flagged requests go by OTLP; OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE are honoured."""
 
-    endpoint: str | None = Field(
+    endpoint: ServerAddress | None = Field(
         None, repr=False, description="Base URL of an OTLP/HTTP collector such as http://collector:4318; unset: off"
     )
     interval_s: float = Field(15.0, gt=0, description="Time between two exports, seconds")
@@ -118,7 +139,7 @@ class ShadowSettings(BaseModel):
     """The dense reference model and how much of it may be used."""
 
     inside: bool = Field(default=True, description="Run it inside serve; false where `moe-watch shadow` runs beside")
-    url: str | None = Field(
+    url: ServerAddress | None = Field(
         None, repr=False, description="OpenAI-compatible base URL of the dense model; unset: no shadow"
     )
     model: str | None = Field(None, description="Model name at that server; unset: the first it lists")
@@ -139,7 +160,7 @@ class ShadowSettings(BaseModel):
     reference_requests: int = Field(
         500, ge=50, description="First scored requests of a model that the quality alarms take as normal"
     )
-    judge_url: str | None = Field(
+    judge_url: ServerAddress | None = Field(
         None, repr=False, description="OpenAI-compatible base URL of a judge; unset: no judge"
     )
     judge_model: str | None = Field(None, description="Model name at the judge; unset: the first it lists")
@@ -191,7 +212,7 @@ class Settings(BaseSettings):
     allow_remote_taps: bool = Field(
         default=False, description="Bind tcp:// beyond loopback; frames are not authenticated, so close the network"
     )
-    vllm_url: str | None = Field(
+    vllm_url: ServerAddress | None = Field(
         None, repr=False, description="Base URL of the vLLM server beside, for canaries and doctor"
     )
     vllm_api_key: Secret | None = Field(None, description="Bearer token of that vLLM server")

@@ -222,6 +222,7 @@ def test_a_store_address_that_fails_is_not_quoted(
 ) -> None:
     """However wrong it is: a password with special characters is the usual mistake."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_watch.http.waiting", lambda: sys.exit(1))  # serve would wait for the store
     env = {"MOE_WATCH_STORE__URL": url, "MOE_WATCH_HTTP__PORT": "9", "MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/s"}
     done = CliRunner(env=env).invoke(main, words)
     assert done.exit_code == 1
@@ -231,7 +232,14 @@ def test_a_store_address_that_fails_is_not_quoted(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("HTTP__TOKEN", f"{MARK}\né"), ("VLLM_API_KEY", f"a\r\n{MARK}"), ("HTTP", f"{{{MARK}"), ("HTTP__PORT", MARK)],
+    [
+        ("VLLM_URL", f"http://ann:{MARK}/x@h:8000"),
+        ("SHADOW__URL", f"http://ann:{MARK}@[::1"),
+        ("HTTP__TOKEN", f"{MARK}\né"),
+        ("VLLM_API_KEY", f"a\r\n{MARK}"),
+        ("HTTP", f"{{{MARK}"),
+        ("HTTP__PORT", MARK),
+    ],
 )
 def test_a_setting_that_is_refused_is_named_and_not_quoted(name: str, value: str) -> None:
     """The message says which one."""

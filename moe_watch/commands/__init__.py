@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy import Engine
 
-from moe_watch.settings import Settings
+from moe_watch.settings import Settings, server_address
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 
@@ -29,7 +29,10 @@ class Address(click.types.StringParamType):
                 param,
                 ctx,
             )
-        return str(value)
+        try:
+            return server_address(str(value)) if str(value).startswith("http") else str(value)
+        except ValueError as error:
+            self.fail(f"it {error}", param, ctx)
 
 
 ADDRESS = Address()

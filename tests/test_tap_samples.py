@@ -221,6 +221,9 @@ def test_without_the_switch_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert samples.Middleware(chat)._sender is None  # type: ignore[arg-type]
 
 
+PEM = "-----BEGIN RSA PRIVATE KEY-----"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -232,9 +235,30 @@ def test_without_the_switch_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         ("AKIAIOSFODNN7EXAMPLE and hf_abcdefghijklmnop", "[KEY] and [KEY]"),
         ('api_key = "abcdefghijklmnop123"', "api_key = [KEY]"),
         ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer [KEY]"),
-        ("version 1.2.3, 2026-11-24, order 1234567890123", "version 1.2.3, 2026-11-24, order 1234567890123"),
+        ('OPENAI_API_KEY="abcdefghijklmnop"', "OPENAI_API_KEY=[KEY]"),
+        ("export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG+bPx", "export AWS_SECRET_ACCESS_KEY=[KEY]"),
+        ('{"password": "hunter2!", "n": 1}', "{password: [KEY], n: 1}"),
+        ("my password correcthorse1battery", "my password [KEY]"),
+        (f"{PEM}\nProc-Type: 4,ENCRYPTED\n\nMIIB+/==\n{PEM.replace('BEGIN', 'END')} then", "[KEY] then"),
+        (f"{PEM}\nProc-Type: 4,ENCRYPTED\n\nMIIB+/==", "[KEY]"),
+        ("the secret understanding of a token: 1024 of max_tokens=123456", None),
+        ("version 1.2.3, 2026-11-24, order 1234567890123", None),
     ],
 )
 def test_redaction_finds_what_it_should_and_leaves_the_rest(text: str, expected: str) -> None:
     """Addresses, numbers and keys go; versions, dates and order numbers stay."""
-    assert redact.redact(text)[0].replace('"', "") == expected
+    assert redact.redact(text)[0].replace('"', "") == (text if expected is None else expected)
+
+
+def test_what_was_json_stays_json() -> None:
+    """A secret that is redacted must not make an answer look broken."""
+    raw = json.dumps({"api_key": "abcdefghijklmnop", "password": "hunter22", "token_count": 123456})
+    assert json.loads(redact.redact(raw)[0]) == {"api_key": "[KEY]", "password": "[KEY]", "token_count": 123456}
+
+
+def test_token_ids_do_not_leave() -> None:
+    """Nothing can be redacted in them; the sample says that its prompt is cut, so nobody replays it."""
+    for prompt, expected in (([5, 6, 7], "[token ids]"), ([[5, 6], [7]], '["[token ids]","[token ids]"]')):
+        asked = bodies.said(json.dumps({"prompt": prompt}).encode())
+        sample = bodies.sample(asked, b"{}", redact.redact, 1000, cut=False)
+        assert (sample.prompt, sample.prompt_truncated) == (expected, True)

@@ -129,6 +129,11 @@ class _Clean:
         self.cut = self.cut or len(text) > self._most + _SLACK or len(short) < len(redacted)
         return short
 
+    def leave_out(self) -> str:
+        """Return what stands for token ids."""
+        self.cut = True
+        return "[token ids]"
+
 
 def _shorten(text: str, most: int) -> str:
     """Return as much of ``text`` as fits ``most`` bytes of UTF-8."""
@@ -137,11 +142,16 @@ def _shorten(text: str, most: int) -> str:
 
 
 def _prompt(body: _Body, clean: _Clean) -> str:
-    """Return the messages as JSON, images left out, or the prompt of a completion as it is."""
+    """Return the messages as JSON, images left out, or the prompt of a completion as it is.
+
+    Token ids are left out, since nothing can be redacted in them, and the prompt counts as cut.
+    """
     if not body.messages and _prompts(body) > 1:
-        return msgspec.json.encode([clean(one) if isinstance(one, str) else one for one in body.prompt]).decode()
+        return msgspec.json.encode(
+            [clean(one) if isinstance(one, str) else clean.leave_out() for one in body.prompt]
+        ).decode()
     if not body.messages:
-        return clean(body.prompt if isinstance(body.prompt, str) else msgspec.json.encode(body.prompt).decode())
+        return clean(body.prompt) if isinstance(body.prompt, str) else clean.leave_out()
     told: list[dict[str, str]] = []
     for message in body.messages:
         text = message.content if isinstance(message.content, str) else "".join(map(_text, _parts(message)))

@@ -11,7 +11,10 @@ from typing import Final
 
 _PATTERNS: Final = (
     (
-        re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]{0,8192}(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?"),
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"
+            r"(?:(?s:.){0,8192}?-----END [A-Z ]{0,20}PRIVATE KEY-----|(?:[\w+/=:,\s]|-(?!----)){0,8192})"  # or cut off
+        ),
         "[KEY]",
     ),
     (re.compile(r"\beyJ[\w-]{8,2048}\.[\w-]{8,4096}\.[\w-]{8,2048}"), "[KEY]"),  # JSON web tokens
@@ -22,11 +25,17 @@ _PATTERNS: Final = (
         ),
         "[KEY]",
     ),
+    (re.compile(r"(?i)\b(bearer)\s{1,3}[\w+/.~-]{12,512}={0,2}"), r"\1 [KEY]"),
     (
         re.compile(
-            r"(?i)\b(bearer|api[_-]?key|password|passwd|secret|token)(\s{0,3}[:=]\s{0,3}|\s)[\"']?[\w+/.~-]{12,512}={0,2}"
+            r"(?i)(?<![a-z0-9])((?:(?:api|access)[_-]?key|password|passwd|secret|token)(?:[_-][\w-]{0,32})?)"
+            r"(?:"
+            r"([\"']?\s{0,3}[:=]\s{0,3}[\"']?)"
+            r"(?:[\w+/.~-]{12,512}={0,2}|(?=\S{0,63}\d)(?=\S{0,63}[a-z])[^\s\"',;]{6,512})"  # short ones have digits
+            r"|(\s)(?=\S{0,63}\d)[\w+/.~-]{12,512}={0,2}"  # else "secret understanding" were one
+            r")"
         ),
-        r"\1\2[KEY]",
+        r"\1\2\3[KEY]",
     ),
     (re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"), "[EMAIL]"),
     (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"), "[IBAN]"),

@@ -22,6 +22,9 @@ _COLUMNS = (
 )
 
 
+_DAY_S = 86_400.0
+
+
 class HistoryError(RuntimeError):
     """An address that cannot be read or written; the message says why."""
 
@@ -202,6 +205,19 @@ def _filesystem(address: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise HistoryError(f"{address}: {error}") from error
     return filesystem, str(path)
+
+
+def whole_days(since: float, until: float, oldest: float) -> tuple[float, float]:
+    """Return a period in whole days (UTC) around another, without the day of ``oldest`` unless it is the last.
+
+    >>> day = 86_400
+    >>> [edge / day for edge in whole_days(2.6 * day, 5.5 * day, oldest=0)]
+    [2.0, 6.0]
+    >>> [edge / day for edge in whole_days(2.6 * day, 5.5 * day, oldest=2.1 * day)]
+    [3.0, 6.0]
+    """
+    end = -(-until // _DAY_S) * _DAY_S
+    return max(since // _DAY_S * _DAY_S, min(-(-oldest // _DAY_S) * _DAY_S, end - _DAY_S)), end
 
 
 def _day(finished_at: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete
 from sqlalchemy.orm import Session
 
 from moe_watch import backtest, history, wire
@@ -43,6 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     url = f"sqlite:///{tmp_path}/history.db"
     monkeypatch.setenv("MOE_WATCH_STORE__URL", url)
     monkeypatch.setenv("MOE_WATCH_DETECT__AVERAGE_RUN_LENGTH", "1000")
+    monkeypatch.setenv("MOE_WATCH_STORE__KEEP_REQUESTS_DAYS", "100000")
     opened = engine.connect(url)
     migrate.upgrade(opened)
     model = Model(
@@ -125,6 +127,24 @@ def test_an_export_is_partitioned_by_model_and_day_and_may_be_repeated(store: En
     days = {path.name for path in (tmp_path / "out").glob("model=org--moe/identity=*/day=*")}
     assert days == {"day=2026-09-21", "day=2026-09-22"}
     assert len(history.replicas(str(tmp_path / "out"), "a" * 32)) == 2
+
+
+def test_a_day_that_is_archived_is_never_replaced_by_a_part_of_it(store: Engine, tmp_path: Path) -> None:
+    """A later export that begins or ends within the day writes it whole; once retention cuts into it, it stays."""
+    out = ["--to", str(tmp_path / "out")]
+    for period in (
+        ["--since", "2026-09-01"],
+        ["--since", "2026-09-21T23:00"],
+        ["--since", "2026-09-01", "--until", "2026-09-22T01:00"],
+    ):
+        assert "800 requests" in CliRunner().invoke(export.command, [*out, *period]).output
+    cut = (time.time() - START) / 86_400  # days of retention that end within the first day
+    kept = CliRunner(env={"MOE_WATCH_STORE__KEEP_REQUESTS_DAYS": str(cut - 0.01)})
+    with Session(store) as session, session.begin():
+        session.execute(delete(Request).where(Request.finished_at < START + 0.01 * 86_400))
+    done = kept.invoke(export.command, [*out, "--since", "2026-09-01"])
+    assert done.exit_code == 0, done.output
+    assert history._open(str(tmp_path / "out")).count_rows() == 800
 
 
 def test_a_person_is_forgotten_in_store_and_export(store: Engine, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from moe_watch.periods import period
 from moe_watch.store import history as rows
 from moe_watch.store import served
 from moe_watch.store.forget import note_export
+from moe_watch.store.prune import DAY_S
 
 
 @click.command("export")
@@ -21,9 +22,15 @@ from moe_watch.store.forget import note_export
 @click.option("--until", default=None, help="Up to when; now by default.")
 @click.option("--model", "name", help="Only the model of this name.")
 def command(address: str, since: str, until: str | None, name: str | None) -> None:
-    """Write stored fingerprints to Parquet, partitioned by model and day; days that are there are replaced whole."""
-    start, end = period(since, until, time.time())
-    engine = commands.store(commands.settings())
+    """Write stored fingerprints to Parquet, partitioned by model and day.
+
+    Days (UTC) that are there are replaced, so whole days are written: from that of --since to that of --until. A day
+    that retention has begun to delete is left as it was exported before.
+    """
+    settings, now = commands.settings(), time.time()
+    start, end = period(since, until, now)
+    start, end = history.whole_days(start, end, oldest=now - settings.store.keep_requests_days * DAY_S)
+    engine = commands.store(settings)
     models = served.by_name(engine, name)
     if not models:
         raise click.ClickException("the store has no such model: see `moe-watch status`")
@@ -32,5 +39,5 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
         for model in models:
             written = history.write(rows.rows(engine, model, start, end), model, address)
             click.echo(f"{model.name} ({model.identity[:8]}): {written} requests to {address}")
-    except history.HistoryError as error:
+    except (history.HistoryError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -74,8 +74,11 @@ def write(chunks: Iterable[Any], model: Model, address: str) -> int:
 
 
 def shapes(address: str) -> dict[str, Shape]:
-    """Return the models found at ``address`` by identity."""
-    table = _open(address).to_table(columns=["identity", "layers", "experts", "top_k"])
+    """Return the models found at ``address`` by identity; raise ``HistoryError`` when there is no file."""
+    found = _open(address)
+    if not found.files:
+        raise HistoryError(f"there is no history at {address}: `moe-watch export --to {address}` writes one")
+    table = found.to_table(columns=["identity", "layers", "experts", "top_k"])
     unique = table.group_by(["identity", "layers", "experts", "top_k"]).aggregate([])
     return {row["identity"]: Shape(**row) for row in unique.to_pylist()}
 

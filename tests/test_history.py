@@ -147,6 +147,15 @@ def test_a_day_that_is_archived_is_never_replaced_by_a_part_of_it(store: Engine,
     assert history._open(str(tmp_path / "out")).count_rows() == 800
 
 
+def test_a_folder_without_files_is_explained(store: Engine, tmp_path: Path) -> None:
+    """A backtest over it says what writes them."""
+    (tmp_path / "out").mkdir()
+    done = CliRunner().invoke(backtest_command.command, ["--from", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "moe-watch export --to" in done.output
+    store.dispose()
+
+
 def test_a_person_is_forgotten_in_store_and_export(store: Engine, tmp_path: Path) -> None:
     """Nothing of their requests is left, everyone else's stay."""
     address = str(tmp_path / "out")

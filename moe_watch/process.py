@@ -97,10 +97,10 @@ async def _prepared(store: Engine, settings: HttpSettings, listening: socket.soc
                     await meanwhile.enter_async_context(_http_server(http.waiting(), listening.dup(), settings))
                 answering = True
             else:
-                return True
+                break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), _RETRY_S)
-    return False
+    return not stopping.is_set()
 
 
 @contextlib.asynccontextmanager

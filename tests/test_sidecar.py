@@ -242,6 +242,21 @@ def test_doctor_finds_a_running_sidecar_in_order(process: Process) -> None:
         assert said in found.stdout
 
 
+def test_a_store_that_is_away_is_waited_for_until_told_to_stop(tmp_path: Path) -> None:
+    """The process lives, is not ready, and ends in order."""
+    env = {"MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/tap.sock", "MOE_WATCH_SPOOL_DIR": f"{tmp_path}/spool"}
+    env["MOE_WATCH_STORE__URL"] = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
+    waiting = start_sidecar(tmp_path, env=env)
+    try:
+        waiting.wait_ready("/healthz", PATIENCE_S)
+        answers = [httpx.get(f"{waiting.url}{path}").status_code for path in ("/healthz", "/readyz", "/metrics")]
+        assert answers == [200, 503, 503]
+        waiting.process.terminate()
+        assert waiting.process.wait(PATIENCE_S) == 0
+    finally:
+        waiting.stop()
+
+
 @pytest.mark.real
 def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgres) -> None:
     """Each writes its own replicas; the first makes the schema; an older schema is waited for, with what to run."""

@@ -33,7 +33,7 @@ class ServerError(RuntimeError):
     """A server ended or did not become ready; the message has the end of its log."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     """A running process that answers HTTP at ``url`` and logs to ``log``."""
 
@@ -41,6 +41,7 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    _stopped: bool = False
 
     def wait_ready(self, path: str, timeout_s: float) -> None:
         """Return when ``GET path`` answers 200; raise ``ServerError`` when the process ends or time is up."""
@@ -62,7 +63,10 @@ class Server:
         return "\n".join([f"The end of {self.log}:", *text])
 
     def stop(self, timeout_s: float = 15) -> None:
-        """End the process politely, then its whole group for good."""
+        """End the process politely, then its whole group for good; once, since its number may be another's later."""
+        if self._stopped:
+            return
+        self._stopped = True
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -94,7 +94,7 @@ def test_command_has_a_table_for_people() -> None:
     ("flags", "said"),
     [
         (["--no-save"], "give --moe and --dense"),
-        (["--moe", "a", "--dense", "b", "--concurrency", "x"], "list of numbers"),
+        (["--moe", "http://a", "--dense", "http://b", "--concurrency", "x"], "list of numbers"),
     ],
 )
 def test_command_says_what_to_do(flags: list[str], said: str) -> None:

@@ -29,6 +29,6 @@ async def run(
         try:
             pruned = await asyncio.to_thread(prune, store, settings.store, clock())
             _log.debug("pruned", **vars(pruned))
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, ValueError) as error:  # a window that cannot be read must not end all pruning
             _log.warning("pruning failed, will be tried again", error=str(error))
         await sleep(_EVERY_S)

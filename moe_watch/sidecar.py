@@ -162,7 +162,17 @@ class Sidecar:
         joined, self._joined = self._joined, []
         notes, self._notes = self._notes, []
         if joined or notes:
-            self._writer.put(await self._in_thread(lambda: self._judge(joined, notes)))
+            await self._write_down(lambda: self._judge(joined, notes))
+
+    async def _write_down(self, work: Callable[[], Writes]) -> None:
+        """Give the writer what ``work`` returns in the thread, also when it is cancelled meanwhile: by a stop."""
+        working = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        working.add_done_callback(self._put)  # in the order of the thread
+        await asyncio.shield(working)
+
+    def _put(self, working: asyncio.Future[Writes]) -> None:
+        if not working.cancelled() and working.exception() is None:
+            self._writer.put(working.result())
 
     def _judge(self, joined: list[Joined], notes: list[wire.Model | wire.Health | wire.Event]) -> Writes:
         now = time.time()
@@ -178,7 +188,7 @@ class Sidecar:
             await asyncio.sleep(_TICK_S)
             self._intake.expire(time.monotonic())
             self._count()
-            self._writer.put(await self._in_thread(lambda: self.judge.tick(time.time())))
+            await self._write_down(lambda: self.judge.tick(time.time()))
 
     def _count(self) -> None:
         """Put the counts of intake and join on the board."""

@@ -14,14 +14,14 @@ from typing import Final
 import msgspec
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import Settings
 from moe_watch.spool import Spool, SpoolFullError
 from moe_watch.store.engine import sqlite_path
-from moe_watch.store.write import Writes, is_away, write
+from moe_watch.store.write import NewModel, Writes, is_away, write
 
 _AT_ONCE: Final = 512  # requests in one transaction
 _MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
@@ -58,11 +58,14 @@ class Writer:
         self._queue: deque[Writes] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._models: dict[str, NewModel] = {}
+        self._began_at = time.time()
         self.up = True
 
     def put(self, writes: Writes) -> None:
         """Take ``writes``; never blocks."""
         if writes:
+            self._models |= {model.identity: model for model in writes.models}
             self._queue.append(writes)
             self._wake.set()
 
@@ -110,7 +113,7 @@ class Writer:
         payload = spool.peek()
         if payload is not None:
             try:
-                batch = _decoder.decode(payload)
+                batch = _ended(_decoder.decode(payload), self._began_at)
             except msgspec.MsgspecError:
                 _log.exception("a batch in the spool is of another version and was passed over")
                 batch = Writes()
@@ -138,11 +141,11 @@ class Writer:
         began = time.monotonic()
         try:
             fresh = write(self._engine, batch)
-        except (SQLAlchemyError, OverflowError, ValueError, TypeError) as error:
-            if not isinstance(error, DBAPIError) or not is_away(error):
+        except (SQLAlchemyError, OverflowError, LookupError, ValueError, TypeError) as error:
+            if not is_away(error):
                 return self._write_in_halves(batch, error)
             if self.up:
-                _log.error("the store is away", why=str(error.orig))
+                _log.error("the store is away", why=str(getattr(error, "orig", error)))
             self._set_up(up=False)
             return False
         self._board.observe(metrics.STORE_WRITE, [time.monotonic() - began])
@@ -168,7 +171,7 @@ class Writer:
                 self._lose(self._queue.pop())
             return
         try:
-            self._spool.append(_encoder.encode(batch))
+            self._spool.append(self._packed(batch))
         except SpoolFullError as error:
             self._lose(batch, why=str(error))
         self._spool_queue()
@@ -179,10 +182,16 @@ class Writer:
         while self._queue:
             batch = self._take()
             try:
-                self._spool.append(_encoder.encode(batch))
+                self._spool.append(self._packed(batch))
             except SpoolFullError as error:
                 self._lose(batch, why=str(error))
         self._board.set(metrics.SPOOL_BYTES, self._spool.size)
+
+    def _packed(self, batch: Writes) -> bytes:
+        """Return ``batch`` for the spool, with its models: their own batch may be lost, or the store another one."""
+        needed = batch.identities() - {model.identity for model in batch.models}
+        known = [self._models[identity] for identity in needed & self._models.keys()]
+        return _encoder.encode(msgspec.structs.replace(batch, models=known + batch.models))
 
     def _save_rest(self) -> None:
         """Write what is left at the end, or leave it in the spool for the next start."""
@@ -203,3 +212,11 @@ class Writer:
     def _set_up(self, *, up: bool) -> None:
         self.up = up
         self._board.set(metrics.STORE_UP, float(up))
+
+
+def _ended(batch: Writes, now: float) -> Writes:
+    """End the alarms that were flagged before ``now``, as those in the store are at a start: detectors begin anew."""
+    for episode in batch.episodes:
+        if episode.values["ended_at"] is None and episode.values["flagged_at"] < now:
+            episode.values["ended_at"] = now
+    return batch

@@ -258,7 +258,11 @@ def test_what_was_json_stays_json() -> None:
 
 def test_token_ids_do_not_leave() -> None:
     """Nothing can be redacted in them; the sample says that its prompt is cut, so nobody replays it."""
-    for prompt, expected in (([5, 6, 7], "[token ids]"), ([[5, 6], [7]], '["[token ids]","[token ids]"]')):
+    for prompt, expected in (
+        ([5, 6, 7], "[token ids]"),
+        ([[5]], "[token ids]"),
+        ([[5, 6], [7]], '["[token ids]","[token ids]"]'),
+    ):
         asked = bodies.said(json.dumps({"prompt": prompt}).encode())
         sample = bodies.sample(asked, b"{}", redact.redact, 1000, cut=False)
         assert (sample.prompt, sample.prompt_truncated) == (expected, True)

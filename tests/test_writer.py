@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, exc, func, select, text
 
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.spool import Spool
 from moe_watch.store import engine, migrate, models
-from moe_watch.store.write import Writes
-from moe_watch.writer import Writer
+from moe_watch.store.write import NewEpisode, NewRequest, Writes, is_away
+from moe_watch.writer import Writer, _encoder, _ended
 from tests import postgres
 from tests.test_store_write import some_writes
 
@@ -187,3 +188,54 @@ def test_a_locked_sqlite_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
 
     asyncio.run(story())
     assert _requests(store) == 5
+
+
+def test_a_batch_in_the_spool_brings_its_models_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch that announced them may be lost, or the store be another one by then; nothing stops for a stranger."""
+    monkeypatch.setattr("moe_watch.writer._AT_ONCE", 1)
+    away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    batches = _batches(4)
+    for batch in batches[1:]:
+        batch.models.clear()
+    spool, board = Spool(tmp_path / "spool", 10**7), Board()
+    asyncio.run(_write(Writer(away, board, spool), batches, wait_s=0.3))
+    spool = Spool(tmp_path / "spool", 10**7)
+    spool.pop()
+    spool.append(_encoder.encode(Writes(requests=[_stranger()])))
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+    asyncio.run(_write(Writer(store, board, spool), _batches(6)[5:], wait_s=0.5))
+    assert _value(board, metrics.STORE_REFUSED) == 1
+    assert _requests(store) == 3 + 1
+    store.dispose()
+
+
+def _stranger() -> NewRequest:
+    request = some_writes(1).requests[0]
+    request.identity = "never announced"
+    return request
+
+
+def test_an_alarm_of_the_process_before_is_over_when_it_comes_from_the_spool() -> None:
+    """Its detectors are gone with it; one of this process stays open."""
+    old, new = (NewEpisode("a", {"flagged_at": at, "ended_at": None}) for at in (10.0, 30.0))
+    ended = _ended(Writes(episodes=[old, new]), 20.0)
+    assert [episode.values["ended_at"] for episode in ended.episodes] == [20.0, None]
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (exc.TimeoutError("no connection is free"), True),
+        (exc.InvalidRequestError("this connection is closed"), True),
+        (exc.ProgrammingError("", {}, psycopg.errors.UndefinedTable()), True),
+        (exc.ProgrammingError("", {}, psycopg.ProgrammingError("cannot adapt type")), False),
+        (exc.OperationalError("", {}, psycopg.errors.DeadlockDetected()), True),
+        (exc.DataError("", {}, psycopg.errors.NumericValueOutOfRange()), False),
+        (KeyError("identity"), False),
+    ],
+    ids=str,
+)
+def test_what_a_row_is_not_to_blame_for_is_tried_again(error: Exception, *, away: bool) -> None:
+    """A store that is not set up, or has no connection to give, is no reason to throw a batch away."""
+    assert is_away(error) is away

@@ -9,7 +9,15 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, select
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    NotSupportedError,
+    ProgrammingError,
+    TimeoutError,  # noqa: A004 - of the pool
+)
 
 from moe_watch.store import bulk, models
 
@@ -74,6 +82,11 @@ class Writes(msgspec.Struct):
         self.events += more.events
         self.meta |= more.meta
 
+    def identities(self) -> set[str]:
+        """Return the models that the rows refer to."""
+        groups: list[list[Any]] = [self.requests, self.windows, self.episodes, self.events]
+        return {row.identity for group in groups for row in group if row.identity}
+
     def halves(self) -> tuple[Writes, Writes] | None:
         """Return two parts that are written one after the other with the same effect; None for a single row."""
         filled = [name for name in self.__struct_fields__ if getattr(self, name)]
@@ -113,9 +126,17 @@ def write(engine: Engine, writes: Writes) -> int:
     return fresh
 
 
-def is_away(error: DBAPIError) -> bool:
-    """Say whether ``error`` is the store's (away, full, damaged) and worth a retry, not one of the rows'."""
-    return not isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError)
+def is_away(error: Exception) -> bool:
+    """Say whether ``error`` is the store's (away, full, damaged, not set up) and worth a retry, not one of the rows'.
+
+    A programming error that Postgres itself reports is about a database, table or right that is missing: the
+    statements are ours and known to be right.
+    """
+    if isinstance(error, ProgrammingError):
+        return getattr(error.orig, "sqlstate", None) is not None
+    if isinstance(error, DBAPIError):
+        return not isinstance(error, DataError | IntegrityError | NotSupportedError)
+    return isinstance(error, TimeoutError | InvalidRequestError)  # no connection was free, or it went away
 
 
 def _write_requests(connection: Connection, requests: list[NewRequest], ids: dict[str, int]) -> int:
@@ -141,8 +162,7 @@ def _upsert(connection: Connection, table: type[models.Base], rows: list[dict[st
 
 
 def _model_ids(connection: Connection, writes: Writes) -> dict[str, int]:
-    groups: list[list[Any]] = [writes.requests, writes.windows, writes.episodes, writes.events]
-    wanted = {row.identity for group in groups for row in group if row.identity}
+    wanted = writes.identities()
     query = select(models.Model.identity, models.Model.id).where(
         models.Model.identity.in_(bindparam("wanted", expanding=True))
     )

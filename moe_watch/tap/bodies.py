@@ -64,7 +64,7 @@ def said(raw: bytes) -> Said:
         body = _body.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = _Body()
-    prompts = _prompts(body)
+    prompts = 1 if body.messages else len(_prompts(body))
     images = sum(_is_image(part) for message in body.messages for part in _parts(message))
     return Said(
         model=(body.model or "")[:255],
@@ -77,11 +77,11 @@ def said(raw: bytes) -> Said:
     )
 
 
-def _prompts(body: _Body) -> int:
-    """Return how many prompts a completion has: texts, or lists of token ids, in a list; else one."""
+def _prompts(body: _Body) -> list[Any]:
+    """Return the prompts of a completion: texts, or lists of token ids, in a list; else it has one."""
     prompt = body.prompt
-    several = isinstance(prompt, list) and prompt and all(isinstance(one, (str, list)) for one in prompt)
-    return len(prompt) if several and not body.messages else 1
+    listed = isinstance(prompt, list) and prompt and all(isinstance(one, (str, list)) for one in prompt)
+    return list(prompt) if listed else [prompt]
 
 
 def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool) -> wire.Sample:
@@ -129,11 +129,6 @@ class _Clean:
         self.cut = self.cut or len(text) > self._most + _SLACK or len(short) < len(redacted)
         return short
 
-    def leave_out(self) -> str:
-        """Return what stands for token ids."""
-        self.cut = True
-        return "[token ids]"
-
 
 def _shorten(text: str, most: int) -> str:
     """Return as much of ``text`` as fits ``most`` bytes of UTF-8."""
@@ -146,12 +141,11 @@ def _prompt(body: _Body, clean: _Clean) -> str:
 
     Token ids are left out, since nothing can be redacted in them, and the prompt counts as cut.
     """
-    if not body.messages and _prompts(body) > 1:
-        return msgspec.json.encode(
-            [clean(one) if isinstance(one, str) else clean.leave_out() for one in body.prompt]
-        ).decode()
     if not body.messages:
-        return clean(body.prompt) if isinstance(body.prompt, str) else clean.leave_out()
+        prompts = _prompts(body)
+        clean.cut = not all(isinstance(one, str) for one in prompts)
+        texts = [clean(one) if isinstance(one, str) else "[token ids]" for one in prompts]
+        return msgspec.json.encode(texts).decode() if len(texts) > 1 else texts[0]
     told: list[dict[str, str]] = []
     for message in body.messages:
         text = message.content if isinstance(message.content, str) else "".join(map(_text, _parts(message)))

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -18,6 +19,7 @@ from moe_watch.tap import bodies, exchange, frontend, redact, samples
 from moe_watch.tap.sender import Sender
 from moe_watch.tap.status import Status
 from tests.fake_api import CHAT, chat
+from tests.frames import Tap
 
 HEADER: Any = {"replica": "r", "source": "s", "seq": 0, "sent_at": 0.0}
 
@@ -254,6 +256,23 @@ def test_what_was_json_stays_json() -> None:
     """A secret that is redacted must not make an answer look broken."""
     raw = json.dumps({"api_key": "abcdefghijklmnop", "password": "hunter22", "token_count": 123456})
     assert json.loads(redact.redact(raw)[0]) == {"api_key": "[KEY]", "password": "[KEY]", "token_count": 123456}
+
+
+def test_numbers_that_no_frame_holds_do_not_switch_the_tap_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may ask for any number of choices and tokens."""
+    for body in ({"n": 2**70}, {"n": 2**40}, {"max_tokens": 2**70, "seed": -(2**70)}):
+        asked = bodies.said(json.dumps({"prompt": "a", **body}).encode())
+        sample = bodies.sample(asked, b"{}", redact.redact, 1000, cut=False)
+        frame = msgspec.structs.replace(Tap().request("a"), choices=asked.choices, sample=sample)
+        assert wire.decode(wire.encode(frame)) == frame
+
+
+def test_what_a_cut_leaves_of_a_number_does_not_leave() -> None:
+    """Redaction that makes a text much shorter must not bring its cut edge into the sample."""
+    text = f"{PEM}\n{'a' * 3000}\n{PEM.replace('BEGIN', 'END')}" + " mail ann@example.org" * 1000
+    for most in range(4000, 4040):
+        asked = bodies.said(json.dumps({"prompt": text}).encode())
+        assert "ann" not in bodies.sample(asked, b"{}", redact.redact, most, cut=False).prompt
 
 
 def test_token_ids_do_not_leave() -> None:

@@ -16,6 +16,7 @@ _PARAMS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed", "n")
 _MOST: Final = wire.MAX_FRAME_BYTES // 4  # of a prompt, and of all outputs together: what a frame has room for
 _MOST_OUTPUTS: Final = 1024
 _SLACK: Final = 1024  # redacted beyond the limit too, so that nothing is cut in two before it is recognised
+_MOST_CHOICES: Final = 2**31 - 1  # what a frame holds
 
 
 class _Message(msgspec.Struct):
@@ -64,13 +65,13 @@ def said(raw: bytes) -> Said:
         body = _body.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = _Body()
-    prompts = 1 if body.messages else len(_prompts(body))
+    prompts = len(_prompts(body))
     images = sum(_is_image(part) for message in body.messages for part in _parts(message))
     return Said(
         model=(body.model or "")[:255],
         stream=bool(body.stream),
         prompts=prompts,
-        choices=max(body.n or 1, 1) * prompts,
+        choices=min(max(body.n or 1, 1) * prompts, _MOST_CHOICES),
         images=images,
         user=wire.user_hash(body.user or ""),
         body=body,
@@ -78,10 +79,10 @@ def said(raw: bytes) -> Said:
 
 
 def _prompts(body: _Body) -> list[Any]:
-    """Return the prompts of a completion: texts, or lists of token ids, in a list; else it has one."""
+    """Return the prompts of a completion: texts, or lists of token ids, in a list; else it has one, as a chat has."""
     prompt = body.prompt
     listed = isinstance(prompt, list) and prompt and all(isinstance(one, (str, list)) for one in prompt)
-    return list(prompt) if listed else [prompt]
+    return list(prompt) if listed and not body.messages else [prompt]
 
 
 def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool) -> wire.Sample:
@@ -98,9 +99,9 @@ def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool
         outputs.append(clean(text, left))
         left -= len(outputs[-1].encode())
     body = asked.body
-    params = {name: getattr(body, name) for name in _PARAMS if getattr(body, name) is not None}
+    params = {name: _bounded(getattr(body, name)) for name in _PARAMS if getattr(body, name) is not None}
     if body.max_completion_tokens is not None:
-        params["max_tokens"] = body.max_completion_tokens
+        params["max_tokens"] = _bounded(body.max_completion_tokens)
     if body.response_format is not None:
         params["response_format"] = str(body.response_format.get("type", ""))[:64]
     return wire.Sample(
@@ -124,10 +125,17 @@ class _Clean:
 
     def __call__(self, text: str, left: int = _MOST) -> str:
         redacted, found = self._redact(text[: self._most + _SLACK])
+        if len(text) > self._most + _SLACK:  # what the cut left of a number or a key cannot be recognised
+            redacted = redacted[:-_SLACK]
         self.found += found
         short = _shorten(redacted, min(self._most, left))
         self.cut = self.cut or len(text) > self._most + _SLACK or len(short) < len(redacted)
         return short
+
+
+def _bounded(value: Any) -> Any:
+    """Return a number that a frame can hold: a client may ask for any."""
+    return max(min(value, 2**63 - 1), -(2**63)) if isinstance(value, int) else value
 
 
 def _shorten(text: str, most: int) -> str:

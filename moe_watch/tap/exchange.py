@@ -81,8 +81,8 @@ class Exchange:
         kind = message["type"]
         if kind == "http.response.body":
             self._complete = not message.get("more_body", False)
-            if self._sampled:
-                self._answered_cut |= not _keep(self._answered, message.get("body", b""))
+            if self._sampled and not self._answered_cut:  # nothing behind a hole: a key across it is not recognised
+                self._answered_cut = not _keep(self._answered, message.get("body", b""))
         elif kind == "http.response.start":
             self._status = int(message["status"])
             headers = list(message.get("headers", []))

@@ -17,7 +17,7 @@ _PATTERNS: Final = (
         ),
         "[KEY]",
     ),
-    (re.compile(r"\beyJ[\w-]{8,2048}\.[\w-]{8,4096}\.[\w-]{8,2048}"), "[KEY]"),  # JSON web tokens
+    (re.compile(r"(?<![\w-])eyJ[\w-]{8,2048}\.[\w-]{8,4096}\.[\w-]{8,2048}"), "[KEY]"),  # JSON web tokens
     (
         re.compile(
             r"\b(?:sk-|pk-|rk-|sk_live_|sk_test_|ghp_|gho_|ghs_|github_pat_|glpat-|hf_|xox[abprs]-|AKIA|ASIA|AIza|ya29\.)"

@@ -91,6 +91,8 @@ class RoutingTap:
             self.settle()
         if self.ledger.is_full():
             self.settle()
+        if new.req_id in self._homeless:  # scheduled anew after a preemption: its first tokens are not known
+            return
         self._starts[new.req_id] = new.num_computed_tokens
         if self.ledger.open(new.req_id, new.prompt_len, new.num_computed_tokens):
             self._prefilling[new.req_id] = new.prompt_len

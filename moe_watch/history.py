@@ -14,15 +14,13 @@ from moe_watch.detect.batch import Batch
 from moe_watch.store import arrays
 from moe_watch.store.forget import Who
 from moe_watch.store.models import Model
+from moe_watch.store.prune import DAY_S
 from moe_watch.store.requests import unpack_confidence
 
 _COLUMNS = (
     *("replica", "request_id", "choice", "finished_at", "outcome", "prompt_tokens", "output_tokens", "domain"),
     *("images", "canary", "user_hash", "ood_p", "ttft_s", "tpot_s", "prompt", "decode", "confidence"),
 )
-
-
-_DAY_S = 86_400.0
 
 
 class HistoryError(RuntimeError):
@@ -219,8 +217,8 @@ def whole_days(since: float, until: float, oldest: float) -> tuple[float, float]
     >>> [edge / day for edge in whole_days(2.6 * day, 5.5 * day, oldest=2.1 * day)]
     [3.0, 6.0]
     """
-    end = -(-until // _DAY_S) * _DAY_S
-    return max(since // _DAY_S * _DAY_S, min(-(-oldest // _DAY_S) * _DAY_S, end - _DAY_S)), end
+    end = -(-until // DAY_S) * DAY_S
+    return max(since // DAY_S * DAY_S, min(-(-oldest // DAY_S) * DAY_S, end - DAY_S)), end
 
 
 def _day(finished_at: float) -> str:

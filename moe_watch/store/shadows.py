@@ -120,14 +120,18 @@ def observed(
     a step: a kernel may be wrong at some only) and version (the model's row).
     """
     query = select(*_SEEN).join(Request, Request.id == Shadow.request_pk).where(Shadow.at > since, Shadow.at <= until)
-    if model is not None:
-        query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
-    if replica is not None:
-        query = query.where(Request.replica == replica)
+    query = _of(query, model, replica)
     if dense is not None:
         query = query.where(Shadow.dense_model.in_((dense, "")))
     rows = session.execute(query.order_by(Shadow.at, Shadow.request_pk)).all()
     return _columns(rows)
+
+
+def _of(query: Any, model: str | None, replica: str | None) -> Any:
+    """Return ``query`` over requests, of one model and one replica where they are named."""
+    if model is not None:
+        query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
+    return query if replica is None else query.where(Request.replica == replica)
 
 
 def _columns(rows: Sequence[Row[Any]]) -> Observed:
@@ -229,10 +233,7 @@ def speeds(
         .join(Request, Request.id == Shadow.request_pk)
         .where(Shadow.at > since, Shadow.at <= until, Shadow.dense_tpot_s.is_not(None))
     )
-    if model is not None:
-        query = query.join(Model, Model.id == Request.model_id).where(Model.name == model)
-    if replica is not None:
-        query = query.where(Request.replica == replica)
+    query = _of(query, model, replica)
     if dense is not None:
         query = query.where(Shadow.dense_model == dense)
     rows = session.execute(query.order_by(Shadow.at)).all()

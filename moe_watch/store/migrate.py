@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from alembic import command
@@ -10,7 +11,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.store.engine import StoreError
@@ -66,13 +67,39 @@ def downgrade(engine: Engine, revision: str) -> None:
 def _run(engine: Engine, action: Callable[[Config], None]) -> None:
     config = _config()
     try:
-        with engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+        with engine.connect() as connection, _whole(connection):
             config.attributes["connection"] = connection
             action(config)
     except SQLAlchemyError as error:
         raise StoreError(f"the store could not be upgraded: {getattr(error, 'orig', None) or error}") from error
+
+
+@contextlib.contextmanager
+def _whole(connection: Connection) -> Iterator[None]:
+    """Make all that happens meanwhile one transaction, so that an end at any statement leaves what was there before."""
+    with _alone(connection) if connection.dialect.name == "sqlite" else connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+        yield
+
+
+@contextlib.contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Open SQLite's transaction, which its driver leaves closed until the first row is written: after the tables.
+
+    Foreign keys rest meanwhile, since a table that is made anew is deleted first, and rows go with those they refer to.
+    They are checked at the end instead.
+    """
+    connection.exec_driver_sql("PRAGMA foreign_keys=OFF")  # in a transaction it would have no effect
+    connection.rollback()
+    try:
+        with connection.begin():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield
+            if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                raise StoreError("the store could not be upgraded: rows would refer to rows that are not there")
+    finally:
+        connection.exec_driver_sql("PRAGMA foreign_keys=ON")
 
 
 def _check_known(revision: str) -> None:

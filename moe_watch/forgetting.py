@@ -10,20 +10,18 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
-from moe_watch import history
+from moe_watch import batches, history
 from moe_watch.addresses import shown
 from moe_watch.settings import Settings
 from moe_watch.spool import Spool, waiting
 from moe_watch.store import forget as kept
 from moe_watch.store.engine import empty_log
 from moe_watch.store.forget import Mine, Who
-from moe_watch.store.write import Writes
 from moe_watch.writer import spool_folder
 
 _POLL_S: Final = 0.2
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,21 @@ def everywhere(
     yield from _spool(spool_folder(settings), settings.spool_max_bytes, who, ids, wait_s)
     found = kept.find(engine, who)
     mine = Mine(found.keys, found.ids | ids)
-    gone = kept.forget(engine, mine)
-    log = "" if empty_log(engine) else "a reader keeps SQLite's log: its next checkpoint overwrites the deleted bytes"
-    yield Place(f"store {shown(settings.store.url)}", gone, kept.left(engine, who, mine), log)
+    yield _store(f"store {shown(settings.store.url)}", engine, who, mine)
     named = [history.absolute(address) for address in addresses]
     for address in dict.fromkeys([*named, *kept.exports(engine)]):
         yield _export(address, who, must_be=address in named)
+
+
+def _store(name: str, engine: Engine, who: Who, mine: Mine) -> Place:
+    gone = kept.forget(engine, mine)
+    try:
+        in_files = kept.erase(engine, who, mine)
+    except (OperationalError, OSError) as error:
+        why = str(getattr(error, "orig", None) or error)
+        return Place(name, gone, kept.left(engine, who, mine), f"its files could not be written anew: {why}")
+    log = "" if empty_log(engine) else "a reader keeps SQLite's log: its next checkpoint overwrites the deleted bytes"
+    return Place(name, gone, kept.left(engine, who, mine) + in_files, log)
 
 
 def _spool(folder: Path, most_bytes: int, who: Who, ids: set[str], wait_s: float) -> Iterator[Place]:
@@ -69,9 +76,9 @@ def _spool(folder: Path, most_bytes: int, who: Who, ids: set[str], wait_s: float
 
     def strip(payload: bytes) -> bytes:
         nonlocal gone
-        writes = _decoder.decode(payload)
+        writes = batches.unpack(payload)
         gone += kept.without(writes, who, ids)
-        return _encoder.encode(writes)
+        return batches.pack(writes)
 
     try:
         spool.rewrite(strip)
@@ -94,7 +101,7 @@ def _held(name: str, folder: Path, who: Who, ids: set[str], wait_s: float) -> Pl
 
 
 def _count(payloads: Iterator[bytes], who: Who, ids: set[str]) -> Iterator[int]:
-    return (kept.without(_decoder.decode(payload), who, ids) for payload in payloads)
+    return (kept.without(batches.unpack(payload), who, ids) for payload in payloads)
 
 
 def _export(address: str, who: Who, *, must_be: bool) -> Place:

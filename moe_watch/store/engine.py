@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_S = 5.0
 # A machine that is gone without a word is noticed within half a minute; TCP alone would wait for a quarter of an hour.
@@ -24,14 +24,30 @@ _POSTGRES: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # milliseconds
 }
+_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "foreign_keys=ON",
+    "temp_store=MEMORY",
+    # For whoever writes, not for whoever deletes alone: a page that is split keeps a copy of what moved to another.
+    "secure_delete=ON",
+)
+_LIMITS: Final = "SELECT set_config('lock_timeout', %s, {local}), set_config('statement_timeout', %s, {local})"
 
 
 class StoreError(RuntimeError):
     """The store cannot be used; the message says why and what to do."""
 
 
-def connect(url: str) -> Engine:
-    """Return an engine for ``url``; raise ``StoreError`` for a URL that none can be made for."""
+class OwnedError(StoreError):
+    """Another sidecar has the file."""
+
+
+def connect(url: str, silence_s: float = math.inf) -> Engine:
+    """Return an engine for ``url``; raise ``StoreError`` for a URL that none can be made for.
+
+    A Postgres that says nothing for ``silence_s``, or works that long at one statement, is given up.
+    """
     try:
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
@@ -40,10 +56,57 @@ def connect(url: str) -> Engine:
             event.listen(engine, "connect", _tune_sqlite)
             return engine
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES)
+            return _postgres(parsed, silence_s)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise StoreError(f"store.url cannot be used: {error}") from error
     raise StoreError(f"store.url is for {parsed.get_backend_name()}; SQLite and Postgres are supported")
+
+
+def _postgres(parsed: URL, silence_s: float) -> Engine:
+    from moe_watch.store import bounded  # noqa: PLC0415 - psycopg is an extra
+
+    patience = bounded.Patience(silence_s)
+    engine = create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES, execution_options={"patience": patience})
+
+    def connect(_dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
+        return bounded.connect(patience, *args, **kwargs)
+
+    event.listen(engine, "do_connect", connect)
+    if math.isfinite(silence_s):
+        event.listen(engine, "connect", partial(_limit, silence_s))
+    return engine
+
+
+def _limit(seconds: float, connection: Any, _: object) -> None:
+    """Let the server end what takes longer too: it would go on for a client that has given up, and hold its locks."""
+    connection.execute(_LIMITS.format(local="false"), _limits(seconds))
+    connection.commit()
+
+
+@contextlib.contextmanager
+def quick(engine: Engine, seconds: float) -> Iterator[Connection]:
+    """Begin a transaction; on Postgres, give up what takes longer than ``seconds``, a lock that is held included."""
+    if engine.dialect.name != "postgresql":
+        with engine.begin() as connection:
+            yield connection
+        return
+    from moe_watch.store import bounded  # noqa: PLC0415
+
+    with bounded.within(seconds), engine.begin() as connection:
+        connection.exec_driver_sql(_LIMITS.format(local="true"), _limits(seconds))
+        yield connection
+
+
+def _limits(seconds: float) -> tuple[str, str]:
+    """Return the server's limits of a lock and of a statement, milliseconds; it speaks before the client leaves."""
+    return str(round(seconds * 500)), str(round(seconds * 800))
+
+
+def give_up(engine: Engine) -> None:
+    """Let every statement that waits for Postgres fail now, and every later one at once."""
+    patience = engine.get_execution_options().get("patience")
+    if patience is not None:
+        patience.over = True
 
 
 def _parse(url: str) -> URL:
@@ -71,7 +134,7 @@ def _make_private(path: Path | None, *_: object) -> None:
 
 def _tune_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
+    for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -85,7 +148,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def own(url: str) -> IO[bytes] | None:
-    """Lock a SQLite file for one sidecar until the result is closed; raise ``StoreError`` when another holds it.
+    """Lock a SQLite file for one sidecar until the result is closed; raise ``OwnedError`` when another holds it.
 
     The lock is the kernel's, so it goes with the process however that ends. Postgres needs none.
     """
@@ -104,13 +167,13 @@ def own(url: str) -> IO[bytes] | None:
         held.seek(0)
         owner = held.read().decode(errors="replace").strip() or "unknown"
         held.close()
-        raise StoreError(
+        raise OwnedError(
             f"another moe-watch (process {owner}) already writes to {path}: stop it, give this one another store.url, "
             "or use one Postgres for both"
         ) from error
-    held.truncate(0)
-    held.write(str(os.getpid()).encode())
-    held.flush()
+    with contextlib.suppress(OSError):  # a full disk: the number is for the message above only
+        os.truncate(held.fileno(), 0)
+        os.write(held.fileno(), str(os.getpid()).encode())
     return held
 
 
@@ -123,18 +186,6 @@ def check(engine: Engine) -> None:
         raise StoreError(f"the store does not answer: {getattr(error, 'orig', None) or error}") from error
 
 
-@contextlib.contextmanager
-def erasing(session: Session) -> Iterator[None]:
-    """Overwrite what is deleted or replaced meanwhile in SQLite's file, which keeps it otherwise."""
-    is_sqlite = session.get_bind().dialect.name == "sqlite"
-    if is_sqlite:
-        session.connection().exec_driver_sql("PRAGMA secure_delete=ON")
-    yield
-    session.flush()
-    if is_sqlite:
-        session.connection().exec_driver_sql("PRAGMA secure_delete=OFF")
-
-
 def empty_log(engine: Engine) -> bool:
     """Take what was deleted out of SQLite's write-ahead log as well; return False while others read it."""
     if engine.dialect.name != "sqlite":
@@ -143,11 +194,29 @@ def empty_log(engine: Engine) -> bool:
         return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
 
 
+def rewrite(engine: Engine) -> None:
+    """Write SQLite's file anew with nothing but its rows; raise ``sqlalchemy.exc.OperationalError`` while it cannot be.
+
+    The copy is made in a file that has no name, since it may be larger than memory.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("PRAGMA temp_store=FILE")
+        try:
+            connection.exec_driver_sql("VACUUM")
+        finally:
+            connection.exec_driver_sql("PRAGMA temp_store=MEMORY")
+
+
+def files(engine: Engine) -> list[Path]:
+    """Return the files in which SQLite keeps rows; none for Postgres."""
+    path = sqlite_path(str(engine.url.render_as_string(hide_password=False)))
+    return [] if path is None else [path, path.with_name(path.name + "-wal")]
+
+
 def size_bytes(engine: Engine) -> int:
     """Return the size of the store on disk, the write-ahead log included."""
-    path = sqlite_path(str(engine.url.render_as_string(hide_password=False)))
-    if path is not None:
-        return sum(_size(file) for file in (path, path.with_name(path.name + "-wal")))
+    if kept := files(engine):
+        return sum(map(_size, kept))
     with engine.connect() as connection:
         return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
 

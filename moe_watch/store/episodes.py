@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
+from moe_watch.store.engine import quick
 from moe_watch.store.models import Episode
+
+_PATIENCE_S: Final = 10.0
 
 
 def between(engine: Engine, since: float, until: float, model_id: int | None = None) -> list[Episode]:
@@ -28,5 +33,5 @@ def find(engine: Engine, episode_id: int) -> Episode | None:
 def close_open(engine: Engine, replicas: list[str], now: float) -> int:
     """End the episodes that a stopped sidecar left open: its detectors start anew; return how many."""
     statement = update(Episode).where(Episode.ended_at.is_(None), Episode.replica.in_(replicas)).values(ended_at=now)
-    with engine.begin() as connection:
+    with quick(engine, _PATIENCE_S) as connection:
         return connection.execute(statement).rowcount

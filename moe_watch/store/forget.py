@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Engine, Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch.store.engine import erasing
+from moe_watch.store import residue
+from moe_watch.store.engine import empty_log, files, rewrite
 from moe_watch.store.models import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
 from moe_watch.store.write import NewEpisode, Writes
 
 _CHUNK = 500  # ids in one IN (...); SQLite takes at most 32,766 parameters
+_LOOKED_UP = 50  # names found in bytes that are looked for in the rows of others, each a walk through the tables
 _EXPORT = "export "  # key in meta, followed by a digest of the address
 _KEYED: dict[str, tuple[type[Base], Any]] = {
     "requests": (Request, Request.id),
@@ -25,6 +27,8 @@ _KEYED: dict[str, tuple[type[Base], Any]] = {
     "samples": (Sample, Sample.request_pk),
     "shadow results": (Shadow, Shadow.request_pk),
 }
+# Where rows of others may have a name in their text; a hash is in none of them.
+_MAY_QUOTE = (Request.request_id, cast(Episode.evidence, Text), Sample.prompt, Sample.output, cast(Sample.params, Text))
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def find(engine: Engine, who: Who) -> Mine:
 def forget(engine: Engine, mine: Mine) -> dict[str, int]:
     """Delete every row of ``mine`` in one transaction, and their ids in alarms; return how many of each kind."""
     gone = dict.fromkeys((*_KEYED, "mentions"), 0)
-    with Session(engine) as session, session.begin(), erasing(session):
+    with Session(engine) as session, session.begin():
         for some in _chunks(mine.keys):
             for name, (table, key) in reversed(_KEYED.items()):  # the request last: the others point at it
                 done = session.execute(delete(table).where(key.in_(some)))
@@ -81,6 +85,36 @@ def left(engine: Engine, who: Who, mine: Mine) -> int:
             for table, key in _KEYED.values():
                 rows += session.scalar(select(func.count()).select_from(table).where(key.in_(some))) or 0
         return rows + sum(_unnamed(evidence, mine.ids)[1] for evidence in session.scalars(select(Episode.evidence)))
+
+
+def erase(engine: Engine, who: Who, mine: Mine) -> int:
+    """Take what was deleted out of SQLite's files; return how many names of ``who`` their bytes still have.
+
+    What an earlier version left in pages goes when the file is written anew, which is done only where it has such.
+    """
+    names = mine.ids | ({who.user_hash} if who.user_hash is not None else set())
+    if _in_bytes(engine, names):
+        rewrite(engine)
+    return len(_in_bytes(engine, names))
+
+
+def _in_bytes(engine: Engine, names: Collection[str]) -> set[str]:
+    empty_log(engine)
+    there = residue.found(files(engine), names)
+    return there - _part_of_others(engine, there)
+
+
+def _part_of_others(engine: Engine, names: set[str]) -> set[str]:
+    """Return those of ``names`` that stand in rows of others, as one id in a longer one; of the first few."""
+    with Session(engine) as session:
+        return {
+            name
+            for name in sorted(names)[:_LOOKED_UP]
+            if any(
+                session.scalar(select(column).where(column.contains(name, autoescape=True)).limit(1)) is not None
+                for column in _MAY_QUOTE
+            )
+        }
 
 
 def without(writes: Writes, who: Who, ids: set[str]) -> int:

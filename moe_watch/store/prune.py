@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from moe_watch.aggregate import Window
 from moe_watch.settings import StoreSettings
 from moe_watch.store import models, windows
-from moe_watch.store.engine import erasing
 
 DAY_S = 86_400.0
 HOUR_S = 3600.0
@@ -47,8 +46,7 @@ def _delete(engine: Engine, key: object, which: object) -> int:
             some = session.scalars(select(key).where(which).limit(_CHUNK)).all()  # type: ignore[call-overload]
             if not some:
                 return gone
-            with erasing(session):
-                session.execute(delete(key.class_).where(key.in_(some)))  # type: ignore[attr-defined]
+            session.execute(delete(key.class_).where(key.in_(some)))  # type: ignore[attr-defined]
             gone += len(some)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, select
@@ -20,6 +20,11 @@ from sqlalchemy.exc import (
 )
 
 from moe_watch.store import bulk, models
+from moe_watch.store.engine import quick
+
+_PATIENCE_S: Final = 10.0  # a statement of Postgres that takes longer hangs
+_LIMIT_CLASS: Final = "54"  # of Postgres' errors: a value that is too large for an index, and the like
+_ROW_BYTES: Final = 2000  # in memory, without arrays and texts
 
 
 class NewModel(msgspec.Struct, frozen=True):
@@ -87,6 +92,13 @@ class Writes(msgspec.Struct):
         groups: list[list[Any]] = [self.requests, self.windows, self.episodes, self.events]
         return {row.identity for group in groups for row in group if row.identity}
 
+    def weight(self) -> int:
+        """Return about how many bytes of memory the rows take."""
+        parts = [part for r in self.requests for part in (r.fingerprint, r.sample) if part is not None]
+        parts += [window.values for window in self.windows]
+        large = sum(len(value) for part in parts for value in part.values() if isinstance(value, bytes | str))
+        return large + _ROW_BYTES * (len(self.requests) + len(self.windows) + len(self.episodes) + len(self.events))
+
     def halves(self) -> tuple[Writes, Writes] | None:
         """Return two parts that are written one after the other with the same effect; None for a single row."""
         filled = [name for name in self.__struct_fields__ if getattr(self, name)]
@@ -105,9 +117,9 @@ class Writes(msgspec.Struct):
 def write(engine: Engine, writes: Writes) -> int:
     """Write everything in one transaction; return how many requests were new.
 
-    Raises ``sqlalchemy.exc.OperationalError`` or ``InterfaceError`` when the store is away.
+    Raises ``sqlalchemy.exc.OperationalError`` or ``InterfaceError`` when the store is away, or a statement hangs.
     """
-    with engine.begin() as connection:
+    with quick(engine, _PATIENCE_S) as connection:
         for model in writes.models:
             values = {"identity": model.identity, **model.values}
             connection.execute(bulk.insert(connection.dialect.name, models.Model).on_conflict_do_nothing(), values)
@@ -132,8 +144,11 @@ def is_away(error: Exception) -> bool:
     A programming error that Postgres itself reports is about a database, table or right that is missing: the
     statements are ours and known to be right.
     """
+    code = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
     if isinstance(error, ProgrammingError):
-        return getattr(error.orig, "sqlstate", None) is not None
+        return bool(code)
+    if code.startswith(_LIMIT_CLASS):
+        return False
     if isinstance(error, DBAPIError):
         return not isinstance(error, DataError | IntegrityError | NotSupportedError)
     return isinstance(error, TimeoutError | InvalidRequestError)  # no connection was free, or it went away

@@ -113,18 +113,6 @@ def app(source: Source) -> ASGIApp:
     return Guard(Starlette(routes=routes), source.settings.http)
 
 
-def waiting() -> ASGIApp:
-    """Return the application before there is a store: alive, and not ready."""
-
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def unready(_: Request) -> Response:
-        return PlainTextResponse("waiting for the store: the log says why\n", 503)
-
-    return Starlette(routes=[Route("/healthz", healthz), Route("/{path:path}", unready)])
-
-
 def _render(registry: CollectorRegistry, accept: str, *, zipped: bool) -> tuple[bytes, str]:
     body, content_type = prometheus.render(registry, accept)
     return (gzip.compress(body, 1) if zipped else body), content_type

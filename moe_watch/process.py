@@ -18,12 +18,13 @@ from starlette.types import ASGIApp
 from moe_watch import __version__, http
 from moe_watch.export import prometheus
 from moe_watch.ingest import bind
+from moe_watch.opening import Opening
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.sidecar import Sidecar
-from moe_watch.store import engine, migrate
-from moe_watch.store.engine import StoreError
+from moe_watch.store import engine
+from moe_watch.store.engine import OwnedError, StoreError
 
-_RETRY_S: Final = 5.0
+_SILENCE_S: Final = 60.0  # a report over a long time may take a while, a Postgres that stands still shall not
 _log = structlog.get_logger()
 
 
@@ -36,38 +37,37 @@ class _Server(uvicorn.Server):
         yield
 
 
-def prepare(store: Engine) -> None:
-    """Bring the store to the newest schema; raise ``StoreError`` when it is away, or an outdated Postgres."""
-    engine.check(store)
-    if not migrate.is_current(store):
-        if store.dialect.name != "sqlite" and migrate.current(store) is not None:
-            raise StoreError("the store has an older schema: run `moe-watch db upgrade` once, wherever it is reached")
-        migrate.upgrade(store)
-
-
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start.
 
-    A Postgres that is away or outdated is waited for: the end of this process would take vLLM's pod out of service.
+    A store that cannot be read or written now is no reason to end: that would take vLLM's pod out of service. A SQLite
+    file that another sidecar has is.
     """
     with contextlib.ExitStack() as held:
-        owner = engine.own(settings.store.url)
-        if owner is not None:
-            held.enter_context(owner)
-        listening = held.enter_context(http.listen(settings.http))
-        store = engine.connect(settings.store.url)
+        store = engine.connect(settings.store.url, _SILENCE_S)
         held.callback(store.dispose)
-        if owner is not None:
-            prepare(store)
+        opening = Opening(settings.store.url, store, settings.sidecar)
+        held.callback(opening.close)
+        _refuse_a_second(opening)
+        listening = held.enter_context(http.listen(settings.http))
         context = held.enter_context(zmq.Context())
         frames = held.enter_context(bind(context, settings.endpoint, allow_remote=settings.allow_remote_taps))
-        asyncio.run(_serve(settings, store, frames, listening))
+        asyncio.run(_serve(settings, store, frames, listening, opening))
 
 
-async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], listening: socket.socket) -> None:
-    if not await _prepared(store, settings.http, listening):
-        return
-    sidecar = Sidecar(settings, store, frames)
+def _refuse_a_second(opening: Opening) -> None:
+    try:
+        opening.own()
+    except OwnedError:
+        raise
+    except StoreError as error:
+        _log.warning("the store cannot be opened yet", why=str(error))
+
+
+async def _serve(
+    settings: Settings, store: Engine, frames: zmq.Socket[bytes], listening: socket.socket, opening: Opening
+) -> None:
+    sidecar = Sidecar(settings, store, frames, opening)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, sidecar.stopping.set)
     source = http.Source(
@@ -79,28 +79,6 @@ async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], l
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
         await sidecar.run()
     _log.info("stopped")
-
-
-async def _prepared(store: Engine, settings: HttpSettings, listening: socket.socket) -> bool:
-    """Return True once the store can be used, False when told to stop before; say meanwhile why it cannot."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with contextlib.AsyncExitStack() as meanwhile:
-        answering = False
-        while not stopping.is_set():
-            try:
-                await asyncio.to_thread(prepare, store)
-            except StoreError as error:
-                _log.error("waiting for the store", why=str(error))
-                if not answering:  # uvicorn closes the socket that it gets
-                    await meanwhile.enter_async_context(_http_server(http.waiting(), listening.dup(), settings))
-                answering = True
-            else:
-                break
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), _RETRY_S)
-    return not stopping.is_set()
 
 
 @contextlib.asynccontextmanager

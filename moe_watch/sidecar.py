@@ -26,11 +26,11 @@ from moe_watch.export.snapshot import Board
 from moe_watch.ingest import Intake
 from moe_watch.join import Join, Joined
 from moe_watch.judge import Judge
+from moe_watch.opening import Opening, normals
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker as shadow
 from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine, episodes, served
-from moe_watch.store.engine import StoreError
+from moe_watch.store import baselines, engine
 from moe_watch.store.write import Writes
 from moe_watch.watch import Normal
 from moe_watch.writer import Writer, open_spool
@@ -41,6 +41,9 @@ _TICK_S: Final = 1.0
 _GATHER_S: Final = 0.02  # frames of this time are taken together: being woken costs more than a frame does
 _BASELINE_S: Final = 2.0
 _COMPANIONS_S: Final = 3.0
+_OPEN_S: Final = 5.0  # between two tries to open the store
+_FIRST_S: Final = 10.0  # how long the first try may keep the frames waiting
+_END_S: Final = 10.0  # how long a stop waits for the store to take what is left; the spool takes it then
 _MOST_WAITING: Final = 8192  # finished requests that wait for the judge; beyond it the socket is left alone
 
 _log = structlog.get_logger()
@@ -50,11 +53,13 @@ T = TypeVar("T")
 class Sidecar:
     """Everything between the socket and the store, on one event loop."""
 
-    def __init__(self, settings: Settings, store: Engine, frames: zmq.Socket[bytes]) -> None:
+    def __init__(self, settings: Settings, store: Engine, frames: zmq.Socket[bytes], opening: Opening) -> None:
         self.settings = settings
         self.board = Board(started_at=time.time())
         self.judge = Judge(settings, self.board)
         self._store = store
+        self._opening = opening
+        self._tried, self._opened = asyncio.Event(), asyncio.Event()
         self._frames = frames
         self._intake = Intake()
         self._join = Join(settings.join_timeout_s)
@@ -71,12 +76,15 @@ class Sidecar:
     async def run(self) -> None:
         """Work until ``stopping`` is set; then take what has already come, judge and write it, and return."""
         self._begin()
+        opening = asyncio.create_task(self._open_store())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), _FIRST_S)
         writing = asyncio.create_task(self._writer.run())
         tasks = [
             asyncio.create_task(work())
             for work in (self._take_frames, self._judge_often, self._tick_often, self._follow_baselines)
         ]
-        beside = [asyncio.create_task(work) for work in self._beside()]
+        beside = [opening, *(asyncio.create_task(work) for work in self._beside())]
         for task in beside:
             task.add_done_callback(_tell)
         self._ready = ""
@@ -90,7 +98,7 @@ class Sidecar:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._finish()
-            self._writer.stop()
+            await self._finish_writing(writing)
             await asyncio.gather(writing, *beside, return_exceptions=True)
             self._thread.shutdown()
         for task in failed:
@@ -101,11 +109,18 @@ class Sidecar:
         yield self._follow_companions()
         yield otel.export_forever(self.board, self.settings.otlp)
         yield traces.export_forever(self.board.spans, self.settings.otlp)
-        yield canaries.run(self.settings, self._store)
-        yield retention.run(self.settings, self._store)
-        yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])
+        yield self._once_open(lambda: canaries.run(self.settings, self._store))
+        yield self._once_open(lambda: retention.run(self.settings, self._store))
+        yield self._once_open(lambda: fleet.run(self.settings, self._store, self._identities))
         if self.settings.shadow.inside:
-            yield shadow.run(self.settings, self._store, lambda: list(self.judge.watches))
+            yield self._once_open(lambda: shadow.run(self.settings, self._store, lambda: list(self.judge.watches)))
+
+    def _identities(self) -> list[str]:
+        return [one.identity for one in self.judge.served()]
+
+    async def _once_open(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await self._opened.wait()
+        await work()
 
     async def _follow_companions(self) -> None:
         companions = Companions(self._store, self.settings, self.board)
@@ -116,19 +131,36 @@ class Sidecar:
                 await self._in_thread(partial(self.judge.learn, news, time.time()))
 
     def _begin(self) -> None:
-        """Take up what the store knows: what is served, which baselines are active."""
-        now = time.time()
+        """Show what is known before anything has come; nothing is written before the store is open."""
         self.board.set(metrics.BUILD_INFO, 1, __version__)
-        self.board.set(metrics.STORE_UP, 1)
         for reason in metrics.REFUSAL_REASONS:
             self.board.add(metrics.FRAMES_REFUSED, 0, reason)
         self.board.add(metrics.SPOOL_DROPPED, 0)
-        known = served.announced(self._store, self.settings.sidecar)
-        episodes.close_open(self._store, [model.replica for model in known], now)
-        self._load_baselines(now)
+        self._writer.hold()
+
+    async def _open_store(self) -> None:
+        """Take up what the store knows, again and again until it can be written; frames are kept meanwhile."""
+        while True:
+            try:
+                known = await asyncio.to_thread(self._opening.open)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the frames are to be kept
+                _log.error("waiting for the store", why=str(getattr(error, "orig", None) or error))
+                _log.debug("why the store is waited for", exc_info=error)
+            else:
+                break
+            self._tried.set()
+            await asyncio.sleep(_OPEN_S)
+        await self._use(known.active, known.normals)
+        unseen = [model for model in known.announced if model.replica not in self._intake.announced]
+        self._intake.announced |= {model.replica: model for model in unseen}
+        await self._in_thread(lambda: self._announce(unseen))
+        self._writer.release()
+        self._opened.set()
+        self._tried.set()
+
+    def _announce(self, known: list[wire.Model]) -> None:
         for model in known:
-            self._intake.announced[model.replica] = model
-            self.judge.announce(model, now)
+            self.judge.announce(model, time.time())
 
     async def _take_frames(self) -> None:
         """Drain the socket in pieces, joining as it goes."""
@@ -213,23 +245,16 @@ class Sidecar:
                 await asyncio.to_thread(self._measure_store)
                 found = await asyncio.to_thread(baselines.active, self._store)
                 if found != self._active:
-                    await self._in_thread(lambda: self._load_baselines(time.time()))
+                    await self._use(found, await asyncio.to_thread(normals, self._store, found))
 
     def _measure_store(self) -> None:
         self._store_bytes = engine.size_bytes(self._store)
         self.board.set(metrics.STORE_BYTES, self._store_bytes)
 
-    def _load_baselines(self, now: float) -> None:
-        found = baselines.active(self._store)
-        normals: dict[str, Normal] = {}
-        for identity, active in found.items():
-            try:
-                normals[identity] = Normal(active, baselines.load(self._store, active.id))
-            except StoreError as error:
-                _log.error("a baseline cannot be used", why=str(error))
-        self._active = found
-        self.judge.use(normals, now)
-        _log.info("baselines", active={normal.active.version for normal in normals.values()})
+    async def _use(self, active: dict[str, baselines.Active], of: dict[str, Normal]) -> None:
+        self._active = active
+        await self._in_thread(lambda: self.judge.use(of, time.time()))
+        _log.info("baselines", active={normal.active.version for normal in of.values()})
 
     async def _finish(self) -> None:
         """Take what has come, judge everything, write the windows."""
@@ -239,6 +264,13 @@ class Sidecar:
         await self._judge_waiting()
         self._count()
         self._writer.put(await self._in_thread(lambda: self.judge.collect(time.time(), last=True)))
+
+    async def _finish_writing(self, writing: asyncio.Task[None]) -> None:
+        """Let the writer end, and every query with it: a store that hangs must not keep the process."""
+        self._writer.stop()
+        await asyncio.wait({writing}, timeout=_END_S)
+        self._writer.leave()
+        engine.give_up(self._store)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -243,14 +243,14 @@ def test_doctor_finds_a_running_sidecar_in_order(process: Process) -> None:
 
 
 def test_a_store_that_is_away_is_waited_for_until_told_to_stop(tmp_path: Path) -> None:
-    """The process lives, is not ready, and ends in order."""
+    """The process lives, takes frames, says that its store is away, and ends in order."""
     env = {"MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/tap.sock", "MOE_WATCH_SPOOL_DIR": f"{tmp_path}/spool"}
     env["MOE_WATCH_STORE__URL"] = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
     waiting = start_sidecar(tmp_path, env=env)
     try:
         waiting.wait_ready("/healthz", PATIENCE_S)
-        answers = [httpx.get(f"{waiting.url}{path}").status_code for path in ("/healthz", "/readyz", "/metrics")]
-        assert answers == [200, 503, 503]
+        waiting.wait_ready("/readyz", PATIENCE_S)
+        assert "moe_watch_store_up 0.0" in httpx.get(f"{waiting.url}/metrics", timeout=30).text
         waiting.process.terminate()
         assert waiting.process.wait(PATIENCE_S) == 0
     finally:
@@ -278,14 +278,17 @@ def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgr
         found = connection.execute(text("select replica, count(*) from requests group by 1 order by 1")).all()
     assert [tuple(row) for row in found] == [("a", 30), ("b", 30)]
     migrate.downgrade(store, "0001")
-    late = start_sidecar(tmp_path, env=made[0].environment)
+    late, tap = Process(tmp_path / "a", store_url=url), Tap(replica="a", seed=1)
     try:
-        late.wait_ready("/healthz", PATIENCE_S)
-        assert httpx.get(f"{late.url}/readyz").status_code == 503
-        assert "run `moe-watch db upgrade`" in late.log_tail()
+        late.until(lambda s: not s["store"]["up"])
+        late.send(tap.announce(), *tap.whole("cmpl-late"))
+        late.until(lambda s: s["store"]["spool_bytes"] > 0 and s["replicas"] and s["replicas"][0]["requests"] == 1)
+        assert "run `moe-watch db upgrade`" in late.server.log_tail()
         command = [sys.executable, "-m", "moe_watch.cli", "db", "upgrade"]
-        subprocess.run(command, env={**os.environ, **made[0].environment}, check=True, capture_output=True)
-        late.wait_ready("/readyz", PATIENCE_S)
+        subprocess.run(command, env={**os.environ, **late.environment}, check=True, capture_output=True)
+        late.until(lambda s: s["store"]["up"] and not s["store"]["spool_bytes"])
     finally:
-        late.stop()
+        late.close()
+    with store.connect() as connection:
+        assert connection.scalar(text("select count(*) from requests where request_id = 'cmpl-late'")) == 1
     store.dispose()

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import Engine, exc, func, select, text
 
+from moe_watch.batches import ended, pack
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.spool import Spool
 from moe_watch.store import engine, migrate, models
-from moe_watch.store.write import NewEpisode, NewRequest, Writes, is_away
-from moe_watch.writer import Writer, _encoder, _ended
+from moe_watch.store.write import NewEpisode, NewRequest, Writes, is_away, write
+from moe_watch.writer import Writer
 from tests import postgres
 from tests.test_store_write import some_writes
 
@@ -201,7 +203,7 @@ def test_a_batch_in_the_spool_brings_its_models_along(tmp_path: Path, monkeypatc
     asyncio.run(_write(Writer(away, board, spool), batches, wait_s=0.3))
     spool = Spool(tmp_path / "spool", 10**7)
     spool.pop()
-    spool.append(_encoder.encode(Writes(requests=[_stranger()])))
+    spool.append(pack(Writes(requests=[_stranger()])))
     store = engine.connect(f"sqlite:///{tmp_path}/store.db")
     migrate.upgrade(store)
     asyncio.run(_write(Writer(store, board, spool), _batches(6)[5:], wait_s=0.5))
@@ -219,8 +221,8 @@ def _stranger() -> NewRequest:
 def test_an_alarm_of_the_process_before_is_over_when_it_comes_from_the_spool() -> None:
     """Its detectors are gone with it; one of this process stays open."""
     old, new = (NewEpisode("a", {"flagged_at": at, "ended_at": None}) for at in (10.0, 30.0))
-    ended = _ended(Writes(episodes=[old, new]), 20.0)
-    assert [episode.values["ended_at"] for episode in ended.episodes] == [20.0, None]
+    over = ended(Writes(episodes=[old, new]), 20.0)
+    assert [episode.values["ended_at"] for episode in over.episodes] == [20.0, None]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,10 @@ def test_an_alarm_of_the_process_before_is_over_when_it_comes_from_the_spool() -
         (exc.ProgrammingError("", {}, psycopg.ProgrammingError("cannot adapt type")), False),
         (exc.OperationalError("", {}, psycopg.errors.DeadlockDetected()), True),
         (exc.DataError("", {}, psycopg.errors.NumericValueOutOfRange()), False),
+        (exc.OperationalError("", {}, psycopg.errors.ProgramLimitExceeded()), False),
+        (exc.OperationalError("", {}, psycopg.errors.LockNotAvailable()), True),
+        (exc.OperationalError("", {}, psycopg.errors.QueryCanceled()), True),
+        (exc.InternalError("", {}, psycopg.errors.ReadOnlySqlTransaction()), True),
         (KeyError("identity"), False),
     ],
     ids=str,
@@ -239,3 +245,52 @@ def test_an_alarm_of_the_process_before_is_over_when_it_comes_from_the_spool() -
 def test_what_a_row_is_not_to_blame_for_is_tried_again(error: Exception, *, away: bool) -> None:
     """A store that is not set up, or has no connection to give, is no reason to throw a batch away."""
     assert is_away(error) is away
+
+
+class _Odd:
+    """What neither a database nor the spool knows how to write."""
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["spooled", "written"])
+def test_a_row_that_nobody_can_write_costs_that_row_alone(tmp_path: Path, *, away: bool) -> None:
+    """In the spool as in the store; the writer goes on, and says what it left out."""
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+    batches, board = _batches(9), Board()
+    batches[3].episodes[0].values["evidence"] = {"value": np.float64(0.5), "other": _Odd()}
+    batches[4].requests[0].values["e2e_s"] = _Odd()
+    writer = Writer(store, board, Spool(tmp_path / "spool", 10**7))
+
+    async def story() -> None:
+        if away:
+            writer.hold()
+        running = asyncio.create_task(writer.run())
+        for batch in batches:
+            writer.put(batch)
+        await _until(lambda: not writer._queue)
+        if away:
+            assert writer.spool_bytes > 0
+            writer.release()
+        await _until(lambda: not writer.spool_bytes)
+        writer.stop()
+        await running
+
+    asyncio.run(story())
+    assert _requests(store) == 8
+    assert _value(board, metrics.STORE_REFUSED) == 2
+    store.dispose()
+
+
+def test_an_error_that_nobody_foresaw_ends_no_writer(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever writing one row raises, the others are written."""
+    batches, board = _batches(9), Board()
+
+    def broken(to: Engine, batch: Writes) -> int:
+        if any(request.values["request_id"] == "cmpl-4" for request in batch.requests):
+            raise AttributeError("a bug")
+        return write(to, batch)
+
+    monkeypatch.setattr("moe_watch.writer.write", broken)
+    asyncio.run(_write(Writer(store, board, None), batches))
+    assert _requests(store) == 8
+    assert _value(board, metrics.STORE_REFUSED) == 1

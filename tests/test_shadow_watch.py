@@ -200,3 +200,53 @@ def test_a_load_of_both_servers_tells_the_advantage_where_replays_cannot(tmp_pat
 def shown(board: Board, *wanted: metrics.Metric) -> int:
     """Return how many of these metrics have a series."""
     return sum(family.metric in wanted for family in board.read())
+
+
+def _later(store: Engine, first: int, start: float, *, n: int, gap: float, key_step: int = 1) -> float:
+    """Add ``n`` results, one every 5 s after ``start``, of requests from key ``first`` on; return the end."""
+    rng = np.random.default_rng(first)
+    with Session(store) as session, session.begin():
+        for number in range(n):
+            key = first + key_step * number
+            at = start + 5.0 * (number + 1)
+            shadow_store.add_shadow(session, key, at=at, gap=gap + rng.gamma(2, 0.1) - 0.1, ood_score=rng.normal())
+    return start + 5.0 * n + 10
+
+
+@pytest.mark.parametrize("out_of_order", [False, True])
+def test_a_fault_after_the_clock_was_set_back_is_flagged_at_once(tmp_path: Path, *, out_of_order: bool) -> None:
+    """The hour that passes twice is read twice, each result once: those of replays that took long are among them."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store, healthy=700, worse=0)
+    watch = QualityWatch(store, settings(), board)
+    assert watch.update(*LABELS, START) == []
+    assert watch.update(*LABELS, end) == []
+    back = end - HOUR
+    if out_of_order:
+        assert watch.update(*LABELS, _later(store, 3000, back, n=1, gap=0.0)) == []
+        later = _later(store, 2000, back + 5.0, n=300, gap=0.4, key_step=-1)
+    else:
+        later = _later(store, 1001, back, n=300, gap=0.4)
+    changes = watch.update(*LABELS, later)
+    assert [(change.kind, change.started) for change in changes] == [("quality", True)]
+    assert back < changes[0].began_at < later < end
+    assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "scored") == 700 + 300 + out_of_order
+    watch.update(*LABELS, end + HOUR)
+    assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "scored") == 700 + 300 + out_of_order
+
+
+def test_results_of_a_clock_that_was_ahead_are_read_once(tmp_path: Path) -> None:
+    """They were taken while it was; nothing is counted twice when the day that it was ahead has passed."""
+    store, board = shadow_store.make(tmp_path), Board()
+    end = traffic(store, healthy=300, worse=0)
+    watch = QualityWatch(store, settings(), board)
+    watch.update(*LABELS, START)
+    watch.update(*LABELS, end)
+    ahead = _later(store, 1001, end + 24 * HOUR, n=50, gap=0.0)
+    watch.update(*LABELS, ahead)
+    for step in range(10):
+        normal = _later(store, 2001 + 100 * step, end + 500.0 * step, n=20, gap=0.0)
+        watch.update(*LABELS, normal)
+        assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "scored") == 350 + 20 * (step + 1)
+    watch.update(*LABELS, ahead + HOUR)
+    assert value(board, metrics.SHADOW_REQUESTS, *LABELS, "scored") == 550

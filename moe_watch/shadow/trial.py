@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -52,7 +53,8 @@ class Trial:
         self.state, alarms = gap_alarm.observe(self.known, self.state, values, weights)
         for alarm in alarms:
             back = len(values) - 1 - alarm.at + alarm.began
-            self.began_at = self._times[max(len(self._times) - 1 - back, 0)]
+            since = islice(self._times, max(len(self._times) - 1 - back, 0), None)
+            self.began_at = float(min(since))  # the first of them, unless the clock was set back since
         return self.state.alarmed != before
 
     def _learned(self) -> gap_alarm.Reference:

@@ -51,9 +51,17 @@ class _Stream:
 
     dense: str
     relearned_at: float  # its tests know nothing from before
-    cursor: float
+    cursor: float  # the time of the newest result that was taken, by the clock of now
+    newest: int  # the highest key of a request whose result was taken
     trials: dict[Kind, Trial]
+    taken: dict[int, float] = field(default_factory=dict)  # times by key, where a clock that was set back goes again
     reviewed_at: float = -math.inf
+
+    def take(self, there: dict[int, float]) -> None:
+        """Take note of results: the next ones come after them, or have a higher key."""
+        self.cursor = max(self.cursor, *there.values(), -math.inf)
+        self.newest = max(self.newest, *there, 0)
+        self.taken = {key: at for key, at in self.taken.items() if at > self.cursor}
 
 
 @dataclass
@@ -73,7 +81,7 @@ class QualityWatch:
         labels = (model, replica)
         with Session(self.engine) as session:
             stream, changed = self._stream(session, labels, now)
-            fresh = self._observed(session, labels, stream, stream.cursor, now - _LAG_S)
+            fresh = self._fresh(session, labels, stream, now - _LAG_S)
             self._count(fresh, labels)
             changed += self._feed(session, stream, fresh, labels)
             changes = [self._change(session, stream, kind, labels, now) for kind in changed]
@@ -87,6 +95,22 @@ class QualityWatch:
         self, session: Session, labels: tuple[str, str], stream: _Stream, since: float, until: float
     ) -> Observed:
         return shadows.observed(session, since, until, model=labels[0], replica=labels[1], dense=stream.dense or None)
+
+    def _fresh(self, session: Session, labels: tuple[str, str], stream: _Stream, until: float) -> Observed:
+        """Return the results that were not taken before, and take them.
+
+        One that is older than what was taken, though its request is newer, shows a clock that was set back. It passes
+        again through the time of results that were taken already, so those are kept in mind.
+        """
+        there = shadows.arrived(session, *labels, since=stream.cursor, until=until, beyond=stream.newest)
+        new = {key: at for key, at in there.items() if key not in stream.taken}
+        earliest = math.nextafter(min(new.values(), default=math.inf), -math.inf)
+        if earliest < stream.cursor:
+            again = shadows.arrived(session, *labels, since=earliest, until=stream.cursor)
+            stream.taken |= {key: at for key, at in again.items() if key <= stream.newest}
+            stream.cursor = earliest
+        stream.take(new)
+        return shadows.of_keys(session, list(new), dense=stream.dense or None)
 
     def _stream(self, session: Session, labels: tuple[str, str], now: float) -> tuple[_Stream, list[Kind]]:
         """Return the stream and which alarms differ from before.
@@ -102,10 +126,14 @@ class QualityWatch:
         if before is None:
             self._show_zeros(labels)
         since = max(now - _CATCH_UP_S, relearned_at)
-        stream = _Stream(dense, relearned_at, since, self._trials(session, labels, dense))
+        stream = _Stream(
+            dense, relearned_at, since, shadows.newest(session, *labels), self._trials(session, labels, dense)
+        )
         if before is not None and before.dense:
-            stream.cursor = max(before.cursor, relearned_at)
+            stream.cursor, stream.taken = max(before.cursor, relearned_at), before.taken
+            stream.newest = before.newest if relearned_at == before.relearned_at else stream.newest
         else:
+            stream.take(shadows.arrived(session, *labels, since=since, until=now - _LAG_S))
             self._feed(session, stream, self._observed(session, labels, stream, since, now - _LAG_S), labels)
         self._streams[labels] = stream
         was = {kind for kind, trial in before.trials.items() if trial.state.alarmed} if before is not None else set()
@@ -142,8 +170,6 @@ class QualityWatch:
             if learning and trial.known is not None:
                 references.keep(session, (*labels, stream.dense), kind, trial.known)
                 session.commit()
-        if len(seen.at):
-            stream.cursor = float(seen.at[-1])
         return changed
 
     def _change(self, session: Session, stream: _Stream, kind: Kind, labels: tuple[str, str], now: float) -> Change:

@@ -239,7 +239,7 @@ class Worker:
 
     def _write(self, rows: Sequence[Shadow]) -> None:
         for row in rows:
-            row.at = time.time()  # readers go on from the newest they saw, so it is the time of writing
+            row.at = time.time()  # of writing: readers go on from the newest that they saw
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             shadows.save(session, rows)
 

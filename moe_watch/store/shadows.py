@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, Row, case, func, select
+from sqlalchemy import ColumnElement, Engine, Row, case, func, select
 from sqlalchemy.orm import Session
 
 from moe_watch.detect.gap import Floats
@@ -15,6 +17,7 @@ from moe_watch.detect.quality import Observed
 from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
 from moe_watch.store.models import Model, Request, Sample, ServerBench, Shadow
 
+_CHUNK = 500  # keys in one IN (...)
 LOOK_BACK = 4000  # requests: rows of a slow transaction and replays that a restart cut short are found behind others
 
 
@@ -119,12 +122,42 @@ def observed(
     The groups are domain, modality (text, image), context (by prompt length), batch (by the mean number of requests in
     a step: a kernel may be wrong at some only) and version (the model's row).
     """
-    query = select(*_SEEN).join(Request, Request.id == Shadow.request_pk).where(Shadow.at > since, Shadow.at <= until)
-    query = _of(query, model, replica)
+    return _columns(_rows(session, (Shadow.at > since) & (Shadow.at <= until), model, replica, dense))
+
+
+def of_keys(session: Session, keys: Sequence[int], *, dense: str | None = None) -> Observed:
+    """Return what the shadow found of the requests of these keys, as ``observed`` does."""
+    chunks = (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
+    rows = [row for some in chunks for row in _rows(session, Shadow.request_pk.in_(some), None, None, dense)]
+    return _columns(sorted(rows, key=itemgetter(0)))
+
+
+def _rows(
+    session: Session, which: ColumnElement[bool], model: str | None, replica: str | None, dense: str | None
+) -> list[Row[Any]]:
+    query = _of(select(*_SEEN).join(Request, Request.id == Shadow.request_pk).where(which), model, replica)
     if dense is not None:
         query = query.where(Shadow.dense_model.in_((dense, "")))
-    rows = session.execute(query.order_by(Shadow.at, Shadow.request_pk)).all()
-    return _columns(rows)
+    return list(session.execute(query.order_by(Shadow.at, Shadow.request_pk)).all())
+
+
+def arrived(
+    session: Session, model: str, replica: str, *, since: float, until: float, beyond: float = math.inf
+) -> dict[int, float]:
+    """Return the times, by key, of results from ``since`` (exclusive) to ``until``.
+
+    Those of requests with a key above ``beyond`` are among them however early they are: a clock may be set back.
+    """
+    query = select(Shadow.request_pk, Shadow.at).join(Request, Request.id == Shadow.request_pk)
+    late = (Shadow.at > since) if math.isinf(beyond) else (Shadow.at > since) | (Shadow.request_pk > beyond)
+    query = _of(query.where(late, Shadow.at <= until), model, replica)
+    return {row.request_pk: row.at for row in session.execute(query)}
+
+
+def newest(session: Session, model: str, replica: str) -> int:
+    """Return the highest key of a request with a result; 0 before the first."""
+    query = select(func.max(Shadow.request_pk)).join(Request, Request.id == Shadow.request_pk)
+    return session.scalar(_of(query, model, replica)) or 0
 
 
 def _of(query: Any, model: str | None, replica: str | None) -> Any:
@@ -196,7 +229,7 @@ def dense_model(session: Session, model: str, replica: str) -> str | None:
         .join(Request, Request.id == Shadow.request_pk)
         .join(Model, Model.id == Request.model_id)
         .where(Model.name == model, Request.replica == replica, Shadow.outcome == "scored")
-        .order_by(Shadow.at.desc())
+        .order_by(Shadow.request_pk.desc())  # not by time: a clock may be set back
         .limit(1)
     )
 

@@ -157,3 +157,30 @@ def test_a_postgres_that_cannot_be_written_is_waited_for(
 ) -> None:
     """Nothing that comes meanwhile is lost, whether the database has its tables or not."""
     _waits(cause(server, new=new), tmp_path)
+
+
+def test_what_a_stopped_sidecar_left_is_taken_up_when_the_store_can_be_written(tmp_path: Path) -> None:
+    """Its open alarms end then, and its replicas are known without a new announcement."""
+    process, tap = Process(tmp_path), Tap()
+    try:
+        process.send(tap.announce(), tap.health(), *tap.whole())
+        process.until(lambda s: bool(s["replicas"]) and s["replicas"][0]["requests"] == 1)
+        process.server.stop()
+        other = create_engine(process.store_url)
+        with other.begin() as connection:
+            into = "INSERT INTO episodes (model_id, replica, kind, began_at, flagged_at, summary, evidence)"
+            connection.execute(text(into + " VALUES (1, 'r0', 'traffic', 1, 2, 'left', '{}')"))
+        with other.connect() as connection:
+            connection.execute(text("BEGIN EXCLUSIVE"))
+            process.server = process.start()
+            process.send(*tap.whole())
+            status = process.until(lambda s: not s["store"]["up"])
+            assert status["replicas"] == []
+            connection.rollback()
+        process.until(lambda s: s["store"]["up"] and s["replicas"] and s["replicas"][0]["requests"] == 1)
+        process.server.stop()
+        assert process.rows("SELECT count(*) FROM episodes WHERE ended_at > flagged_at") == [(1,)]
+        assert process.rows("SELECT count(*) FROM requests") == [(2,)]
+        other.dispose()
+    finally:
+        process.close()

@@ -28,6 +28,7 @@ MOST_CELLS: Final = 1 << 17  # layers x experts of a model: five times the large
 _REORDER: Final = 1024  # frames of a source that may still come late
 _GAP_S: Final = 10.0  # after this long a missing frame is lost
 _HIGH_WATER_FRAMES: Final = 4096
+_HANDSHAKE_MS: Final = 5000  # after which a connection that is no tap's is ended
 _LONGEST_IPC_PATH: Final = 107
 _LATEST_TIME: Final = 2.0**33  # seconds since the epoch, year 2242
 
@@ -55,16 +56,31 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, allow_remote
     made = context.socket(zmq.PULL)
     made.setsockopt(zmq.RCVHWM, _HIGH_WATER_FRAMES)
     made.setsockopt(zmq.MAXMSGSIZE, 2 * wire.MAX_FRAME_BYTES)  # up to here counted as too large, beyond cut off
+    made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     made.setsockopt(zmq.LINGER, 0)
-    before = os.umask(0o177)
     try:
-        made.bind(endpoint)
+        _bind_privately(made, endpoint)
     except zmq.ZMQError as error:
         made.close()
         raise EndpointError(f"endpoint {endpoint!r} cannot be bound: {error.strerror}") from error
+    return made
+
+
+def bind_again(unbound: zmq.Socket[bytes], endpoint: str) -> bool:
+    """Bind a socket where it was bound before; say whether that could be done."""
+    try:
+        _bind_privately(unbound, endpoint)
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+def _bind_privately(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    before = os.umask(0o177)
+    try:
+        socket.bind(endpoint)
     finally:
         os.umask(before)
-    return made
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,8 @@ import zmq
 from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
-from moe_watch import __version__, http
+from moe_watch import __version__, descriptors, http
+from moe_watch.callers import Callers, Door, protocol
 from moe_watch.export import prometheus
 from moe_watch.ingest import bind
 from moe_watch.settings import HttpSettings, Settings
@@ -24,6 +25,7 @@ from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 
 _RETRY_S: Final = 5.0
+_BACKLOG: Final = 128  # connections that the kernel holds until they are taken
 _log = structlog.get_logger()
 
 
@@ -50,6 +52,7 @@ def serve(settings: Settings) -> None:
 
     A Postgres that is away or outdated is waited for: the end of this process would take vLLM's pod out of service.
     """
+    descriptors.raise_limit()
     with contextlib.ExitStack() as held:
         owner = engine.own(settings.store.url)
         if owner is not None:
@@ -93,8 +96,8 @@ async def _prepared(store: Engine, settings: HttpSettings, listening: socket.soc
                 await asyncio.to_thread(prepare, store)
             except StoreError as error:
                 _log.error("waiting for the store", why=str(error))
-                if not answering:  # uvicorn closes the socket that it gets
-                    await meanwhile.enter_async_context(_http_server(http.waiting(), listening.dup(), settings))
+                if not answering:
+                    await meanwhile.enter_async_context(_http_server(http.waiting(), listening, settings))
                 answering = True
             else:
                 break
@@ -104,9 +107,15 @@ async def _prepared(store: Engine, settings: HttpSettings, listening: socket.soc
 
 
 @contextlib.asynccontextmanager
-async def _http_server(application: ASGIApp, listening: socket.socket, settings: HttpSettings) -> AsyncIterator[None]:
+async def _http_server(
+    application: ASGIApp, listening: socket.socket, settings: HttpSettings, callers: Callers | None = None
+) -> AsyncIterator[None]:
+    callers = callers if callers is not None else Callers(descriptors.callers(descriptors.raise_limit()))
     config = uvicorn.Config(
         application,
+        http=protocol(callers),
+        ws="none",
+        backlog=_BACKLOG,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -115,9 +124,11 @@ async def _http_server(application: ASGIApp, listening: socket.socket, settings:
         ssl_keyfile=settings.tls_key,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
+    task = asyncio.create_task(server.serve(sockets=[Door(listening, callers)]))
+    watching = asyncio.create_task(callers.watch())
     try:
         yield
     finally:
         server.should_exit = True
+        watching.cancel()
         await task

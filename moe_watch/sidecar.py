@@ -17,7 +17,7 @@ import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, fleet, retention, wire
+from moe_watch import __version__, descriptors, fleet, retention, wire
 from moe_watch.addresses import shown
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
@@ -98,6 +98,7 @@ class Sidecar:
 
     def _beside(self) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield what runs beside the pipeline and may fail without ending it."""
+        yield descriptors.guard(self._frames)
         yield self._follow_companions()
         yield otel.export_forever(self.board, self.settings.otlp)
         yield traces.export_forever(self.board.spans, self.settings.otlp)

@@ -46,10 +46,12 @@ REFUSAL_REASONS: Final = (
     "too_large",
     "unknown_version",
     "wrong_shape",
+    "model_too_large",
     "duplicate",
     "late",
     "unannounced",
     "too_many_replicas",
+    "memory",
 )
 CONTEXT_BUCKETS: Final[dict[str, int]] = {  # label -> longest prompt, tokens
     "4k": 4096,

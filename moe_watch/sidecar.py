@@ -124,6 +124,8 @@ class Sidecar:
         self.board.set(metrics.STORE_UP, 1)
         for reason in metrics.REFUSAL_REASONS:
             self.board.add(metrics.FRAMES_REFUSED, 0, reason)
+        for kind in metrics.FRAME_TYPES:
+            self.board.add(metrics.FRAMES_RECEIVED, 0, kind)
         self.board.add(metrics.SPOOL_DROPPED, 0)
         known = served.announced(self._store, self.settings.sidecar)
         episodes.close_open(self._store, [model.replica for model in known], now)

@@ -140,8 +140,9 @@ def _frames(seen: Status) -> Iterator[Check]:
         yield Check("frames", "warn", ", ".join(parts), "; ".join(remedies))
     else:
         yield Check("frames", "ok", f"{sum(seen.frames_received.values())} received, none refused or lost")
-    for replica, why in seen.impossible.items():
-        yield Check(f"model of {replica}", "fail", f"it is not watched: {why}", "see FramesRefused in alerts/runbooks")
+    for replica, reason in seen.impossible.items():
+        finding = f"it is not watched: {reason}"
+        yield Check(f"model of {replica}", "fail", finding, "see FramesRefused in alerts/runbooks")
 
 
 def _tap(replica: Replica) -> Iterator[Check]:

@@ -33,8 +33,8 @@ Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]  # -1: not limited
 Time = Annotated[float, msgspec.Meta(ge=0, lt=2**33)]  # seconds since the epoch, until the year 2242
-# Seconds; a wall clock that was set back makes vLLM's own negative.
-Duration = Annotated[float, msgspec.Meta(ge=-(2**33), le=2**33)]
+# Seconds, up to a year; a wall clock that was set back makes vLLM's own negative.
+Duration = Annotated[float, msgspec.Meta(ge=-(2**25), le=2**25)]
 Mean = Annotated[float, msgspec.Meta(ge=-(2**31), le=2**31)]
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
@@ -75,7 +75,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     replica: Name
     source: Name
     seq: Tally
-    sent_at: Time
+    sent_at: Time  # seconds since the epoch
 
 
 class Model(Frame, frozen=True, kw_only=True, tag="model"):
@@ -86,9 +86,7 @@ class Model(Frame, frozen=True, kw_only=True, tag="model"):
     architecture: Name = ""
     weights: Name = ""  # a digest of the checkpoint's files, empty where unknown
     layers: Natural = 0  # layers with experts; 0 for a dense model
-    layer_ids: Annotated[
-        list[Natural], msgspec.Meta(max_length=8 * MOST_LAYERS)
-    ] = []  # index of each of them in the whole model
+    layer_ids: LayerIds = []  # index of each of them in the whole model
     experts: Natural = 0
     top_k: Natural = 0
     ranks: Natural = 1  # expert-parallel ranks
@@ -202,9 +200,7 @@ class Health(Frame, frozen=True, kw_only=True, tag="health"):
     state: Literal["on", "off", "refused", "dense", "blind"]
     reason: Words = ""
     sent: Tally = 0
-    dropped: Annotated[
-        dict[Tag, Tally], msgspec.Meta(max_length=16)
-    ] = {}  # by reason: queue_full, not_connected, error
+    dropped: Tallies = {}  # by reason: queue_full, not_connected, error
     errors: Tally = 0
     steps: Tally = 0
     routed_tokens: Tally = 0

@@ -1,8 +1,8 @@
 """The alerts. PromQL compares here, nothing more: bounds, tests and verdicts are the sidecar's.
 
 Every expression keeps ``model`` and ``replica`` (TTFT also ``context``) where it is of one, so that routing, inhibition
-and the links to the dashboards find them. Verdict gauges stand at 0 from a replica's first frame, so silence means health only while
-``TapDown`` is silent too.
+and the links to the dashboards find them. Verdict gauges stand at 0 from a replica's first frame, so silence means
+health only while ``TapDown`` is silent too.
 """
 
 from __future__ import annotations

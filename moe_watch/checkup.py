@@ -24,6 +24,15 @@ State = Literal["ok", "warn", "fail"]
 _MOST_SKEW_S: Final = 2.0
 _TIMEOUT_S: Final = 5.0
 _SUPPORTED: Final = "0.32."
+_LOST: Final = "lost: see FramesDropped in alerts/runbooks"
+_REFUSED: Final = {  # reason -> what to do
+    "unknown_version": "install one version on both sides",
+    "late": "one request id was used again, or parts took longer than MOE_WATCH_JOIN_TIMEOUT_S; see FramesRefused",
+    "duplicate": "one request id was used again, or two vLLM servers have one MOE_WATCH_REPLICA; see FramesRefused",
+    "unannounced": "the tap of the engine announces its model within a minute; see FramesRefused",
+    "too_many_replicas": "use another sidecar, or wait until replicas that are gone expire",
+    "memory": "raise MOE_WATCH_MEMORY_BYTES, or find out who sends so much; see FramesRefused",
+}
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,14 @@ def _frames(seen: Status) -> Iterator[Check]:
     lost = sum(seen.frames_lost.values())
     if refused or lost:
         parts = [*(f"{count} {reason}" for reason, count in refused.items()), *([f"{lost} lost"] if lost else [])]
-        remedy = "unknown_version: install one version on both sides; lost: see FramesDropped in alerts/runbooks"
-        yield Check("frames", "warn", ", ".join(parts), remedy)
+        known = [f"{reason}: {what}" for reason, what in _REFUSED.items() if reason in refused]
+        remedies = [*known, *([_LOST] if lost else [])] or ["see FramesRefused in alerts/runbooks"]
+        yield Check("frames", "warn", ", ".join(parts), "; ".join(remedies))
     else:
         yield Check("frames", "ok", f"{sum(seen.frames_received.values())} received, none refused or lost")
+    for replica, reason in seen.impossible.items():
+        finding = f"it is not watched: {reason}"
+        yield Check(f"model of {replica}", "fail", finding, "see FramesRefused in alerts/runbooks")
 
 
 def _tap(replica: Replica) -> Iterator[Check]:

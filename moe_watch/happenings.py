@@ -12,6 +12,7 @@ from moe_watch.detect.events import Dating, Happening, date
 from moe_watch.recent import Recent
 
 _MOST: Final = 100
+_LONGEST: Final = 500  # characters of a detail
 _NEAR: Final = 200  # requests between an event and a change that it may explain
 _FACTS: Final = {
     "vllm_version": "vLLM",
@@ -54,7 +55,7 @@ class Happenings:
 
     def add(self, kind: str, at: float, detail: str = "") -> None:
         """Take note of an event at ``at``, seconds since the epoch."""
-        self._seen.append(Happening(at, kind, detail))
+        self._seen.append(Happening(at, kind, detail[:_LONGEST]))
 
     def date(self, began_at: float, recent: Recent) -> Dating | None:
         """Return the event to which a change of the traffic that began at ``began_at`` is dated, None without one."""

@@ -8,6 +8,8 @@ from typing import Final
 from moe_watch import wire
 
 TAP_SILENT_S: Final = 30.0
+_MOST_REASONS: Final = 4
+_MOST_SOURCES: Final = 256  # processes of one replica that are kept apart
 
 
 @dataclass
@@ -21,8 +23,10 @@ class Heard:
 
     def hear(self, health: wire.Health, now: float) -> None:
         """Take note of ``health``; what was silent for long is forgotten."""
+        self.health.pop(health.source, None)
         self.health[health.source] = (health, now)
-        self.health = {source: last for source, last in self.health.items() if abs(now - last[1]) <= 2 * TAP_SILENT_S}
+        latest = list(self.health.items())[-_MOST_SOURCES:]
+        self.health = {source: last for source, last in latest if abs(now - last[1]) <= 2 * TAP_SILENT_S}
         self.at, self.skew_s = now, now - health.sent_at
 
     def engines(self, now: float) -> list[wire.Health]:
@@ -31,8 +35,10 @@ class Heard:
 
     def increase(self, source: str, reason: str, count: int) -> int:
         """Return by how much a count of one process of the tap grew since it was last heard."""
-        before = self._dropped.get((source, reason), 0)
+        before = self._dropped.pop((source, reason), 0)
         self._dropped[source, reason] = max(count, before)
+        while len(self._dropped) > _MOST_SOURCES * _MOST_REASONS:
+            del self._dropped[next(iter(self._dropped))]
         return max(0, count - before)
 
     def tap(self, now: float) -> tuple[bool, str, str]:

@@ -7,7 +7,6 @@ or of another shape than its replica's model; a frame that never came leaves a g
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import socket
 from collections import Counter, OrderedDict
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+import structlog
 import zmq
 
 from moe_watch import wire
@@ -24,12 +24,13 @@ from moe_watch import wire
 Refusal = Literal[wire.Reason, "duplicate", "late", "unannounced", "too_many_replicas"]
 MOST_REPLICAS: Final = 256
 MOST_SOURCES: Final = 1024
-MOST_CELLS: Final = 1 << 17  # layers x experts of a model: five times the largest in use, and a bound of memory
-_REORDER: Final = 1024  # frames of a source that may still come late
+_REORDER: Final = 128  # frames of a source that may still come late
 _GAP_S: Final = 10.0  # after this long a missing frame is lost
-_HIGH_WATER_FRAMES: Final = 4096
+HIGH_WATER_FRAMES: Final = 16  # for each connection, whose queue libzmq bounds in frames alone
+_HANDSHAKE_MS: Final = 5000  # after which a connection that is no tap's is ended
 _LONGEST_IPC_PATH: Final = 107
-_LATEST_TIME: Final = 2.0**33  # seconds since the epoch, year 2242
+
+_log = structlog.get_logger()
 
 
 class EndpointError(RuntimeError):
@@ -53,18 +54,33 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, allow_remote
             "MOE_WATCH_ALLOW_REMOTE_TAPS=true where the network itself is closed"
         )
     made = context.socket(zmq.PULL)
-    made.setsockopt(zmq.RCVHWM, _HIGH_WATER_FRAMES)
-    made.setsockopt(zmq.MAXMSGSIZE, 2 * wire.MAX_FRAME_BYTES)  # up to here counted as too large, beyond cut off
+    made.setsockopt(zmq.RCVHWM, HIGH_WATER_FRAMES)
+    made.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES * 5 // 4)  # up to here counted as too large, beyond cut off
+    made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     made.setsockopt(zmq.LINGER, 0)
-    before = os.umask(0o177)
     try:
-        made.bind(endpoint)
+        _bind_privately(made, endpoint)
     except zmq.ZMQError as error:
         made.close()
         raise EndpointError(f"endpoint {endpoint!r} cannot be bound: {error.strerror}") from error
+    return made
+
+
+def bind_again(unbound: zmq.Socket[bytes], endpoint: str) -> bool:
+    """Bind a socket where it was bound before; say whether that could be done."""
+    try:
+        _bind_privately(unbound, endpoint)
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+def _bind_privately(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    before = os.umask(0o177)
+    try:
+        socket.bind(endpoint)
     finally:
         os.umask(before)
-    return made
 
 
 def is_loopback(host: str) -> bool:
@@ -143,8 +159,11 @@ class Intake:
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     lost: Counter[str] = field(default_factory=Counter)  # by replica
     announced: dict[str, wire.Model] = field(default_factory=dict)  # by replica, the latest
+    impossible: dict[str, str] = field(default_factory=dict)  # by replica, why its model is not watched
+    most_cells: int = 1 << 20  # layers x experts of all replicas together
+    expires_s: float = 86_400.0  # how long a replica may be silent
     _sources: OrderedDict[tuple[str, str], _Source] = field(default_factory=OrderedDict)
-    _replicas: set[str] = field(default_factory=set)
+    _replicas: dict[str, float] = field(default_factory=dict)  # when each was heard last
 
     def take(self, raws: Iterable[bytes], now: float) -> list[wire.AnyFrame]:
         """Return the frames in ``raws`` that count, in their order; ``now`` is any clock in seconds."""
@@ -165,18 +184,21 @@ class Intake:
             self.received[kind.__name__.lower()] += number
         return taken
 
-    def expire(self, now: float) -> None:
-        """Count as lost what has been missing for long."""
+    def expire(self, now: float) -> list[str]:
+        """Count as lost what has been missing for long; forget and return the replicas that are gone for good."""
         for (replica, _), source in self._sources.items():
             if source.missing and (lost := source.expire(now - _GAP_S)):
                 self.lost[replica] += lost
+        gone = [replica for replica, heard in self._replicas.items() if now - heard > self.expires_s]
+        for replica in gone:
+            self._forget(replica)
+        return gone
 
     def _admit(self, frame: wire.AnyFrame, now: float) -> Refusal | None:
         """Return why ``frame`` does not count, or None; remember its number."""
-        if frame.replica not in self._replicas:
-            if len(self._replicas) >= MOST_REPLICAS:
-                return "too_many_replicas"
-            self._replicas.add(frame.replica)
+        if frame.replica not in self._replicas and len(self._replicas) >= MOST_REPLICAS:
+            return "too_many_replicas"
+        self._replicas[frame.replica] = now
         key = (frame.replica, frame.source)
         source = self._sources.get(key)
         if source is None:
@@ -188,41 +210,79 @@ class Intake:
             self.lost[frame.replica] += lost
         return None if new else "duplicate"
 
+    def know(self, model: wire.Model, now: float) -> bool:
+        """Take up what a replica announced before the sidecar started; say whether it can be watched."""
+        try:
+            self._check_model(model)
+        except wire.WireError:
+            return False
+        self._replicas[model.replica] = now
+        return True
+
+    def _forget(self, replica: str) -> None:
+        """Free the name of a replica, and what is known of it."""
+        del self._replicas[replica]
+        self.announced.pop(replica, None)
+        self.impossible.pop(replica, None)
+        self.lost.pop(replica, None)
+        for key in [key for key in self._sources if key[0] == replica]:
+            del self._sources[key]
+
     def _check(self, frame: wire.AnyFrame) -> None:
-        """Raise ``WireError`` for times that are none and for routing of another shape than announced."""
-        if not _is_time(frame.sent_at):
-            raise wire.WireError("malformed", f"sent_at is {frame.sent_at}")
+        """Raise ``WireError`` for a model that cannot be watched, and for routing of another shape than announced."""
         if isinstance(frame, wire.Model):
-            _check_model(frame)
-            self.announced[frame.replica] = frame
+            self._check_model(frame)
         elif isinstance(frame, wire.Routing):
             self._check_routing(frame)
-        elif isinstance(frame, wire.Latency | wire.Request) and not _is_time(frame.finished_at):
-            raise wire.WireError("malformed", f"finished_at is {frame.finished_at}")
+
+    def _check_model(self, frame: wire.Model) -> None:
+        try:
+            _check_shape(frame)
+            self._check_room(frame)
+        except wire.WireError as error:
+            if self.impossible.get(frame.replica) != str(error):
+                _log.error("a model is not watched", model=frame.model, replica=frame.replica, why=str(error))
+            self.impossible[frame.replica] = str(error)
+            raise
+        self.impossible.pop(frame.replica, None)
+        self.announced[frame.replica] = frame
+
+    def _check_room(self, frame: wire.Model) -> None:
+        others = sum(one.layers * one.experts for name, one in self.announced.items() if name != frame.replica)
+        if others + frame.layers * frame.experts > self.most_cells:
+            raise wire.WireError(
+                "memory",
+                f"layers x experts of all replicas would be more than {self.most_cells}: raise MOE_WATCH_MEMORY_BYTES",
+            )
 
     def _check_routing(self, frame: wire.Routing) -> None:
         model = self.announced.get(frame.replica)
         shape = (frame.layers, frame.experts, frame.top_k)
         if model is not None and shape != (model.layers, model.experts, model.top_k):
             raise wire.WireError("wrong_shape", f"{shape}, announced {(model.layers, model.experts, model.top_k)}")
+        _check_size(frame.layers, frame.experts)
         wire.check_counts(frame.prompt, frame.layers, frame.experts)
         wire.check_counts(frame.decode, frame.layers, frame.experts)
         for values in (frame.entropy, frame.margin):
             if values is not None and len(values) != frame.layers:
                 raise wire.WireError("wrong_shape", f"confidence of {len(values)} layers, not {frame.layers}")
-        if not _is_time(frame.finished_at):
-            raise wire.WireError("malformed", f"finished_at is {frame.finished_at}")
 
 
-def _check_model(frame: wire.Model) -> None:
+def _check_shape(frame: wire.Model) -> None:
     shape = (frame.layers, frame.experts, frame.top_k)
     dense = shape[0] == 0
-    possible = min(shape) >= 1 and frame.top_k <= frame.experts and frame.layers * frame.experts <= MOST_CELLS
-    if not dense and not (possible and frame.ranks <= frame.experts):
+    if not dense and not (min(shape) >= 1 and frame.top_k <= frame.experts and frame.ranks <= frame.experts):
         raise wire.WireError("wrong_shape", f"a model of {shape} (layers, experts, top-k) on {frame.ranks} ranks")
+    _check_size(frame.layers, frame.experts)
     if frame.layer_ids and len(frame.layer_ids) != frame.layers:
         raise wire.WireError("wrong_shape", f"{len(frame.layer_ids)} layer ids for {frame.layers} layers")
 
 
-def _is_time(value: float) -> bool:
-    return math.isfinite(value) and 0 <= value < _LATEST_TIME
+def _check_size(layers: int, experts: int) -> None:
+    """Raise ``WireError`` for a shape that no picture is made of: each cell and each layer costs memory and time."""
+    if layers > wire.MOST_LAYERS or experts > wire.MOST_EXPERTS or layers * experts > wire.MOST_CELLS:
+        raise wire.WireError(
+            "model_too_large",
+            f"{layers} layers of {experts} experts; at most {wire.MOST_LAYERS}, {wire.MOST_EXPERTS} and "
+            f"{wire.MOST_CELLS} experts in all layers",
+        )

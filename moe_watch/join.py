@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from moe_watch import wire
+from moe_watch import memory, wire
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
@@ -44,6 +44,11 @@ class Joined:
         return part.finished_at if part is not None else 0.0
 
     @property
+    def size(self) -> int:
+        """Return about how many bytes of memory it takes."""
+        return sum(map(memory.weigh, (self.request_id, self.routing, self.latency, self.request)))
+
+    @property
     def canary(self) -> bool:
         """Say whether moe-watch itself sent it."""
         return self.request is not None and self.request.canary
@@ -57,6 +62,7 @@ class _Group:
     routings: dict[int, wire.Routing] = field(default_factory=dict)
     latencies: list[wire.Latency] = field(default_factory=list)
     request: wire.Request | None = None
+    size: int = 0  # bytes of memory
 
     @property
     def choices(self) -> int:
@@ -68,12 +74,13 @@ class _Group:
 class Join:
     """Requests of which some part is still awaited, oldest first."""
 
-    def __init__(self, timeout_s: float, most_open: int = 20_000) -> None:
+    def __init__(self, timeout_s: float, most_open: int = 20_000, most_bytes: int = 1 << 26) -> None:
         self.timeout_s = timeout_s
-        self.most_open = most_open
+        self.most_open, self.most_bytes = most_open, most_bytes
+        self.bytes = 0
         self.refused: Counter[str] = Counter()  # duplicate, late
         self._open: OrderedDict[Key, _Group] = OrderedDict()
-        self._done: OrderedDict[Key, None] = OrderedDict()
+        self._done: OrderedDict[int, None] = OrderedDict()  # digests: an id may be long
         self._seen: defaultdict[str, dict[Part, float]] = defaultdict(dict)  # replica -> part -> first seen
 
     def __len__(self) -> int:
@@ -86,9 +93,14 @@ class Join:
         for frame in frames:
             if isinstance(frame, _FRAMES):
                 out += self._add(frame, now)
-        while len(self._open) > self.most_open:
-            out += self._close(next(iter(self._open)))
+                while len(self._open) > self.most_open or self.bytes > self.most_bytes:
+                    out += self._close(next(iter(self._open)))
         return out
+
+    def forget(self, replica: str) -> None:
+        """Forget which parts a replica sends; what waits of it comes out as usual."""
+        if not any(key[0] == replica for key in self._open):
+            self._seen.pop(replica, None)
 
     def expire(self, now: float) -> list[Joined]:
         """Return what has waited ``timeout_s``, with the parts that came."""
@@ -108,7 +120,7 @@ class Join:
         key = (frame.replica, frame.request_id)
         part: Part = _part(frame)
         self._seen[frame.replica].setdefault(part, now)
-        if key in self._done:
+        if hash(key) in self._done:
             self.refused["late"] += 1
             return []
         group = self._open.get(key)
@@ -117,6 +129,9 @@ class Join:
         if not _put(group, frame):
             self.refused["duplicate"] += 1
             return []
+        size = memory.weigh(frame)
+        group.size += size
+        self.bytes += size
         return self._close(key) if self._is_complete(key, group, now) else []
 
     def _expected(self, replica: str, now: float) -> frozenset[Part]:
@@ -139,10 +154,11 @@ class Join:
 
     def _close(self, key: Key) -> list[Joined]:
         group = self._open.pop(key)
-        self._done[key] = None
+        self.bytes -= group.size
+        self._done[hash(key)] = None
         if len(self._done) > _MOST_DONE:
             self._done.popitem(last=False)
-        return list(_pair(key, group, set(self._seen[key[0]])))
+        return list(_pair(key, group, set(self._seen.get(key[0], ()))))
 
 
 def _part(frame: wire.Routing | wire.Latency | wire.Request) -> Part:

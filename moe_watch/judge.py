@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from moe_watch import status, wire
+from moe_watch import memory, status, wire
 from moe_watch.companions import News, Served
 from moe_watch.detect.canary import FAULTS
 from moe_watch.export import described, metrics, publish
@@ -25,6 +25,8 @@ from moe_watch.watch import Normal, Watch
 
 _ASSESS_S: Final = 5.0
 _MOST_HELD: Final = 1000  # requests of a replica that wait for its announcement
+_MOST_CELLS: Final = 1 << 22  # layers x experts x requests that are unpacked at once
+_RENEWALS: Final = 8  # times that an announcement is written before it would count as expired
 
 
 class Judge:
@@ -38,6 +40,8 @@ class Judge:
         self._pending = Writes()
         self._happened: defaultdict[str, Happenings] = defaultdict(Happenings)  # by replica
         self._held: defaultdict[str, list[Joined]] = defaultdict(list)  # by replica, until it is announced
+        self._held_bytes: Counter[str] = Counter()
+        self._written: dict[str, float] = {}  # replica -> when its announcement was written
         self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
 
     def announce(self, model: wire.Model, now: float) -> None:
@@ -48,23 +52,48 @@ class Judge:
         if watch is not None and watch.identity == identity:
             watch.model = model
             self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
+            self._write_announcement(model, now)
             return
         if watch is not None:
-            for kind in list(watch.open):
-                watch.end(kind, now)
-            self._pending.extend(watch.collect(now, last=True))
-            self._board.drop(*watch.labels)
+            self._close(watch, now)
         watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
         watch.use(self._normals.get(identity), now)
         watch.happened = self._happened[model.replica]
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
-        written = served.announcement(model, now, self._settings.sidecar)
-        self._pending.extend(written)
+        self._write_announcement(model, now, is_new=True)
         publish.begin(self._board, watch)
         self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
+        self._held_bytes.pop(model.replica, None)
         waited = self.process(self._held.pop(model.replica, ()), now)
         self._pending.extend(waited)
+
+    def _write_announcement(self, model: wire.Model, now: float, *, is_new: bool = False) -> None:
+        """Let the store know what is served, and now and then that it still is: a start takes up nothing expired."""
+        due = self._settings.replica_expires_s / _RENEWALS
+        if is_new or not 0 <= now - self._written[model.replica] < due:
+            self._written[model.replica] = now
+            written = served.announcement(model, now, self._settings.sidecar)
+            self._pending.extend(written)
+
+    def _close(self, watch: Watch, now: float) -> None:
+        for kind in list(watch.open):
+            watch.end(kind, now)
+        self._pending.extend(watch.collect(now, last=True))
+        self._board.drop(*watch.labels)
+
+    def forget(self, replica: str, now: float) -> None:
+        """Take a replica that is gone for good out of metrics, status and memory; its history stays in the store."""
+        watch = self.watches.get(replica)
+        if watch is not None:
+            self._close(watch, now)
+        self._board.drop("unknown", replica)
+        self.refused["unannounced"] += len(self._held.get(replica, ()))
+        kept: tuple[dict[str, Any], ...] = (
+            *(self.watches, self._written, self._assessed, self._happened, self._held, self._held_bytes),
+        )
+        for known in kept:
+            known.pop(replica, None)
 
     def _changed(self, before: wire.Model, model: wire.Model, now: float) -> bool:
         """Make an event of a replica that serves in another configuration than before; say whether it does."""
@@ -101,15 +130,22 @@ class Judge:
             if watch is None:
                 self._hold(replica, theirs)
                 continue
-            publish.batch(self._board, watch, watch.process(theirs, now), self._settings, now)
+            at_once = max(1, _MOST_CELLS // max(1, watch.layers * watch.experts))
+            for start in range(0, len(theirs), at_once):
+                seen = watch.process(theirs[start : start + at_once], now)
+                publish.batch(self._board, watch, seen, self._settings, now)
         return self.collect(now)
 
     def _hold(self, replica: str, requests: Sequence[Joined]) -> None:
-        """Keep requests until their replica announces what it serves; beyond a number of them they are refused."""
-        held = self._held[replica]
-        room = max(0, _MOST_HELD - len(held))
-        held += requests[:room]
-        self.refused["unannounced"] += len(requests[room:])
+        """Keep requests until their replica announces what it serves; what is too much of them is refused."""
+        held, most = self._held[replica], memory.Parts(self._settings.memory_bytes).held
+        for request in requests:
+            size = request.size
+            if len(held) >= _MOST_HELD or self._held_bytes.total() + size > most:
+                self.refused["unannounced"] += 1
+                continue
+            held.append(request)
+            self._held_bytes[replica] += size
 
     def tick(self, now: float) -> Writes:
         """Assess the replica that has waited longest, renew verdicts and gauges; return what is to be written."""
@@ -128,6 +164,7 @@ class Judge:
         if last:
             self.refused["unannounced"] += sum(map(len, self._held.values()))
             self._held.clear()
+            self._held_bytes.clear()
         for watch in self.watches.values():
             out.extend(watch.collect(now, last=last))
         return out

@@ -15,7 +15,8 @@ import zmq
 from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
-from moe_watch import __version__, http
+from moe_watch import __version__, descriptors, http
+from moe_watch.callers import Callers, Door, protocol
 from moe_watch.export import prometheus
 from moe_watch.ingest import bind
 from moe_watch.opening import Opening
@@ -25,6 +26,7 @@ from moe_watch.store import engine
 from moe_watch.store.engine import OwnedError, StoreError
 
 _SILENCE_S: Final = 60.0  # a report over a long time may take a while, a Postgres that stands still shall not
+_BACKLOG: Final = 128  # connections that the kernel holds until they are taken
 _log = structlog.get_logger()
 
 
@@ -43,6 +45,7 @@ def serve(settings: Settings) -> None:
     A store that cannot be read or written now is no reason to end: that would take vLLM's pod out of service. A SQLite
     file that another sidecar has is.
     """
+    descriptors.raise_limit()
     with contextlib.ExitStack() as held:
         store = engine.connect(settings.store.url, _SILENCE_S)
         held.callback(store.dispose)
@@ -82,9 +85,15 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def _http_server(application: ASGIApp, listening: socket.socket, settings: HttpSettings) -> AsyncIterator[None]:
+async def _http_server(
+    application: ASGIApp, listening: socket.socket, settings: HttpSettings, callers: Callers | None = None
+) -> AsyncIterator[None]:
+    callers = callers if callers is not None else Callers(descriptors.callers(descriptors.raise_limit()))
     config = uvicorn.Config(
         application,
+        http=protocol(callers),
+        ws="none",
+        backlog=_BACKLOG,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -93,9 +102,11 @@ async def _http_server(application: ASGIApp, listening: socket.socket, settings:
         ssl_keyfile=settings.tls_key,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
+    task = asyncio.create_task(server.serve(sockets=[Door(listening, callers)]))
+    watching = asyncio.create_task(callers.watch())
     try:
         yield
     finally:
         server.should_exit = True
+        watching.cancel()
         await task

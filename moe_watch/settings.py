@@ -226,6 +226,17 @@ class Settings(BaseSettings):
     grafana: GrafanaSettings = GrafanaSettings()
     window_s: float = Field(60.0, gt=0, description="Length of an aggregation window, seconds")
     join_timeout_s: float = Field(5.0, gt=0, description="How long one part of a request waits for the others, seconds")
+    memory_bytes: int = Field(
+        1 << 29,
+        ge=1 << 26,
+        description="Bound of what frames take in memory, bytes: half for the pictures of the replicas, half for "
+        "queues; what does not fit is refused and counted",
+    )
+    replica_expires_s: float = Field(
+        86_400.0,
+        gt=60,
+        description="How long a replica may be silent before the sidecar forgets it, seconds; its history stays",
+    )
     spool_dir: Path | None = Field(
         None, description="Where batches wait while the store is away; unset: beside the SQLite file"
     )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -17,14 +17,14 @@ import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, fleet, retention, wire
+from moe_watch import __version__, descriptors, fleet, memory, retention, wire
 from moe_watch.addresses import shown
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel, traces
 from moe_watch.export.snapshot import Board
-from moe_watch.ingest import Intake
-from moe_watch.join import Join, Joined
+from moe_watch.ingest import HIGH_WATER_FRAMES, Intake
+from moe_watch.join import Join
 from moe_watch.judge import Judge
 from moe_watch.opening import Opening, normals
 from moe_watch.settings import Settings
@@ -32,6 +32,7 @@ from moe_watch.shadow import worker as shadow
 from moe_watch.status import Matrix, Status, Store
 from moe_watch.store import baselines, engine
 from moe_watch.store.write import Writes
+from moe_watch.waiting import Batch, Waiting
 from moe_watch.watch import Normal
 from moe_watch.writer import Writer, open_spool
 
@@ -40,11 +41,11 @@ _CADENCE_S: Final = 0.2  # how often finished requests are judged
 _TICK_S: Final = 1.0
 _GATHER_S: Final = 0.02  # frames of this time are taken together: being woken costs more than a frame does
 _BASELINE_S: Final = 2.0
+_LAST_S: Final = 5.0  # for what has come before the end
 _COMPANIONS_S: Final = 3.0
 _OPEN_S: Final = 5.0  # between two tries to open the store
 _FIRST_S: Final = 10.0  # how long the first try may keep the frames waiting
 _END_S: Final = 10.0  # how long a stop waits for the store to take what is left; the spool takes it then
-_MOST_WAITING: Final = 8192  # finished requests that wait for the judge; beyond it the socket is left alone
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -61,11 +62,11 @@ class Sidecar:
         self._opening = opening
         self._tried, self._opened = asyncio.Event(), asyncio.Event()
         self._frames = frames
-        self._intake = Intake()
-        self._join = Join(settings.join_timeout_s)
-        self._joined: list[Joined] = []
-        self._notes: list[wire.Model | wire.Health | wire.Event] = []
-        self._writer = Writer(store, self.board, open_spool(settings))
+        self._parts = memory.Parts(settings.memory_bytes)
+        self._intake = Intake(most_cells=self._parts.cells, expires_s=settings.replica_expires_s)
+        self._join = Join(settings.join_timeout_s, most_bytes=self._parts.join)
+        self._waiting = Waiting(self._parts.waiting)
+        self._writer = Writer(store, self.board, open_spool(settings), self._parts.written)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._counted: dict[metrics.Metric, Counter[str]] = {}
         self._store_bytes = 0
@@ -106,6 +107,7 @@ class Sidecar:
 
     def _beside(self) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield what runs beside the pipeline and may fail without ending it."""
+        yield descriptors.guard(self._frames)
         yield self._follow_companions()
         yield otel.export_forever(self.board, self.settings.otlp)
         yield traces.export_forever(self.board.spans, self.settings.otlp)
@@ -135,6 +137,8 @@ class Sidecar:
         self.board.set(metrics.BUILD_INFO, 1, __version__)
         for reason in metrics.REFUSAL_REASONS:
             self.board.add(metrics.FRAMES_REFUSED, 0, reason)
+        for kind in metrics.FRAME_TYPES:
+            self.board.add(metrics.FRAMES_RECEIVED, 0, kind)
         self.board.add(metrics.SPOOL_DROPPED, 0)
         self._writer.hold()
 
@@ -151,12 +155,18 @@ class Sidecar:
             self._tried.set()
             await asyncio.sleep(_OPEN_S)
         await self._use(known.active, known.normals)
-        unseen = [model for model in known.announced if model.replica not in self._intake.announced]
+        unseen = [model for model in known.announced if self._is_unseen(model)]
         self._intake.announced |= {model.replica: model for model in unseen}
         await self._in_thread(lambda: self._announce(unseen))
         self._writer.release()
         self._opened.set()
         self._tried.set()
+
+    def _is_unseen(self, model: wire.Model) -> bool:
+        """Say whether an announcement in the store is of a replica to watch that has not announced itself since."""
+        expired = time.time() - model.sent_at > self.settings.replica_expires_s
+        unseen = model.replica not in self._intake.announced
+        return unseen and not expired and self._intake.know(model, time.monotonic())
 
     def _announce(self, known: list[wire.Model]) -> None:
         for model in known:
@@ -166,20 +176,16 @@ class Sidecar:
         """Drain the socket in pieces, joining as it goes."""
         waiting = zmq.asyncio.Socket.from_socket(self._frames)
         while True:
-            if len(self._joined) > _MOST_WAITING:
-                await asyncio.sleep(_CADENCE_S)
-                continue
             await waiting.poll()
             taken = self._take(_DRAIN_FRAMES)
-            await asyncio.sleep(0 if taken == _DRAIN_FRAMES else _GATHER_S)
+            await asyncio.sleep(0 if taken >= HIGH_WATER_FRAMES else _GATHER_S)
 
     def _take(self, most: int) -> int:
         """Take up to ``most`` frames that are there; return how many."""
-        raws = list(_drain(self._frames, most))
+        raws = list(_drain(self._frames, most, self._parts.taken))
         now, monotonic = time.time(), time.monotonic()
         frames = self._intake.take(raws, monotonic)
-        self._joined += self._join.add(frames, monotonic)
-        self._notes += [frame for frame in frames if isinstance(frame, wire.Model | wire.Health | wire.Event)]
+        self._waiting.put(self._join.add(frames, monotonic), frames)
         if frames:
             self.board.set(metrics.INGEST_LAG, max(0.0, now - frames[-1].sent_at))
         return len(raws)
@@ -187,14 +193,16 @@ class Sidecar:
     async def _judge_often(self) -> None:
         while True:
             await asyncio.sleep(_CADENCE_S)
-            self._joined += self._join.expire(time.monotonic())
+            self._waiting.put(self._join.expire(time.monotonic()))
             await self._judge_waiting()
 
     async def _judge_waiting(self) -> None:
-        joined, self._joined = self._joined, []
-        notes, self._notes = self._notes, []
-        if joined or notes:
-            await self._write_down(lambda: self._judge(joined, notes))
+        batch = self._waiting.take()
+        if batch:
+            try:
+                await self._write_down(lambda: self._judge(batch))
+            finally:
+                self._waiting.done(batch)
 
     async def _write_down(self, work: Callable[[], Writes]) -> None:
         """Give the writer what ``work`` returns in the thread, also when it is cancelled meanwhile: by a stop."""
@@ -206,25 +214,37 @@ class Sidecar:
         if not working.cancelled() and working.exception() is None:
             self._writer.put(working.result())
 
-    def _judge(self, joined: list[Joined], notes: list[wire.Model | wire.Health | wire.Event]) -> Writes:
+    def _judge(self, batch: Batch) -> Writes:
         now = time.time()
-        for note in notes:
+        for note in batch.notes:
             if isinstance(note, wire.Model):
                 self.judge.announce(note, now)
             else:
                 self.judge.hear(note, now)
-        return self.judge.process(joined, now)
+        return self.judge.process(batch.joined, now)
 
     async def _tick_often(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self._intake.expire(time.monotonic())
+            gone = self._intake.expire(time.monotonic())
+            for replica in gone:
+                self._join.forget(replica)
             self._count()
-            await self._write_down(lambda: self.judge.tick(time.time()))
+            await self._write_down(partial(self._tick, gone))
+
+    def _tick(self, gone: Sequence[str]) -> Writes:
+        now = time.time()
+        for replica in gone:
+            self.judge.forget(replica, now)
+            _log.info("a replica is gone and was forgotten; its history stays", replica=replica)
+        return self.judge.tick(now)
+
+    def _refused(self) -> Counter[str]:
+        return self._intake.refused + self._join.refused + self._waiting.refused + self.judge.refused
 
     def _count(self) -> None:
         """Put the counts of intake and join on the board."""
-        refused = self._intake.refused + self._join.refused + self.judge.refused
+        refused = self._refused()
         for metric, counts in ((metrics.FRAMES_RECEIVED, self._intake.received), (metrics.FRAMES_REFUSED, refused)):
             before = self._counted.get(metric, Counter())
             for label, count in (counts - before).items():
@@ -258,9 +278,10 @@ class Sidecar:
 
     async def _finish(self) -> None:
         """Take what has come, judge everything, write the windows."""
-        while self._take(_DRAIN_FRAMES):
-            pass
-        self._joined += self._join.flush()
+        until = time.monotonic() + _LAST_S  # a sender may never end
+        while self._take(_DRAIN_FRAMES) and time.monotonic() < until:
+            await self._judge_waiting()
+        self._waiting.put(self._join.flush())
         await self._judge_waiting()
         self._count()
         self._writer.put(await self._in_thread(lambda: self.judge.collect(time.time(), last=True)))
@@ -286,7 +307,6 @@ class Sidecar:
         """Return what is seen now."""
         now = time.time()
         replicas = await self._in_thread(lambda: self.judge.describe(now))
-        refused = self._intake.refused + self._join.refused + self.judge.refused
         return Status(
             version=__version__,
             now=now,
@@ -294,7 +314,8 @@ class Sidecar:
             endpoint=self.settings.endpoint,
             store=Store(shown(self.settings.store.url), self._writer.up, self._store_bytes, self._writer.spool_bytes),
             frames_received=dict(self._intake.received),
-            frames_refused=dict(refused),
+            frames_refused=dict(self._refused()),
+            impossible=dict(self._intake.impossible),
             frames_lost=dict(self._intake.lost),
             pending=len(self._join),
             replicas=replicas,
@@ -311,10 +332,13 @@ def _tell(task: asyncio.Task[None]) -> None:
         _log.error("a part beside the pipeline has ended", exc_info=error)
 
 
-def _drain(frames: zmq.Socket[bytes], most: int) -> Iterator[bytes]:
-    """Yield the frames that are there without waiting."""
-    for _ in range(most):
+def _drain(frames: zmq.Socket[bytes], most: int, most_bytes: int) -> Iterator[bytes]:
+    """Yield the frames that are there without waiting, up to a number and a size."""
+    size = 0
+    while most and size < most_bytes:
         try:
-            yield frames.recv(zmq.NOBLOCK)
+            frame = frames.recv(zmq.NOBLOCK)
         except zmq.Again:
             return
+        yield frame
+        most, size = most - 1, size + len(frame)

@@ -139,6 +139,7 @@ class Status(msgspec.Struct, frozen=True):
     frames_lost: dict[str, int]
     pending: int  # requests of which some part is awaited
     replicas: list[Replica]
+    impossible: dict[str, str] = {}  # replica -> why its model is not watched
 
 
 class Matrix(msgspec.Struct, frozen=True):

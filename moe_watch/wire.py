@@ -8,6 +8,7 @@ ids per token 91 % of the text can be recovered (arXiv 2602.04105).
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
@@ -19,17 +20,33 @@ WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 CountArray = NDArray[np.uint32]
-# Bounds that a store can keep; checked where a frame is decoded.
+# A frame's shape: twice the largest in use (61 layers, 512 experts, 30,720 cells), and what every picture is made of.
+MOST_LAYERS: Final = 512
+MOST_EXPERTS: Final = 4096
+MOST_CELLS: Final = 1 << 16  # layers x experts
+# Bounds that a store and a memory can keep; checked where a frame is decoded. A range lets no nan and no infinity in.
 Name = Annotated[str, msgspec.Meta(max_length=255)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
+Words = Annotated[str, msgspec.Meta(max_length=2000)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_FRAME_BYTES)]
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]  # -1: not limited
+Time = Annotated[float, msgspec.Meta(ge=0, lt=2**33)]  # seconds since the epoch, until the year 2242
+# Seconds, up to a year; a wall clock that was set back makes vLLM's own negative.
+Duration = Annotated[float, msgspec.Meta(ge=-(2**25), le=2**25)]
+Mean = Annotated[float, msgspec.Meta(ge=-(2**31), le=2**31)]
+Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Tallies = Annotated[dict[Tag, Tally], msgspec.Meta(max_length=16)]
+LayerIds = Annotated[list[Natural], msgspec.Meta(max_length=8 * MOST_LAYERS)]
+PerLayer = Annotated[list[Mean], msgspec.Meta(max_length=8 * MOST_LAYERS)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
-Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape"]
+Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape", "model_too_large", "memory"]
 
 
 class WireError(ValueError):
@@ -44,7 +61,7 @@ class Counts(msgspec.Struct, frozen=True):
     """How often each expert was chosen: little-endian ``[layers, experts]`` in the narrowest type that holds it."""
 
     dtype: Literal["u1", "u2", "u4"]
-    data: bytes
+    data: Annotated[bytes, msgspec.Meta(max_length=4 * MOST_CELLS)]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -58,31 +75,31 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     replica: Name
     source: Name
     seq: Tally
-    sent_at: float  # seconds since the epoch
+    sent_at: Time  # seconds since the epoch
 
 
 class Model(Frame, frozen=True, kw_only=True, tag="model"):
     """What is served, announced when the tap attaches and again with every tenth ``Health``."""
 
     model: Name
-    revision: str = ""
-    architecture: str = ""
-    weights: str = ""  # a digest of the checkpoint's files, empty where unknown
+    revision: Name = ""
+    architecture: Name = ""
+    weights: Name = ""  # a digest of the checkpoint's files, empty where unknown
     layers: Natural = 0  # layers with experts; 0 for a dense model
-    layer_ids: list[int] = []  # index of each of them in the whole model
+    layer_ids: LayerIds = []  # index of each of them in the whole model
     experts: Natural = 0
     top_k: Natural = 0
     ranks: Natural = 1  # expert-parallel ranks
-    vllm_version: str = ""
-    tap_version: str = ""
+    vllm_version: Name = ""
+    tap_version: Name = ""
     runner: Literal["v1", "v2", ""] = ""
-    moe_backend: str = ""
-    quantization: str = ""
-    dtype: str = ""
-    parallel: dict[str, int] = {}  # tp, pp, dp, ep
+    moe_backend: Name = ""
+    quantization: Name = ""
+    dtype: Name = ""
+    parallel: Annotated[dict[Tag, Natural], msgspec.Meta(max_length=16)] = {}  # tp, pp, dp, ep
     eplb: bool = False
-    max_model_len: int = 0
-    max_num_batched_tokens: int = 0
+    max_model_len: Size = 0
+    max_num_batched_tokens: Size = 0
 
 
 class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
@@ -106,12 +123,12 @@ class Routing(Frame, frozen=True, kw_only=True, tag="routing"):
     decode_routed: Natural
     cached_tokens: Natural = 0
     recomputed_tokens: Natural = 0
-    entropy: list[float] | None = None  # [layers] mean router entropy, nats
-    margin: list[float] | None = None  # [layers] mean probability of top-1 minus top-2
-    batch_mean: float = 0.0  # requests in a step, averaged over the steps of this request
+    entropy: PerLayer | None = None  # [layers] mean router entropy, nats
+    margin: PerLayer | None = None  # [layers] mean probability of top-1 minus top-2
+    batch_mean: Mean = 0.0  # requests in a step, averaged over the steps of this request
     batch_max: Natural = 0
     outcome: Literal["finished", "aborted"] = "finished"
-    finished_at: float
+    finished_at: Time
 
 
 class Latency(Frame, frozen=True, kw_only=True, tag="latency"):
@@ -120,27 +137,28 @@ class Latency(Frame, frozen=True, kw_only=True, tag="latency"):
     request_id: Name
     choice: Natural = 0
     finish_reason: Tag
-    e2e_s: float
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-    ttft_s: float
-    tpot_s: float
+    e2e_s: Duration
+    queue_s: Duration
+    prefill_s: Duration
+    decode_s: Duration
+    ttft_s: Duration
+    tpot_s: Duration
     prompt_tokens: Natural
     output_tokens: Natural
     cached_tokens: Natural = 0
     preemptions: Natural = 0
     corrupted: bool = False  # vLLM saw NaN in the logits
-    finished_at: float
+    finished_at: Time
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Text of one request, redacted before it left vLLM's process."""
 
-    prompt: str  # JSON of ``messages`` for chat, the text itself for completions
-    outputs: list[str]  # one per choice, prompt by prompt
+    prompt: Text  # JSON of ``messages`` for chat, the text itself for completions
+    outputs: Annotated[list[Text], msgspec.Meta(max_length=CHOICES * CHOICES)]  # one per choice, prompt by prompt
     prompts: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] = 1  # more than one: ``prompt`` is a JSON list of them
-    params: dict[str, str | int | float | bool | None] = {}  # temperature, max_tokens, seed, response_format, ...
+    # temperature, max_tokens, seed, response_format, ...
+    params: Annotated[dict[Tag, Words | int | Finite | bool | None], msgspec.Meta(max_length=64)] = {}
     prompt_truncated: bool = False
     output_truncated: bool = False
     redactions: Natural = 0
@@ -162,17 +180,17 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
     disconnected: bool = False
     traceparent: Tag = ""  # W3C trace context that came with the request, so that a span of ours joins vLLM's trace
     sample: Sample | None = None
-    sample_rate: float = 0.0
-    started_at: float
-    finished_at: float
+    sample_rate: Ratio = 0.0
+    started_at: Time
+    finished_at: Time
 
 
 class Event(Frame, frozen=True, kw_only=True, tag="event"):
     """Something that may explain a change: a start of the engine, an EPLB rebalance, a tap that gave up."""
 
     kind: Literal["engine_start", "eplb_rebalance", "tap_off", "tap_refused", "tap_blind"]
-    detail: str = ""
-    at: float
+    detail: Words = ""
+    at: Time
 
 
 class Health(Frame, frozen=True, kw_only=True, tag="health"):
@@ -180,9 +198,9 @@ class Health(Frame, frozen=True, kw_only=True, tag="health"):
 
     role: Literal["engine", "api"]
     state: Literal["on", "off", "refused", "dense", "blind"]
-    reason: str = ""
+    reason: Words = ""
     sent: Tally = 0
-    dropped: dict[str, int] = {}  # by reason: queue_full, not_connected, error
+    dropped: Tallies = {}  # by reason: queue_full, not_connected, error
     errors: Tally = 0
     steps: Tally = 0
     routed_tokens: Tally = 0

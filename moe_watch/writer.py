@@ -30,7 +30,7 @@ from moe_watch.store.write import NewModel, Writes, is_away, write
 
 _AT_ONCE: Final = 512  # requests in one transaction
 _MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
-_MOST_BYTES: Final = 64 << 20  # of them; what is being written comes on top
+_MOST_BYTES: Final = 64 << 20  # of them, where the settings say nothing; what is being written comes on top
 _RETRY_S: Final = 1.0
 
 _log = structlog.get_logger()
@@ -65,8 +65,8 @@ class _UnderWay:
 class Writer:
     """Takes ``Writes`` from the loop and puts them into the store from a thread."""
 
-    def __init__(self, engine: Engine, board: Board, spool: Spool | None) -> None:
-        self._engine, self._board, self._spool = engine, board, spool
+    def __init__(self, engine: Engine, board: Board, spool: Spool | None, most_bytes: int = _MOST_BYTES) -> None:
+        self._engine, self._board, self._spool, self._most_bytes = engine, board, spool, most_bytes
         self._queue: deque[tuple[Writes, int]] = deque()  # with their weight
         self._wake, self._crowded = asyncio.Event(), asyncio.Event()
         self._lock = threading.Lock()  # of spool and queue; it is free while a batch is being written
@@ -197,7 +197,7 @@ class Writer:
         """Say whether more waits in memory than may; the loop may append meanwhile, hence the copy."""
         waiting = list(self._queue)
         requests = sum(len(writes.requests) for writes, _ in waiting)
-        return requests > _MOST_QUEUED or sum(weight for _, weight in waiting) > _MOST_BYTES
+        return requests > _MOST_QUEUED or sum(weight for _, weight in waiting) > self._most_bytes
 
     def _take(self) -> Writes:
         """Return the oldest batches as one, up to a size."""

@@ -48,7 +48,7 @@ def test_the_alerts_of_the_design_exist() -> None:
     assert set(NAMES) == {
         "RoutingDrift", "TrafficDrift", "CanaryChanged", "OODRateHigh", "QualityGap", "GarbledOutput",
         "ExpertImbalance", "DeadExperts", "MoEAdvantageLost", "TTFTBudgetBurn", "KVCachePressure", "TapDown",
-        "FramesDropped", "BaselineStale", "ReplicaDeviates",
+        "FramesDropped", "FramesRefused", "BaselineStale", "ReplicaDeviates",
     }  # fmt: skip
 
 

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from moe_watch import checkup, status
 from moe_watch.checkup import Check
+from moe_watch.export import metrics
 from moe_watch.settings import HttpSettings, Settings, StoreSettings
 from moe_watch.store import baselines, engine, migrate, served
 from moe_watch.store.models import Baseline, Model
@@ -78,6 +80,29 @@ def test_a_tap_in_order_is_ok() -> None:
 def test_what_is_wrong_with_a_tap_is_found(more: dict[str, object], expected: dict[str, str]) -> None:
     """Each with a remedy."""
     assert _states(checkup._tap(_replica(**more))) == expected
+
+
+def _seen(**more: object) -> status.Status:
+    store = status.Store("sqlite://", True, 0, 0)  # noqa: FBT003
+    values: dict[str, object] = {"frames_received": {"routing": 99}, "frames_refused": {}, "frames_lost": {}}
+    told = status.Status("0", 1.0, 0.0, "ipc://x", store, {}, {}, {}, 0, [_replica()])
+    return msgspec.structs.replace(told, **(values | more))
+
+
+@pytest.mark.parametrize("reason", sorted(metrics.REFUSAL_REASONS))
+def test_whatever_is_refused_is_told_with_what_to_do(reason: str) -> None:
+    """A client that hides behind one request id is seen as frames that came late or twice."""
+    (check,) = checkup._frames(_seen(frames_refused={reason: 7, "other": 0}))
+    assert (check.state, check.finding) == ("warn", f"7 {reason}")
+    assert "FramesRefused" in check.remedy or f"{reason}:" in check.remedy
+    assert [check.state for check in checkup._frames(_seen())] == ["ok"]
+
+
+def test_a_model_that_is_not_watched_is_told_with_the_reason() -> None:
+    """Too large, or too much beside the others."""
+    _, check = checkup._frames(_seen(impossible={"r1": "131072 layers of 1 experts"}))
+    assert (check.state, check.subject) == ("fail", "model of r1")
+    assert "131072 layers" in check.finding
 
 
 @pytest.fixture

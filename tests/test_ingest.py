@@ -193,9 +193,43 @@ def test_garbage_never_raises(raws: list[bytes]) -> None:
     assert len(taken) + sum(intake.refused.values()) == len(raws)
 
 
-def test_counts_beyond_the_stated_shape_are_refused_before_they_are_unpacked() -> None:
-    """A frame cannot make the sidecar allocate more than it carries."""
+@pytest.mark.parametrize("shape", [(2**30, 2**30), (600, 8), (8, 5000), (512, 4096)], ids=str)
+def test_a_shape_that_no_picture_is_made_of_is_refused_and_told(shape: tuple[int, int]) -> None:
+    """Neither as a model nor as routing: every layer costs a scrape time, every cell memory."""
     intake, tap = Intake(), Tap()
-    huge = msgspec.structs.replace(tap.routing("cmpl-1"), layers=2**30, experts=2**30, top_k=1)
-    assert _take(intake, huge) == []
-    assert intake.refused == {"wrong_shape": 1}
+    layers, experts = shape
+    huge = msgspec.structs.replace(tap.routing("cmpl-1"), layers=layers, experts=experts, top_k=1)
+    assert _take(intake, huge, tap.announce(layers=layers, experts=experts)) == []
+    assert intake.refused == {"model_too_large": 2}
+    assert f"{layers} layers of {experts} experts" in intake.impossible["r0"]
+    assert len(_take(intake, tap.announce())) == 1
+    assert intake.impossible == {}
+
+
+def test_every_large_model_in_use_fits_twice() -> None:
+    """DeepSeek V3, Kimi K2, Qwen3-235B, Qwen3-Next and Qwen3.5-397B, with twice their experts."""
+    for layers, experts, top_k in ((58, 256, 8), (60, 384, 8), (94, 128, 8), (48, 512, 10), (60, 512, 10)):
+        assert len(_take(Intake(), Tap().announce(layers=layers, experts=2 * experts, top_k=top_k))) == 1
+
+
+def test_the_pictures_of_all_replicas_together_are_bounded() -> None:
+    """The one that does not fit is refused, with what to raise; those that are there may announce again."""
+    intake = Intake(most_cells=50)
+    first, second = Tap(replica="a"), Tap(replica="b")
+    assert len(_take(intake, first.announce(), second.announce(), first.announce(), second.announce())) == 4
+    assert _take(intake, Tap(replica="c").announce()) == []
+    assert intake.refused == {"memory": 1}
+    assert "MOE_WATCH_MEMORY_BYTES" in intake.impossible["c"]
+
+
+def test_a_replica_that_is_silent_for_long_is_forgotten_and_its_name_is_free() -> None:
+    """The 257th name is taken once one of the others has gone for good."""
+    intake = Intake(expires_s=100.0)
+    _take(intake, *(Tap(replica=f"r{number}").announce() for number in range(ingest.MOST_REPLICAS)), now=0.0)
+    assert _take(intake, Tap(replica="new").health(), now=50.0) == []
+    _take(intake, *(Tap(replica=f"r{number}", source="x").health() for number in range(1, 256)), now=90.0)
+    assert intake.expire(99.0) == []
+    assert intake.expire(101.0) == ["r0"]
+    assert "r0" not in intake.announced
+    assert not [key for key in intake._sources if key[0] == "r0"]
+    assert len(_take(intake, Tap(replica="new", source="y").health(), now=102.0)) == 1

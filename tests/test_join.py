@@ -133,6 +133,18 @@ def test_memory_is_bounded() -> None:
     assert len(join.flush()) == 10
 
 
+def test_large_parts_are_bounded_in_bytes() -> None:
+    """However few they are: the oldest goes on without what is missing."""
+    tap, join = Tap(), Join(_TIMEOUT, most_bytes=1 << 20)
+    counts = wire.Counts("u1", bytes(1 << 18))
+    found = [joined for number in range(20) for joined in join.add([tap.routing(f"c-{number}", prompt=counts)], 0.0)]
+    assert len(join) == 3
+    assert len(found) == 17
+    assert join.bytes <= join.most_bytes
+    join.flush()
+    assert join.bytes == 0
+
+
 def test_a_claim_of_endless_choices_is_bounded() -> None:
     """A wrong number of choices costs a wait, not memory."""
     tap, join = Tap(), Join(_TIMEOUT)

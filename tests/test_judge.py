@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import numpy as np
 import pytest
 
 from moe_watch import wire
 from moe_watch.export import metrics
+from moe_watch.export.snapshot import Board
 from moe_watch.join import Joined
-from moe_watch.settings import StoreSettings
+from moe_watch.judge import Judge
+from moe_watch.settings import Settings, StoreSettings
 from tests.frames import Tap
 from tests.judge_bench import Bench, bench
 
@@ -182,3 +186,41 @@ def test_what_the_tap_dropped_is_counted_across_its_restarts(bench: Bench) -> No
         health = msgspec.structs.replace(bench.tap.health(dropped={"queue_full": count}), source=source)
         bench.judge.hear(health, bench.now)
     assert bench.value(metrics.FRAMES_DROPPED, "queue_full") == 10
+
+
+def test_requests_that_wait_for_an_announcement_are_bounded_in_bytes() -> None:
+    """Over all replicas together, whatever names come."""
+    judge = Judge(Settings(memory_bytes=1 << 26), Board())
+    counts = wire.Counts("u1", bytes(1 << 18))
+    for number in range(64):
+        routing = Tap(replica=f"r{number}").routing("cmpl", prompt=counts)
+        judge.process([Joined(f"r{number}", "cmpl", 0, routing, None, None, complete=False)], 1.0)
+    assert sum(map(len, judge._held.values())) == 15
+    assert judge.refused == {"unannounced": 49}
+
+
+def test_a_replica_that_is_forgotten_leaves_everything_but_the_store(bench: Bench) -> None:
+    """Its alarms end, its series and its place in the status go, and it may come back as new."""
+    bench.learn()
+    bench.send(300, unseen=True)
+    assert "traffic" in bench.judge.watches["r0"].open
+    bench.judge.forget("r0", bench.now)
+    writes = bench.judge.collect(bench.now)
+    assert [row.values["kind"] for row in writes.episodes if row.values["ended_at"] is not None] == ["traffic"]
+    assert bench.judge.describe(bench.now) == []
+    bench.judge.tick(bench.now + 60)
+    assert not [s for f in bench.board.read() for s in f.series if "r0" in s.labels]
+    bench.judge.announce(bench.tap.announce(), bench.now)
+    assert [one.replica for one in bench.judge.describe(bench.now)] == ["r0"]
+
+
+def test_an_announcement_is_written_again_before_it_would_expire(bench: Bench) -> None:
+    """So that a start can tell a replica that is gone from one that is served on, unchanged, for months."""
+    day = 86_400.0
+    times = [bench.now + hour * 3600 for hour in range(25)]
+    written = []
+    for now in times:
+        bench.judge.announce(bench.tap.announce(), now)
+        written += [msgspec.json.decode(value)["sent_at"] for value in bench.judge.collect(now).meta.values()]
+    assert len(written) == 9
+    assert max(b - a for a, b in itertools.pairwise(written)) < day / 4

@@ -101,6 +101,8 @@ def test_settings_named_in_a_runbook_exist(name: str) -> None:
         ("BaselineStale", f"more than {thresholds.BASELINE_MAX_AGE_DAYS} days"),
         ("ExpertImbalance", f"{thresholds.RANK_LOAD_RATIO:g} times the mean"),
         ("FramesDropped", f"More than {thresholds.FRAMES_DROPPED_RATIO:.0%}".replace("%", " %")),
+        ("FramesRefused", f"More than {thresholds.FRAMES_REFUSED_RATIO:.0%}".replace("%", " %")),
+        ("TapDown", f"watched {thresholds.VANISHED_AFTER.removesuffix('m')} minutes ago"),
         ("KVCachePressure", f"More than {thresholds.KV_CACHE_RATIO:.0%}".replace("%", " %")),
         ("TTFTBudgetBurn", f"{thresholds.TTFT_OBJECTIVE_RATIO:.0%}".replace("%", " %") + " of requests"),
         ("TTFTBudgetBurn", f"{thresholds.TTFT_FAST_BURN:g} times"),

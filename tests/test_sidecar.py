@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import zmq
 from sqlalchemy import text
@@ -292,3 +293,56 @@ def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgr
     with store.connect() as connection:
         assert connection.scalar(text("select count(*) from requests where request_id = 'cmpl-late'")) == 1
     store.dispose()
+
+
+def _rss_mb(process: Process) -> float:
+    status = Path(f"/proc/{process.server.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def test_a_flood_of_large_frames_is_bounded_and_hides_nobody(process: Process) -> None:
+    """Unannounced routing of 500 kB and texts of 3 MB, under ever new names: memory stays, and a tap counts."""
+    tap = Tap(replica="good", source="engine-good")
+    process.send(tap.announce(), tap.health())
+    process.until(lambda s: bool(s["replicas"]))
+    before, text_of = _rss_mb(process), wire.Sample(prompt="x" * 3_000_000, outputs=[])
+    counts = wire.Counts("u4", bytes(4 * 60 * 1000))
+    for number in range(300):
+        sender = Tap(replica=f"flood-{number % 40}", source=f"s-{number}")
+        shape = {"layers": 60, "experts": 1000, "top_k": 1, "entropy": None, "margin": None}
+        process.send(sender.routing(f"c-{number}", prompt=counts, decode=counts, **shape))
+        process.send(sender.request(f"c-{number}", sample=text_of))
+    process.send(*tap.whole())
+    status = process.until(lambda s: any(r["replica"] == "good" and r["requests"] == 1 for r in s["replicas"]))
+    assert status["frames_refused"]["unannounced"] > 0
+    assert _rss_mb(process) - before < 700  # of about a gigabyte that came; the bound is 512 MiB
+
+
+def test_a_replica_that_is_gone_for_good_is_forgotten_also_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves status and metrics once it has been silent for long, and a start does not bring it back."""
+    monkeypatch.setenv("MOE_WATCH_REPLICA_EXPIRES_S", "86400")
+    process = Process(tmp_path)
+    try:
+        gone, here = Tap(replica="gone"), Tap(replica="here")
+        process.send(gone.announce(), here.announce(), gone.health(), *here.whole())
+        process.until(lambda s: len(s["replicas"]) == 2)
+        process.server.stop()
+        _age_announcement(process, "gone", 90_000)
+        process.server = process.start()
+        assert [one["replica"] for one in process.status()["replicas"]] == ["here"]
+        assert 'replica="gone"' not in httpx.get(f"{process.server.url}/metrics").text
+    finally:
+        process.close()
+
+
+def _age_announcement(process: Process, replica: str, seconds: float) -> None:
+    with sqlite3.connect(process.database) as connection:
+        for key, value in connection.execute("select key, value from meta where key like 'announced:%'").fetchall():
+            model = msgspec.json.decode(value, type=wire.Model)
+            if model.replica == replica:
+                older = msgspec.structs.replace(model, sent_at=model.sent_at - seconds)
+                connection.execute(
+                    "update meta set value = ? where key = ?", (msgspec.json.encode(older).decode(), key)
+                )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import msgspec
+import msgspec.inspect as mi
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from moe_watch import wire
+from moe_watch import memory, wire
 from tests.frames import Tap
 
 _TAP = Tap()
@@ -113,6 +117,52 @@ def test_what_a_store_cannot_keep_is_malformed() -> None:
         with pytest.raises(wire.WireError) as error:
             wire.decode(msgspec.msgpack.encode(fields | wrong))
         assert error.value.reason == "malformed"
+
+
+def _unbounded(kind: Any, path: str) -> Iterator[str]:
+    """Yield what of a type has no bound: text, bytes, lists and maps without a length, floats without a range."""
+    if isinstance(kind, mi.StrType | mi.BytesType | mi.ListType | mi.DictType | mi.VarTupleType | mi.SetType):
+        if kind.max_length is None:
+            yield f"{path}: {type(kind).__name__} without a length"
+    elif isinstance(kind, mi.FloatType) and (kind.le is None and kind.lt is None):
+        yield f"{path}: may be infinite"
+    elif isinstance(kind, mi.FloatType) and kind.ge is None and kind.gt is None:
+        yield f"{path}: may be minus infinity"
+    elif isinstance(kind, mi.AnyType | mi.RawType):
+        yield f"{path}: anything"
+    for name in ("item_type", "key_type", "value_type"):
+        if hasattr(kind, name):
+            yield from _unbounded(getattr(kind, name), f"{path}.{name}")
+    for number, one in enumerate(getattr(kind, "types", ())):
+        yield from _unbounded(one, f"{path}|{number}")
+    for one in getattr(kind, "fields", ()):
+        yield from _unbounded(one.type, f"{path}.{one.name}")
+
+
+def test_every_field_of_every_frame_is_bounded() -> None:
+    """Whoever adds a field to the wire says how long or how large it may be."""
+    assert list(_unbounded(mi.type_info(wire.AnyFrame), "frame")) == []
+    assert len(list(_unbounded(mi.type_info(dict[str, list[float]]), "x"))) == 4
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e300], ids=str)
+@pytest.mark.parametrize("frame", _FRAMES, ids=lambda frame: type(frame).__name__)
+def test_a_number_that_is_none_is_malformed(frame: wire.AnyFrame, wrong: float) -> None:
+    """In whichever field of floats it stands: started_at and ttft_s as well as sent_at."""
+    fields = msgspec.msgpack.decode(wire.encode(frame))
+    floats = [name for name, value in fields.items() if isinstance(value, float)]
+    assert floats
+    for name in floats:
+        assert _refusal(msgspec.msgpack.encode(fields | {name: wrong})) == "malformed", name
+
+
+def test_what_frames_take_in_memory_is_weighed() -> None:
+    """Nothing that is long weighs little."""
+    heavy = _TAP.request("cmpl-4", sample=wire.Sample(prompt="x" * 100_000, outputs=["y" * 1000] * 100))
+    routing = _TAP.routing("cmpl-5", prompt=wire.Counts("u1", bytes(50_000)), entropy=[1.0] * 1000)
+    assert memory.weigh(heavy) > 200_000
+    assert memory.weigh(routing) > 80_000
+    assert memory.weigh(_TAP.latency("cmpl-6")) < 3000
 
 
 def test_a_frame_beyond_the_limit_is_neither_sent_nor_taken() -> None:

@@ -41,15 +41,18 @@ EVENT_KINDS: Final = (
 )
 OUTCOMES: Final = ("stop", "length", "abort", "error", "other")
 DROP_REASONS: Final = ("queue_full", "not_connected", "error", "lost")
+FRAME_TYPES: Final = ("model", "routing", "latency", "request", "event", "health")
 REFUSAL_REASONS: Final = (
     "malformed",
     "too_large",
     "unknown_version",
     "wrong_shape",
+    "model_too_large",
     "duplicate",
     "late",
     "unannounced",
     "too_many_replicas",
+    "memory",
 )
 CONTEXT_BUCKETS: Final[dict[str, int]] = {  # label -> longest prompt, tokens
     "4k": 4096,

@@ -1,8 +1,8 @@
 """The alerts. PromQL compares here, nothing more: bounds, tests and verdicts are the sidecar's.
 
-Every expression keeps ``model`` and ``replica`` (TTFT also ``context``), so that routing, inhibition and the links to
-the dashboards find them. Verdict gauges stand at 0 from a replica's first frame, so silence means health only while
-``TapDown`` is silent too.
+Every expression keeps ``model`` and ``replica`` (TTFT also ``context``) where it is of one, so that routing, inhibition
+and the links to the dashboards find them. Verdict gauges stand at 0 from a replica's first frame, so silence means
+health only while ``TapDown`` is silent too.
 """
 
 from __future__ import annotations
@@ -46,6 +46,31 @@ def _dropped() -> str:
     lost = "sum by (instance, model, replica) (rate(moe_watch_frames_dropped_total[5m]))"
     came = "sum by (instance) (rate(moe_watch_frames_received_total[5m]))"
     return f"max {BY} ({lost} / on (instance) group_left () ({came} + on (instance) sum by (instance) ({lost})))"
+
+
+def _refused() -> str:
+    """Return the share of frames that a sidecar refuses, by reason; nothing says of which replica all of them are."""
+    by_reason = "sum by (instance, reason) (rate(moe_watch_frames_refused_total[5m]))"
+    refused, came = (f"sum by (instance) (rate(moe_watch_frames_{what}_total[5m]))" for what in ("refused", "received"))
+    return f"{by_reason} / on (instance) group_left () ({came} + {refused})"
+
+
+def _nobody_watches() -> str:
+    """Return what is true of a replica without a tap, of a sidecar that cannot be scraped, or of a site without data.
+
+    A replica that was watched a quarter of an hour ago and is in no scrape now is told for as long: whether it was
+    removed on purpose only people know. Where no replica is left at all, that is told until one is back.
+    """
+    gone = (
+        f"max {BY} (moe_watch_tap_up offset {limit.VANISHED_AFTER}) == 1 "
+        "unless on (replica) max by (replica) (moe_watch_tap_up)"
+    )
+    is_sidecar = "on (job, instance) last_over_time(moe_watch_build_info[1d])"
+    return (
+        f'max {BY} (moe_watch_tap_up) == 0 or max {BY} (moe_watch_verdict{{verdict="blind"}}) == 1 '
+        f'or up{{job="moe-watch"}} == 0 or (up == 0 and {is_sidecar}) '
+        f"or (({gone}) and on () count(moe_watch_tap_up)) or absent(moe_watch_tap_up)"
+    )
 
 
 MODEL: Final = (
@@ -227,18 +252,15 @@ MONITOR: Final = (
         name="TapDown",
         severity="critical",
         incident="monitor",
-        expr=(
-            f'max {BY} (moe_watch_tap_up) == 0 or max {BY} (moe_watch_verdict{{verdict="blind"}}) == 1 '
-            'or up{job=~".*moe-watch.*"} == 0 or absent(moe_watch_tap_up)'
-        ),
+        expr=_nobody_watches(),
         wait=limit.RATE_FOR,
         summary=(
             "Nothing watches {{ with $labels.model }}{{ . }}{{ else }}the model{{ end }}"
             "{{ with $labels.replica }} on {{ . }}{{ end }}{{ with $labels.instance }} behind {{ . }}{{ end }}"
         ),
         description=(
-            "No routing arrives: the tap inside vLLM is off or blind, the sidecar is down, or nothing was ever "
-            "scraped. Every other moe-watch alert is silent for want of data and not because all is well."
+            "No routing arrives: the tap inside vLLM is off or blind, the sidecar is down or no longer scraped, or "
+            "nothing ever was. Every other moe-watch alert is silent for want of data and not because all is well."
         ),
         dashboard="moe-watch-health",
     ),
@@ -252,6 +274,20 @@ MONITOR: Final = (
         description=(
             f"More than {limit.FRAMES_DROPPED_RATIO:.0%} of the frames between vLLM and the sidecar are lost: "
             "vLLM is unharmed, but rates and verdicts now rest on what was left over."
+        ),
+        dashboard="moe-watch-health",
+    ),
+    Alert(
+        name="FramesRefused",
+        severity="warning",
+        incident="monitor",
+        expr=f"{_refused()} > {limit.FRAMES_REFUSED_RATIO:g}",
+        wait=limit.RATE_FOR,
+        summary="{{ $value | humanizePercentage }} of the records are refused by moe-watch: {{ $labels.reason }}",
+        description=(
+            f"More than {limit.FRAMES_REFUSED_RATIO:.0%} of what taps send to {{{{ $labels.instance }}}} counts for "
+            "nothing: requests that come under one id again and again, senders of another version, or a sidecar at "
+            "its bounds. What is refused is seen by no detector."
         ),
         dashboard="moe-watch-health",
     ),

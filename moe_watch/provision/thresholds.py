@@ -38,6 +38,10 @@ KV_CACHE_RATIO: Final = 0.9
 
 # Share of frames lost between vLLM and the sidecar that still leaves the statistics honest.
 FRAMES_DROPPED_RATIO: Final = 0.01
+# Share of frames refused for one reason: a client that hides or a broken sender is above it, a late frame below.
+FRAMES_REFUSED_RATIO: Final = 0.01
+# What was scraped so long ago and is not now has vanished.
+VANISHED_AFTER: Final = "15m"
 # Share of requests whose parts all arrived.
 JOIN_RATIO: Final = 0.95
 # Delay from the end of a request to its metrics, seconds.

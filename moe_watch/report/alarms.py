@@ -222,5 +222,6 @@ _FACTS: Final[dict[str, Callable[[Review], list[str]]]] = {
     "KVCachePressure": _of_memory,
     "TapDown": _of_coverage,
     "FramesDropped": _of_coverage,
+    "FramesRefused": _of_coverage,
     "BaselineStale": _of_baseline,
 }

@@ -34,11 +34,15 @@ def announcement(model: wire.Model, now: float, sidecar: str = "") -> Writes:
         "detail": msgspec.to_builtins(model),
     }
     key = _key(sidecar) + _digest(model.replica, 32)
-    return Writes(models=[NewModel(identity(model), values)], meta={key: msgspec.json.encode(model).decode()})
+    renewed = msgspec.json.encode(msgspec.structs.replace(model, sent_at=now)).decode()
+    return Writes(models=[NewModel(identity(model), values)], meta={key: renewed})
 
 
 def announced(engine: Engine, sidecar: str = "") -> list[wire.Model]:
-    """Return what each replica announced last to ``sidecar``, so that it knows at once after a restart."""
+    """Return what each replica announced last to ``sidecar``, so that it knows at once after a restart.
+
+    ``sent_at`` is when that was written, by the sidecar's clock.
+    """
     with Session(engine) as session:
         found = session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_key(sidecar)))).all()
     return list(_decode(found))

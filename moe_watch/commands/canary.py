@@ -9,16 +9,16 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.canary import prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
 from moe_watch.detect.reach import LEAST, unreached
 from moe_watch.detect.replay import Round
+from moe_watch.report import figures
 from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import canaries
@@ -168,16 +168,18 @@ async def _run(settings: Settings, store: Engine, against: str) -> Checked:
 def list_(limit: int, *, everything: bool) -> None:
     """List the checks, newest first; by load: the largest shift over what chance explains, above 1 it moved."""
     store = commands.store(commands.settings())
-    table = Table("at", "replica", "engine", "set", "verdict", "by load", "what was found", box=None)
+    columns, rows = ("at", "replica", "engine", "set", "verdict", "by load", "what was found"), []
     verdicts = None if everything else canaries.CHECKED
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):
         at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
         verdict = run.verdict or ("reference" if run.reference else "earlier reference")
         cells = (at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
-        table.add_row(*(one_line(cell, 400) for cell in cells))
-    Console(markup=False).print(table if table.row_count else "no canary was checked yet: moe-watch canary run")
+        rows.append([one_line(cell, 400) for cell in cells])
+    tables.show(tables.Grid(columns, rows) if rows else "no canary was checked yet: moe-watch canary run")
 
 
 def _by_load(run: CanaryRun) -> str:
-    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.4"."""
-    return ", ".join(f"{load}: {ratio:.2g}" for load, ratio in (run.evidence.get("by_load") or {}).items())
+    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.40"."""
+    return ", ".join(
+        f"{load}: {figures.significant(ratio)}" for load, ratio in (run.evidence.get("by_load") or {}).items()
+    )

@@ -12,6 +12,7 @@ from moe_watch.demo import claims
 from moe_watch.demo.faults import rotate_experts
 from moe_watch.demo.stage import MODELS, WINDOW_S, Stage
 from moe_watch.demo.traffic import mixture
+from moe_watch.tables import Prose
 
 _LEARN = 900
 _NORMAL = 300
@@ -65,7 +66,7 @@ def _flag_traffic(stage: Stage) -> float:
     alarm = claims.flagged(replica.episodes, start, len(answered))
     after = min(bisect.bisect_right(answered, alarm.flagged_at) + 1, len(answered))
     stage.console.print(f"  [bold]Traffic drift flagged after {after} requests, {alarm.flagged_at - start:.0f} s:")
-    stage.console.print(f"  {escape(alarm.summary)}")
+    stage.console.print(Prose(alarm.summary, 2), soft_wrap=True)
     suspects = claims.suspected(replica.suspects)
     stage.console.print("  Most suspicious requests:")
     for suspect in suspects:
@@ -88,7 +89,7 @@ def _flag_deployment(stage: Stage) -> None:
 
 
 def _report(stage: Stage, start: float) -> None:
-    stage.title("6. The evidence since the traffic changed, against the same stretch of time before")
+    stage.title("6. The evidence since the traffic changed, against the same time before it")
     stage.until("both alarms are in the store", lambda: stage.sidecar.unwritten("traffic", "routing"))
     since = datetime.fromtimestamp(start // WINDOW_S * WINDOW_S, UTC)
     folder = stage.out / "report"

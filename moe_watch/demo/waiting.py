@@ -39,11 +39,12 @@ class Wait:
     clock: Clock = field(default_factory=Clock)
     _seen: str | None = None
     _changed_at: float = 0.0
+    _began_at: float = field(init=False)
     _told_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin without a line: most waits are short."""
-        self._told_at = self.clock.now()
+        self._began_at = self._told_at = self.clock.now()
 
     def still(self, seen: str) -> None:
         """Take note of what is ``seen``; raise ``NotShown`` when that has been the same for ``PATIENCE_S``."""
@@ -58,7 +59,8 @@ class Wait:
 
     def told(self) -> str:
         """Return the line."""
-        return f"Waiting until {escape(self.expected)}: {escape(self._seen or '')} …"
+        past = self.clock.now() - self._began_at
+        return f"Waiting until {escape(self.expected)}, {past:.0f} s so far: {escape(self._seen or '')} …"
 
     def pause(self) -> None:
         """Let the little time pass after which it is worth looking again."""

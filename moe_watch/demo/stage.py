@@ -32,6 +32,7 @@ MODEL = "gemma-4-tiny-moe"
 DENSE = "gemma-4-tiny-dense"
 WINDOW_S = 10
 _REPLICA = "demo"
+_COMMAND = (sys.executable, "-m", "moe_watch.cli")
 _POLL_S = 0.25
 
 
@@ -132,8 +133,9 @@ class Stage:
         words = " ".join(args)
         self.console.print(f"[dim]$ moe-watch {escape(words)}", soft_wrap=True)
         wait = Wait(self.console, f"`moe-watch {words}` ends")
-        command = [sys.executable, "-m", "moe_watch.cli", *args]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment()) as process:
+        with subprocess.Popen(
+            [*_COMMAND, *args], stdout=subprocess.PIPE, text=True, env=self._environment()
+        ) as process:
             try:
                 text = self._output(process, wait)
             except BaseException:

@@ -46,6 +46,7 @@ MEASURED = {
     "moe_ttft_s": 0.12,
     "dense_ttft_s": 0.2,
 }
+ROOT = Path(__file__).parents[1]
 WIDTHS = (60, 80, 120)
 
 
@@ -144,6 +145,7 @@ def test_a_pipe_gets_full_lines_without_boxes(printed: Callable[[str, int | None
     assert not re.search("[\u2500-\u257f]", text)
     assert "\x1b" not in text
     assert len(text.splitlines()) <= len(printed(command, 2000).splitlines())
+    assert set(words(printed(command, 2000))) <= set(words(text))  # nothing is cut off
 
 
 def test_a_row_of_a_list_is_one_line_of_columns_two_spaces_apart(printed: Callable[[str, int | None], str]) -> None:
@@ -183,6 +185,11 @@ def test_what_is_spare_goes_before_a_table_becomes_records() -> None:
     assert [line.plain for line in grid.lines(40)] == ["request     replica     p", "chatcmpl-1  gpu-a    0.01"]
 
 
+def test_an_alarm_that_is_the_verdict_is_told_once(printed: Callable[[str, int | None], str]) -> None:
+    """Its summary is long enough."""
+    assert printed("status", None).count(FOUND) == 1
+
+
 def test_wide_characters_take_two_places() -> None:
     """Columns stay aligned behind them."""
     grid = tables.Grid(("name", "n"), [("模型", "1"), ("abcd", "22")])
@@ -202,3 +209,16 @@ def test_text_in_tables_keeps_its_colours_when_wrapped() -> None:
     with console.capture() as shown:
         console.print(fields)
     assert shown.get().count("\x1b[31m") == 2
+
+
+def test_no_command_puts_a_plural_behind_a_number_that_may_be_one() -> None:
+    """Counts that commands print go through ``figures.plural``: nobody reads "1 drifts"."""
+    counted = "requests|samples|windows|files|rounds|drifts|blocks|references|layers|rows"
+    naked = re.compile(rf"(?<!plural\()\{{[^{{}}]*\}} (\w+ )?({counted})\b")
+    may_be_one = {
+        f"{path.name}: {found[0]}"
+        for folder in ("commands", "canary")
+        for path in (ROOT / "moe_watch" / folder).glob("*.py")
+        for found in naked.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert may_be_one <= {"baseline.py: {wanted} scored requests"}  # fifty, at least

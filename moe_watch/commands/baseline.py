@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from moe_watch import commands, tables
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
+from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import baselines, references, requests, served
@@ -53,7 +54,7 @@ def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *
     except (StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     done = "active now" if and_promote else f"to use it: moe-watch baseline promote {row.version}"
-    click.echo(f"baseline {row.version} of {model.name}, fitted on {row.requests} requests; {done}")
+    click.echo(f"baseline {row.version} of {model.name}, fitted on {plural(row.requests, 'request')}; {done}")
 
 
 def _read(store: Engine, settings: Settings, model: Model, start: float, end: float) -> BaselineBuilder:
@@ -107,7 +108,10 @@ def show(version: int, name: str | None) -> None:
     fields = (
         ("baseline", f"{version}{', active' if row.active else ''}"),
         ("model", f"{model.name} ({model.identity[:8]}), revision {model.detail.get('revision') or 'unknown'}"),
-        ("shape", f"{fitted.layers} layers x {fitted.experts} experts, top-{fitted.top_k}"),
+        (
+            "shape",
+            f"{plural(fitted.layers, 'layer')} x {plural(fitted.experts, 'expert')}, top-{fitted.top_k}",
+        ),
         ("requests", f"{fitted.requests}, of which {len(fitted.scores)} calibrate the p-values"),
         ("parts", ", ".join(fitted.parts)),
         ("made", _day(row.created_at)),
@@ -128,7 +132,7 @@ def promote(version: int, name: str | None) -> None:
         row = baselines.promote(store, model, version, now=time.time())
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"baseline {version} of {model.name} ({row.requests} requests) is active")
+    click.echo(f"baseline {version} of {model.name} ({plural(row.requests, 'request')}) is active")
 
 
 @command.command()
@@ -145,7 +149,8 @@ def relearn(name: str | None) -> None:
     with Session(store) as session, session.begin():
         gone = references.relearn(session, model.name, time.time())
     wanted = settings.shadow.reference_requests
-    click.echo(f"{gone} references of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
+    forgotten = plural(gone, "reference")
+    click.echo(f"{forgotten} of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
 
 
 def choose(store: Engine, name: str | None) -> Model:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from moe_watch import commands, tables
 from moe_watch.addresses import bearer
 from moe_watch.detect.advantage import begins
+from moe_watch.report.figures import plural
 from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
 from moe_watch.settings import Settings
 from moe_watch.shadow.client import DenseClient, DenseError
@@ -161,7 +162,7 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
     ]
     tables.show(tables.Grid(columns, cells))
     click.echo(
-        f"The MoE is faster from {start} concurrent requests on."
+        f"The MoE is faster from {plural(start, 'concurrent request')} on."
         if start is not None
         else "The MoE is not faster at any concurrency measured: check expert parallelism (see docs/quality.md)."
     )

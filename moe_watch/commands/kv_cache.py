@@ -13,6 +13,7 @@ import httpx
 from moe_watch import commands, tables
 from moe_watch.addresses import shown, why
 from moe_watch.export.metrics import CONTEXT_BUCKETS
+from moe_watch.report.figures import plural
 from moe_watch.serving import kv_cache
 from moe_watch.serving.kv_cache import Layer, Plan
 
@@ -57,7 +58,8 @@ def command(
     _print(layers, plan, size, ranks, longest)
     if blocks is not None:
         click.echo(
-            f"Free: {blocks} blocks. The longest request that fits: {plan.admissible(blocks, longest):,} tokens."
+            f"Free: {plural(blocks, 'block')}. The longest request that fits: "
+            f"{plural(plan.admissible(blocks, longest), 'token')}."
         )
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from moe_watch import commands, status, tables
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.report import phrases
+from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.settings import HttpSettings
 
@@ -68,7 +69,7 @@ def parts(seen: status.Status) -> list[tables.Fields | tables.Prose | str]:
 
 def _plain(text: str) -> str:
     """Return text from vLLM and its clients, which must neither be read as markup nor move the cursor."""
-    return escape(one_line(text, 400))
+    return escape(one_line(text, 1000))
 
 
 def _marked(text: str) -> Text:
@@ -91,7 +92,9 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
     serving = f"{_plain(replica.model)} ({_shape(replica)})"
     fields.append(("replica", f"[bold]{_plain(replica.replica)}[/bold] serving {serving}"))
     since = _span(now - replica.since)
-    fields.append(("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}: {_plain(replica.reason)}"))
+    told = any(episode.summary == replica.reason for episode in replica.episodes)  # it stands below
+    reason = "" if told else f": {_plain(replica.reason)}"
+    fields.append(("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}{reason}"))
     tap = replica.tap
     version = f"{_plain(tap.tap_version) or '?'} in vLLM {_plain(tap.vllm_version) or '?'}"
     state = "up" if tap.up else f"[red]{_plain(tap.state)}[/red] {_plain(tap.reason)}"
@@ -101,7 +104,12 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
     )
     if replica.baseline is not None:
         promoted = datetime.fromtimestamp(replica.baseline.promoted_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        fields.append(("baseline", f"{replica.baseline.version} of {promoted}, {replica.baseline.requests} requests"))
+        fields.append(
+            (
+                "baseline",
+                f"{replica.baseline.version} of {promoted}, {plural(replica.baseline.requests, 'request')}",
+            )
+        )
         interval = f"{replica.ood.lower:.1%} to {replica.ood.upper:.1%}"
         fields.append(("unusual", f"{_percent(replica.ood.value)} of the latest {replica.ood.n} ({interval})"))
         fields.append(("evidence", f"{replica.evidence:.2f} of the alarm threshold"))
@@ -123,9 +131,12 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
 
 def _siblings(found: status.Siblings) -> str:
     like = "[red]differs from[/red]" if found.deviates else "like"
-    fleet = found.fleet_ood
-    together = f"; of all together {_percent(fleet.value)} of {fleet.n} requests are unusual" if fleet.n else ""
-    return f"{like} the {found.replicas - 1} others ({found.evidence:.2f} of the threshold){together}"
+    fleet, more = found.fleet_ood, found.replicas - 1
+    others = "other" if more == 1 else f"{more} others"
+    together = (
+        f"; of all together {_percent(fleet.value)} of {plural(fleet.n, 'request')} are unusual" if fleet.n else ""
+    )
+    return f"{like} the {others} ({found.evidence:.2f} of the threshold){together}"
 
 
 def _shape(replica: status.Replica) -> str:

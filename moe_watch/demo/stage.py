@@ -174,7 +174,7 @@ class Stage:
         with Live(Group(bar, _table(None)), console=self.console, refresh_per_second=4) as live:
 
             def look() -> str:
-                live.update(Group(bar, _table(self._look())))
+                live.update(Group(bar, _table(self.look())))
                 return f"{len(answered)} of {len(prompts)} are answered"
 
             asyncio.run(self._send(prompts, note, look))
@@ -190,13 +190,13 @@ class Stage:
         found: list[Replica] = []
 
         def missing() -> str:
-            found.extend(replica for replica in [self._look()] if replica is not None)
+            found.extend(replica for replica in [self.look()] if replica is not None)
             return "" if found else NO_ANSWER
 
         self.until("the sidecar says what it sees", missing)
         return found[0]
 
-    def _look(self) -> Replica | None:
+    def look(self) -> Replica | None:
         """Return what the sidecar sees, and remember the alarms in it."""
         replica = self.sidecar.status()
         for episode in replica.episodes if replica else ():

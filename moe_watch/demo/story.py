@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from moe_watch.demo import claims
 from moe_watch.demo.faults import rotate_experts
+from moe_watch.demo.sidecar import NO_ANSWER
 from moe_watch.demo.stage import MODELS, WINDOW_S, Stage
 from moe_watch.demo.traffic import mixture
 from moe_watch.tables import Prose
@@ -52,8 +53,10 @@ def _stay_silent(stage: Stage) -> None:
 
 def _unhealthy(stage: Stage) -> str:
     """Say which verdict there is other than healthy; an alarm will not go by waiting."""
-    replica = stage.seen()
+    replica = stage.look()
     claims.no_alarm(stage.alarms)
+    if replica is None:
+        return NO_ANSWER
     return "" if replica.verdict == "healthy" else f"it is {replica.verdict}: {replica.reason}"
 
 

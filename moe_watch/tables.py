@@ -140,18 +140,18 @@ def _row(cells: Sequence[Text], widths: Sequence[int], right: Sequence[bool], la
 
 
 def _records(columns: Sequence[str], rows: Sequence[Sequence[Text]], room: int) -> list[Text]:
-    """Return a line for each field and an empty one between two rows."""
+    """Return a line for each field that is not empty, and an empty one between two rows."""
     width = max(len(name) for name in columns)
     lines: list[Text] = []
     for row in rows:
         lines += [Text()] if lines else []
         for name, value in zip(columns, row, strict=True):
-            lines += _field(Text(name, "bold"), value, width, room)
+            lines += _field(Text(name, "bold"), value, width, room) if value else []
     return lines
 
 
 def _field(name: Text, value: Text, width: int, room: int | None) -> list[Text]:
-    start = name.copy().append(" " * (width - name.cell_len) + _GAP)
+    start = Text().append_text(name).append(" " * (width - name.cell_len) + _GAP)
     return _hung(start, value, None if room is None else max(1, room - start.cell_len))
 
 

@@ -204,11 +204,12 @@ def test_numbers_are_aligned_to_the_right_and_text_to_the_left() -> None:
 
 def test_text_in_tables_keeps_its_colours_when_wrapped() -> None:
     """Each line of a wrapped field is styled like the whole."""
-    fields = tables.Fields([("verdict", Text("one two three four", "red"))])
+    fields = tables.Fields([(Text("verdict", "bold"), Text("one two three four", "red"))])
     console = Console(width=20, force_terminal=True, color_system="standard", legacy_windows=False)
     with console.capture() as shown:
         console.print(fields)
     assert shown.get().count("\x1b[31m") == 2
+    assert "\x1b[1mverdict\x1b[0m  " in shown.get()
 
 
 def test_no_command_puts_a_plural_behind_a_number_that_may_be_one() -> None:

@@ -175,7 +175,7 @@ def list_(limit: int, *, everything: bool) -> None:
         at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
         verdict = run.verdict or ("reference" if run.reference else "earlier reference")
         cells = (at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
-        rows.append([one_line(cell, 400) for cell in cells])
+        rows.append([one_line(cell, 1000) for cell in cells])
     tables.show(tables.Grid(columns, rows) if rows else "no canary was checked yet: moe-watch canary run")
 
 

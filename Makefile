@@ -39,7 +39,7 @@ system: ## Install what the tests run besides Python: Prometheus, Alertmanager, 
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES) >/dev/null; \
 	else echo "Tests that need them are skipped; install with: sudo apt-get install $(SYSTEM_PACKAGES)"; fi
 
-demo: setup ## The main job: real vLLM, normal traffic, then unseen traffic, flagged (KEEP=1 leaves it running)
+demo: setup ## The main job: real vLLM, normal traffic, then unseen traffic, flagged; fails where that is not shown (KEEP=1 leaves it running)
 	@$(BIN)/python -m moe_watch.demo $(if $(KEEP),--keep)
 
 test: setup system ## Everything: unit, property and simulation tests, and the real servers

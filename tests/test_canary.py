@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,9 +16,9 @@ from canary_world import Fault, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch.canary import prompts, replay, words
+from moe_watch.canary import prompts, replay, rounds, words
 from moe_watch.canary.rounds import assemble
-from moe_watch.detect.canary import judge
+from moe_watch.detect.canary import Judgement, judge
 from moe_watch.detect.replay import Round, aligned
 from moe_watch.store.canaries import Routed
 
@@ -197,6 +198,7 @@ def test_canaries_without_a_fingerprint_have_empty_counts() -> None:
     [
         (Fault(), "healthy: 40 canaries are routed as in 8 reference rounds"),
         (Fault(0.4, (2, 3), nats=0.05), "the fault is in its router or in layer 3 behind the router"),
+        (Fault(nats=120), "log-probabilities changed by 102 nats a token"),
         (Fault(nats=0.3), "the fault is behind the last router"),
         (Fault(0.4, (0, 1, 2, 3), nats=0.05, loads=("1",)), "only at load 1, not at 16"),
     ],
@@ -224,3 +226,28 @@ def test_nan_is_told_and_with_it_that_a_later_layer_may_be_at_fault() -> None:
     broken = Round((dataclasses.replace(one, output_logprob=np.full_like(one.output_logprob, np.nan)),))
     said = words.summary(judge(world.reference(), broken))
     assert "100% of the log-probabilities are not numbers (NaN), so the fault may also be in a later layer" in said
+
+
+def test_one_canary_is_and_two_are() -> None:
+    """As people write it."""
+    one = Judgement("healthy", compared=1, rounds=1)
+    assert words.summary(one) == "healthy: 1 canary is routed as in 1 reference round"
+    changed = Judgement("deployment", changed_prompts=1, prompts=40, added_tokens=1)
+    assert "1 of 40 canaries is other tokens than before, +1 token each" in words.summary(changed)
+
+
+def test_fingerprints_are_waited_for_as_long_as_some_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar on a busy machine stores them one by one; when none has come for the whole wait, it is over."""
+    now, stored = [0.0], ["a", "b", "c"]
+
+    async def pause(_: float) -> None:
+        now[0] += 15
+
+    def fingerprints(_: object, missing: list[str]) -> dict[str, str]:
+        return {name: name for name in missing if name in stored[: int(now[0] // 15)]}
+
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(rounds, "asyncio", SimpleNamespace(sleep=pause, to_thread=asyncio.to_thread))
+    monkeypatch.setattr(rounds.canaries, "fingerprints", fingerprints)
+    assert set(asyncio.run(rounds._arrived(None, ["a", "b", "c", "never"], 20))) == set(stored)  # type: ignore[arg-type]
+    assert now[0] == 75

@@ -27,13 +27,28 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_readmes_two_commands_are_targets_and_ci_runs_the_test_command() -> None:
+def test_the_readmes_two_commands_are_targets_and_ci_runs_both() -> None:
     """`make demo` and `make test` are in README and Makefile, and CI runs nothing weaker."""
     readme, makefile, ci = ((ROOT / name).read_text() for name in ("README.md", "Makefile", ".ci/run"))
     for target in ("demo", "test"):
         assert f"make {target}" in readme
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    assert "make test\n" in ci
+        assert f"\nmake {target}\n" in ci
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_make_demo_fails_when_the_demo_does(tmp_path: Path, code: int) -> None:
+    """Its exit code is what CI goes by."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\n[ \"$*\" = '-m moe_watch.demo' ] && exit {code}\nexit 9\n")
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "demo", f"VENV={tmp_path}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    assert code == 0 or f"Error {code}" in done.stderr
 
 
 def test_help_lists_every_target() -> None:

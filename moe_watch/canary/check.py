@@ -16,6 +16,7 @@ from moe_watch.canary.rounds import Played, play
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
 from moe_watch.detect.events import TELLING, Happening, named
 from moe_watch.detect.replay import Round
+from moe_watch.report.figures import plural
 from moe_watch.store import canaries, events, served
 from moe_watch.store.models import CanaryRun
 
@@ -147,10 +148,10 @@ async def check(
 
 def _no_reference(engine: Engine, server: Server, found: int, against: str) -> str:
     others = canaries.reference_sets(engine, server.model, against)
-    hint = f"; there are {others[0][1]} rounds of another set of prompts ({others[0][0]})" if others else ""
+    hint = "".join(f"; it has {plural(rounds, 'round')} of other prompts ({name})" for name, rounds in others[:1])
     return (
-        f"{found} healthy rounds of these canaries are in the store for {server.model!r}, {FEWEST_ROUNDS} are needed"
-        f"{hint}: run `moe-watch canary record` while the deployment is known to be good"
+        f"of these canaries the store has {plural(found, 'healthy round')} for {server.model!r}, {FEWEST_ROUNDS} are "
+        f"needed{hint}: run `moe-watch canary record` while the deployment is known to be good"
     )
 
 
@@ -181,5 +182,9 @@ def _since(engine: Engine, model: str, played: Played) -> str:
     told = []
     for kind in (kind for kind in TELLING if kind in last):
         since = canaries.requests_since(engine, model, last[kind].at, at)
-        told.append(f"{named(Happening(last[kind].at, kind, last[kind].detail))} {since:,} requests ago")
+        told.append(f"{named(Happening(last[kind].at, kind, last[kind].detail))} {_ago(since)}")
     return f"; since they were last healthy: {', '.join(told)}"
+
+
+def _ago(requests: int) -> str:
+    return f"{plural(requests, 'request')} ago" if requests else "with no request since"

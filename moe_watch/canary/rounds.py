@@ -44,7 +44,7 @@ async def play(
     wait_s: float = 20.0,
     shape: tuple[int, int] = (1, 1),
 ) -> Played:
-    """Replay the canaries at each of ``loads`` and wait up to ``wait_s`` for their fingerprints in the store.
+    """Replay the canaries at each of ``loads`` and wait for their fingerprints until none came for ``wait_s``.
 
     ``shape`` (layers, experts) is that of the empty counts when none arrives.
     """
@@ -67,12 +67,14 @@ async def play(
 
 
 async def _arrived(engine: Engine, ids: Sequence[str], wait_s: float) -> dict[str, Routed]:
-    """Poll the store until the fingerprints of all ``ids`` are there or time is up."""
+    """Poll the store until the fingerprints of all ``ids`` are there or none came for ``wait_s``: both may be busy."""
     deadline = time.monotonic() + wait_s
     found: dict[str, Routed] = {}
     while True:
         missing = [request_id for request_id in ids if request_id not in found]
-        found |= await asyncio.to_thread(canaries.fingerprints, engine, missing)
+        came = await asyncio.to_thread(canaries.fingerprints, engine, missing)
+        found |= came
+        deadline = time.monotonic() + wait_s if came else deadline
         if len(found) == len(ids) or time.monotonic() > deadline:
             return found
         await asyncio.sleep(_POLL_S)

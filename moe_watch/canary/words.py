@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_watch.detect.canary import Effect, Judgement
+from moe_watch.report.figures import plural, significant
 
 _BLIND = {
     "no_answer": "the server answered no canary",
@@ -32,16 +33,20 @@ def summary(judgement: Judgement, layer_ids: Sequence[int] = ()) -> str:
     if verdict == "deployment":
         return f"deployment: {_DEPLOYMENT.get(reason) or _tokens(judgement)}"
     if verdict == "healthy":
-        return f"healthy: {judgement.compared} canaries are routed as in {judgement.rounds} reference rounds"
+        compared = plural(judgement.compared, "canary is", "canaries are")
+        return f"healthy: {compared} routed as in {plural(judgement.rounds, 'reference round')}"
     parts = [f"{verdict}: {_what(judgement, layer_ids)}", _likelihood(judgement), _nan(judgement), _loads(judgement)]
     return "; ".join(part for part in parts if part)
 
 
 def _tokens(judgement: Judgement) -> str:
-    count = f"{judgement.changed_prompts} of {judgement.prompts} canaries are other tokens than before"
+    are = "is" if judgement.changed_prompts == 1 else "are"
+    count = f"{judgement.changed_prompts} of {judgement.prompts} canaries {are} other tokens than before"
     if not judgement.added_tokens:
         return f"{count}, of the same number: template or tokenizer changed (a date in the template does this daily)"
-    return f"{count}, {judgement.added_tokens:+.0f} tokens each: template, BOS or tokenizer changed"
+    added = f"{judgement.added_tokens:+.0f}"
+    more = "token" if added in {"+1", "-1"} else "tokens"
+    return f"{count}, {added} {more} each: template, BOS or tokenizer changed"
 
 
 def _what(judgement: Judgement, layer_ids: Sequence[int]) -> str:
@@ -86,9 +91,9 @@ def _likelihood(judgement: Judgement) -> str:
     if loss is None or math.isnan(loss.nats):
         return ""
     change = next((e.value for e in judgement.effects if e.feature.kind == "likelihood"), None)
-    text = "" if change is None else f"log-probabilities changed by {change:.2g} nats a token"
+    text = "" if change is None else f"log-probabilities changed by {significant(change)} nats a token"
     if loss.lower > 0:
-        return ", ".join(filter(None, (text, f"{loss.nats:.2g} of them lost")))
+        return ", ".join(filter(None, (text, f"{significant(loss.nats)} of them lost")))
     return text
 
 

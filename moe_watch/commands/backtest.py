@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from moe_watch import backtest, commands, history
 from moe_watch.detect.baseline import Baseline
 from moe_watch.periods import period
+from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.store import baselines, requests, served
 from moe_watch.store import history as rows
@@ -86,8 +87,8 @@ def _parquet(address: str, model: Model, start: float, end: float) -> history.Pa
 def _show(outcomes: Iterator[backtest.Outcome]) -> None:
     for outcome in outcomes:
         share = outcome.unusual / outcome.requests if outcome.requests else 0.0
-        told = f"{outcome.requests} requests, {share:.2%} unusual, {len(outcome.fired)} drifts"
-        click.echo(f"{one_line(outcome.replica)}: {told}")
+        requests, drifts = plural(outcome.requests, "request"), plural(len(outcome.fired), "drift")
+        click.echo(f"{one_line(outcome.replica)}: {requests}, {share:.2%} unusual, {drifts}")
         for one in outcome.fired:
             where = one.channel if one.layer is None else f"{one.channel} {one.layer}"
             end = _clock(one.ended_at) if one.ended_at is not None else "still open at the end"

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import click
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
+from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import baselines, references, requests, served
@@ -54,7 +54,7 @@ def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *
     except (StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     done = "active now" if and_promote else f"to use it: moe-watch baseline promote {row.version}"
-    click.echo(f"baseline {row.version} of {model.name}, fitted on {row.requests} requests; {done}")
+    click.echo(f"baseline {row.version} of {model.name}, fitted on {plural(row.requests, 'request')}; {done}")
 
 
 def _read(store: Engine, settings: Settings, model: Model, start: float, end: float) -> BaselineBuilder:
@@ -62,7 +62,9 @@ def _read(store: Engine, settings: Settings, model: Model, start: float, end: fl
     builder = BaselineBuilder(minimum=settings.detect.baseline_min_requests)
     stored = requests.fingerprints(store, model, start, end, size=_BATCH)
     total = requests.count(store, model.id, start, end) / _BATCH
-    for found in track(stored, "reading", total=total, console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    bar = track(stored, "reading", total=total, console=console, transient=True, disable=not console.is_terminal)
+    for found in bar:
         builder.add(found.batch)
     return builder
 
@@ -78,7 +80,7 @@ def _too_few(error: TooFewRequests, settings: Settings) -> str:
 def list_(name: str | None) -> None:
     """List all baselines, newest first."""
     store = commands.store(commands.settings())
-    table = Table("version", "model", "shape", "requests", "made", "promoted", "note", box=None)
+    rows = []
     for row, model in baselines.listed(store):
         if name is not None and model.name != name:
             continue
@@ -86,8 +88,9 @@ def list_(name: str | None) -> None:
         promoted = "active" if row.active else _day(row.promoted_at)
         identity = f"{model.name} ({model.identity[:8]})"
         cells = (str(row.version), identity, shape, str(row.requests), _day(row.created_at), promoted, row.note)
-        table.add_row(*(one_line(cell) for cell in cells))
-    Console(markup=False).print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
+        rows.append([one_line(cell) for cell in cells])
+    columns = ("version", "model", "shape", "requests", "made", "promoted", "note")
+    tables.show(tables.Grid(columns, rows) if rows else "no baseline yet: moe-watch baseline fit")
 
 
 @command.command()
@@ -102,19 +105,20 @@ def show(version: int, name: str | None) -> None:
         fitted = baselines.load(store, row.id)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    table = Table.grid(padding=(0, 2))
-    for key, value in (
+    fields = (
         ("baseline", f"{version}{', active' if row.active else ''}"),
         ("model", f"{model.name} ({model.identity[:8]}), revision {model.detail.get('revision') or 'unknown'}"),
-        ("shape", f"{fitted.layers} layers x {fitted.experts} experts, top-{fitted.top_k}"),
+        (
+            "shape",
+            f"{plural(fitted.layers, 'layer')} x {plural(fitted.experts, 'expert')}, top-{fitted.top_k}",
+        ),
         ("requests", f"{fitted.requests}, of which {len(fitted.scores)} calibrate the p-values"),
         ("parts", ", ".join(fitted.parts)),
         ("made", _day(row.created_at)),
         ("promoted", _day(row.promoted_at)),
         ("note", row.note or "none"),
-    ):
-        table.add_row(key, one_line(value, 400))
-    Console(markup=False).print(table)
+    )
+    tables.show(tables.Fields([(key, one_line(value, 400)) for key, value in fields]))
 
 
 @command.command()
@@ -128,7 +132,7 @@ def promote(version: int, name: str | None) -> None:
         row = baselines.promote(store, model, version, now=time.time())
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"baseline {version} of {model.name} ({row.requests} requests) is active")
+    click.echo(f"baseline {version} of {model.name} ({plural(row.requests, 'request')}) is active")
 
 
 @command.command()
@@ -145,7 +149,8 @@ def relearn(name: str | None) -> None:
     with Session(store) as session, session.begin():
         gone = references.relearn(session, model.name, time.time())
     wanted = settings.shadow.reference_requests
-    click.echo(f"{gone} references of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
+    forgotten = plural(gone, "reference")
+    click.echo(f"{forgotten} of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
 
 
 def choose(store: Engine, name: str | None) -> Model:

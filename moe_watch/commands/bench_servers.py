@@ -13,13 +13,12 @@ from pathlib import Path
 import click
 import httpx
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy.orm import Session
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.addresses import bearer
 from moe_watch.detect.advantage import begins
+from moe_watch.report.figures import plural
 from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
 from moe_watch.settings import Settings
 from moe_watch.shadow.client import DenseClient, DenseError
@@ -149,9 +148,9 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
         levels = [{name: getattr(row, name) for name in _COLUMNS} for row in rows]
         click.echo(json.dumps({"levels": levels, "advantage_begins": start}, indent=2))
         return
-    table = Table("concurrency", "MoE tok/s", "dense tok/s", "advantage", "95 % interval", "TTFT MoE / dense, s")
-    for row in rows:
-        table.add_row(
+    columns = ("concurrency", "MoE tok/s", "dense tok/s", "advantage", "95 % interval", "TTFT MoE / dense, s")
+    cells = [
+        (
             str(row.concurrency),
             f"{row.moe_tokens_per_s:.0f}",
             f"{row.dense_tokens_per_s:.0f}",
@@ -159,9 +158,11 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
             f"{row.ratio_lower:.2f} to {row.ratio_upper:.2f}",
             f"{row.moe_ttft_s:.3f} / {row.dense_ttft_s:.3f}",
         )
-    Console().print(table)
+        for row in rows
+    ]
+    tables.show(tables.Grid(columns, cells))
     click.echo(
-        f"The MoE is faster from {start} concurrent requests on."
+        f"The MoE is faster from {plural(start, 'concurrent request')} on."
         if start is not None
         else "The MoE is not faster at any concurrency measured: check expert parallelism (see docs/quality.md)."
     )

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.canary import prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
 from moe_watch.detect.reach import LEAST, unreached
 from moe_watch.detect.replay import Round
+from moe_watch.report.figures import plural, significant
 from moe_watch.report.text import one_line
 from moe_watch.settings import Settings
 from moe_watch.store import canaries
@@ -104,8 +104,9 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
     scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
     known = await asyncio.to_thread(canaries.references, store, server.model, server.canaries.version)
     return (
-        f"recorded {rounds} rounds of {len(wanted.prompts)} canaries ({server.canaries.endpoint}, set "
-        f"{server.canaries.version}) of {server.model}; the reference has {total} rounds now{scored}{_reach(known)}"
+        f"recorded {plural(rounds, 'round')} of {len(wanted.prompts)} canaries ({server.canaries.endpoint}, set "
+        f"{server.canaries.version}) of {server.model}; the reference has {plural(total, 'round')} now{scored}"
+        f"{_reach(known)}"
     )
 
 
@@ -114,8 +115,9 @@ def _reach(reference: list[Round]) -> str:
     few = unreached(reference)
     if not few.any():
         return ""
+    get = "gets" if few.sum() == 1 else "get"
     return (
-        f"\n{few.sum()} of {few.size} experts get less than {LEAST:.1%} of their layer's choices: a fault of these "
+        f"\n{few.sum()} of {few.size} experts {get} less than {LEAST:.1%} of the layer's choices: a fault of these "
         "alone would not be seen; prompts that are more like your traffic reach more of them (--prompts)"
     )
 
@@ -129,9 +131,8 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
     with Console(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
         rounds = reference.rounds(checkpoint, wanted)
     save_reference(store, model, wanted.version, rounds, time.time())
-    click.echo(
-        f"recorded {len(rounds)} rounds of {len(wanted.prompts)} canaries by transformers (set {wanted.version})"
-    )
+    recorded = f"recorded {plural(len(rounds), 'round')} of {len(wanted.prompts)} canaries"
+    click.echo(f"{recorded} by transformers (set {wanted.version})")
 
 
 @command.command("run")
@@ -168,16 +169,16 @@ async def _run(settings: Settings, store: Engine, against: str) -> Checked:
 def list_(limit: int, *, everything: bool) -> None:
     """List the checks, newest first; by load: the largest shift over what chance explains, above 1 it moved."""
     store = commands.store(commands.settings())
-    table = Table("at", "replica", "engine", "set", "verdict", "by load", "what was found", box=None)
+    columns, rows = ("at", "replica", "engine", "set", "verdict", "by load", "what was found"), []
     verdicts = None if everything else canaries.CHECKED
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):
         at = f"{datetime.fromtimestamp(run.at, UTC):%Y-%m-%d %H:%M:%S}"
         verdict = run.verdict or ("reference" if run.reference else "earlier reference")
         cells = (at, run.replica, run.engine, run.set_version[:8], verdict, _by_load(run), run.summary)
-        table.add_row(*(one_line(cell, 400) for cell in cells))
-    Console(markup=False).print(table if table.row_count else "no canary was checked yet: moe-watch canary run")
+        rows.append([one_line(cell, 1000) for cell in cells])
+    tables.show(tables.Grid(columns, rows) if rows else "no canary was checked yet: moe-watch canary run")
 
 
 def _by_load(run: CanaryRun) -> str:
-    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.4"."""
-    return ", ".join(f"{load}: {ratio:.2g}" for load, ratio in (run.evidence.get("by_load") or {}).items())
+    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.40"."""
+    return ", ".join(f"{load}: {significant(ratio)}" for load, ratio in (run.evidence.get("by_load") or {}).items())

@@ -7,6 +7,7 @@ import time
 import click
 
 from moe_watch import commands
+from moe_watch.report.figures import plural
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 from moe_watch.store.prune import prune as prune_store
@@ -35,7 +36,6 @@ def prune() -> None:
     """Delete what is past its retention and roll up old windows, as the sidecar does by itself."""
     settings = commands.settings()
     pruned = prune_store(commands.store(settings), settings.store, time.time())
-    click.echo(
-        f"deleted {pruned.requests} requests, {pruned.samples} samples, {pruned.windows} windows; "
-        f"{pruned.rolled_up} windows became hours"
-    )
+    counts = {"request": pruned.requests, "sample": pruned.samples, "window": pruned.windows}
+    deleted = ", ".join(plural(number, kind) for kind, number in counts.items())
+    click.echo(f"deleted {deleted}; {plural(pruned.rolled_up, 'window')} became hours")

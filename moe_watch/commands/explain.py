@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from typing import Final
 
 import click
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table as Grid
 from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.report import alarms, explain
 from moe_watch.report.as_json import plain
 from moe_watch.report.explain import Explanation, Table
@@ -25,8 +20,10 @@ from moe_watch.report.text import neutralise, one_line
 from moe_watch.settings import Settings
 from moe_watch.store import episodes
 from moe_watch.store import review as store
+from moe_watch.tables import Grid, Prose
 
 _COLOURS: Final = {"calm": "green", "warn": "yellow", "bad": "red", "unknown": "cyan"}
+_SPARE: Final = ("replica", "domain", "tokens")
 _EPISODE: Final = re.compile(r"(?:episode:|alarm:)?(\d{1,15})")
 
 
@@ -44,9 +41,8 @@ def command(what: str, *, raw: bool) -> None:
     if raw:
         click.echo(json.dumps([plain({"title": one.title, **one.data}) for one in found], ensure_ascii=True, indent=1))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for one in found:
-        console.print(view(one))
+        tables.show(*view(one))
 
 
 def _find(engine: Engine, settings: Settings, what: str, now: float) -> list[Explanation]:
@@ -74,32 +70,28 @@ def _find(engine: Engine, settings: Settings, what: str, now: float) -> list[Exp
     raise click.ClickException(f"{one_line(what)!r} is no request in the store, no alert and no alarm: {hint}")
 
 
-def view(found: Explanation) -> RenderableType:
+def view(found: Explanation) -> list[Grid | Prose | str]:
     """Return ``found`` for a terminal; text from outside is neutralised here and never read as markup."""
-    parts: list[RenderableType] = [Text(one_line(found.title, 300), f"bold {_COLOURS[found.tone]}"), ""]
-    parts += [_indented(Text(one_line(sentence, 1000))) for sentence in found.sentences if sentence]
+    parts: list[Grid | Prose | str] = [Prose(Text(one_line(found.title, 300), f"bold {_COLOURS[found.tone]}")), ""]
+    parts += [Prose(one_line(sentence, 1000), 2) for sentence in found.sentences if sentence]
     for table in found.tables:
         if table.rows:
-            parts += ["", _indented(Text(table.title, "bold")), _indented(_grid(table))]
+            parts += ["", _heading(table.title), _grid(table)]
     for name, text in found.texts:
-        parts += ["", _indented(Text(name, "bold")), _indented(Text(neutralise(text)), 4)]
+        parts += ["", _heading(name), Prose(neutralise(text), 4)]
     if found.todo:
-        parts += ["", _indented(Text("What to do", "bold"))]
-        parts += [_indented(Text(f"{n}. {one_line(step, 600)}")) for n, step in enumerate(found.todo, 1)]
-    return Group(*parts, "")
+        parts += ["", _heading("What to do")]
+        parts += [Prose(f"{n}. {one_line(step, 600)}", 2) for n, step in enumerate(found.todo, 1)]
+    return [*parts, ""]
 
 
-def _indented(inner: RenderableType, by: int = 2) -> Padding:
-    return Padding(inner, (0, 0, 0, by), expand=False)
+def _heading(text: str) -> Prose:
+    return Prose(Text(text, "bold"), 2)
 
 
 def _grid(table: Table) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    for place, name in enumerate(table.columns):
-        right = table.numbers and place and any(row[place][-1:].isalnum() or "%" in row[place] for row in table.rows)
-        grid.add_column(Text(name), justify="right" if right else "left", overflow="fold")
-    for row in table.rows:
-        grid.add_row(
-            *(Text(one_line(cell, 200) if not cell.startswith("  ") else f"  {one_line(cell)}") for cell in row)
-        )
-    return grid
+    rows = [
+        [one_line(cell, 200) if not cell.startswith("  ") else f"  {one_line(cell)}" for cell in row]
+        for row in table.rows
+    ]
+    return Grid(table.columns, rows, spare=_SPARE, indent=2)

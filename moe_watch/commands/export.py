@@ -8,6 +8,7 @@ import click
 
 from moe_watch import commands, history
 from moe_watch.periods import period
+from moe_watch.report.figures import plural
 from moe_watch.store import history as rows
 from moe_watch.store import served
 from moe_watch.store.forget import note_export
@@ -38,6 +39,6 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
         note_export(engine, history.absolute(address))
         for model in models:
             written = history.write(rows.rows(engine, model, start, end), model, address)
-            click.echo(f"{model.name} ({model.identity[:8]}): {written} requests to {address}")
+            click.echo(f"{model.name} ({model.identity[:8]}): {plural(written, 'request')} to {address}")
     except (history.HistoryError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -6,6 +6,7 @@ import click
 
 from moe_watch import commands, forgetting, history, wire
 from moe_watch.forgetting import Place
+from moe_watch.report.figures import plural
 from moe_watch.store.forget import Who
 
 
@@ -43,6 +44,6 @@ def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]
 
 
 def _line(place: Place) -> str:
-    deleted = ", ".join(f"{number} {kind}" for kind, number in place.gone.items()) or "nothing"
+    deleted = ", ".join(plural(n, kind.removesuffix("s"), kind) for kind, n in place.gone.items()) or "nothing"
     remark = place.problem or place.note
     return f"{place.name}: deleted {deleted}; {place.left} left" + (f" ({remark})" if remark else "")

@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 import httpx
-from rich.console import Console
-from rich.table import Table
 
-from moe_watch import commands
+from moe_watch import commands, tables
 from moe_watch.addresses import shown, why
 from moe_watch.export.metrics import CONTEXT_BUCKETS
+from moe_watch.report.figures import plural
 from moe_watch.serving import kv_cache
 from moe_watch.serving.kv_cache import Layer, Plan
 
@@ -59,7 +58,8 @@ def command(
     _print(layers, plan, size, ranks, longest)
     if blocks is not None:
         click.echo(
-            f"Free: {blocks} blocks. The longest request that fits: {plan.admissible(blocks, longest):,} tokens."
+            f"Free: {plural(blocks, 'block')}. The longest request that fits: "
+            f"{plural(plan.admissible(blocks, longest), 'token')}."
         )
 
 
@@ -69,11 +69,11 @@ def _longest(read: dict[str, Any]) -> int:
 
 
 def _print(layers: list[Layer], plan: Plan, size: int, ranks: int, longest: int) -> None:
-    table = Table("context", "needed, GiB", "vLLM may take, GiB")
+    rows = []
     for tokens in sorted({*(bucket for bucket in CONTEXT_BUCKETS.values() if bucket < longest), longest}):
         needed = kv_cache.needed_bytes(layers, tokens, dtype_bytes=size, ranks=ranks)
-        table.add_row(f"{tokens:,}", f"{needed / _GIB:.3f}", f"{plan.bytes(tokens) / _GIB:.3f}")
-    Console().print(table)
+        rows.append((f"{tokens:,}", f"{needed / _GIB:.3f}", f"{plan.bytes(tokens) / _GIB:.3f}"))
+    tables.show(tables.Grid(("context", "needed, GiB", "vLLM may take, GiB"), rows))
 
 
 def _ask(url: str) -> tuple[int, int]:

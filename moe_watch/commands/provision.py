@@ -13,6 +13,7 @@ from moe_watch import commands
 from moe_watch.provision import assets, files, grafana_rules, kubernetes, push
 from moe_watch.provision.alert import DEFAULT_GRAFANA, Links
 from moe_watch.provision.client import Grafana, GrafanaError, connect
+from moe_watch.report.figures import plural
 from moe_watch.settings import GrafanaSettings
 
 _SIGNS = {"create": "+", "update": "~", "delete": "-", "kept": "!", "unchanged": "="}
@@ -90,7 +91,7 @@ def _write(out: Path, texts: dict[str, str]) -> None:
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"cannot write to {out}: {error.strerror}") from error
-    click.echo(f"{len(texts)} files in {out}")
+    click.echo(f"{plural(len(texts), 'file')} in {out}")
 
 
 def _token(flag: str | None, settings: GrafanaSettings) -> SecretStr:

@@ -10,11 +10,12 @@ import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from moe_watch import commands, status
+from moe_watch import commands, status, tables
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.report import phrases
+from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.settings import HttpSettings
 
@@ -35,7 +36,7 @@ def command(url: str | None, *, follow: bool, raw: bool) -> None:
         elif follow:
             _follow(settings.http, url)
         else:
-            Console().print(view(seen))
+            tables.show(*parts(seen))
     except SidecarError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
@@ -53,17 +54,26 @@ def _follow(http: HttpSettings, url: str | None) -> None:
 
 def view(seen: status.Status) -> RenderableType:
     """Return ``seen`` for a terminal."""
-    parts: list[RenderableType] = [_header(seen)]
+    return Group(*parts(seen))
+
+
+def parts(seen: status.Status) -> list[tables.Fields | tables.Prose | str]:
+    """Return the header, and each replica behind an empty line."""
+    out: list[tables.Fields | tables.Prose | str] = [tables.Prose(_marked(_header(seen)))]
     if not seen.replicas:
-        parts.append("no tap has spoken yet: `moe-watch doctor` says what to check")
+        out.append("no tap has spoken yet: `moe-watch doctor` says what to check")
     for replica in seen.replicas:
-        parts += ["", _replica(replica, seen.now)]
-    return Group(*parts)
+        out += ["", _replica(replica, seen.now)]
+    return out
 
 
 def _plain(text: str) -> str:
     """Return text from vLLM and its clients, which must neither be read as markup nor move the cursor."""
-    return escape(one_line(text, 400))
+    return escape(one_line(text, 1000))
+
+
+def _marked(text: str) -> Text:
+    return Text.from_markup(text, emoji=False)
 
 
 def _header(seen: status.Status) -> str:
@@ -76,47 +86,57 @@ def _header(seen: status.Status) -> str:
     )
 
 
-def _replica(replica: status.Replica, now: float) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _replica(replica: status.Replica, now: float) -> tables.Fields:
+    fields: list[tuple[str, str]] = []
     colour = _COLOURS.get(replica.verdict, "red")
     serving = f"{_plain(replica.model)} ({_shape(replica)})"
-    table.add_row("replica", f"[bold]{_plain(replica.replica)}[/bold] serving {serving}")
+    fields.append(("replica", f"[bold]{_plain(replica.replica)}[/bold] serving {serving}"))
     since = _span(now - replica.since)
-    table.add_row("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}: {_plain(replica.reason)}")
+    told = any(episode.summary == replica.reason for episode in replica.episodes)  # it stands below
+    reason = "" if told else f": {_plain(replica.reason)}"
+    fields.append(("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}{reason}"))
     tap = replica.tap
     version = f"{_plain(tap.tap_version) or '?'} in vLLM {_plain(tap.vllm_version) or '?'}"
     state = "up" if tap.up else f"[red]{_plain(tap.state)}[/red] {_plain(tap.reason)}"
-    table.add_row("tap", f"{state}, {version}")
-    table.add_row(
-        "requests", f"{replica.requests}, routed {_percent(replica.coverage)}, joined {_percent(replica.join_ratio)}"
+    fields.append(("tap", f"{state}, {version}"))
+    fields.append(
+        ("requests", f"{replica.requests}, routed {_percent(replica.coverage)}, joined {_percent(replica.join_ratio)}")
     )
     if replica.baseline is not None:
         promoted = datetime.fromtimestamp(replica.baseline.promoted_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        table.add_row("baseline", f"{replica.baseline.version} of {promoted}, {replica.baseline.requests} requests")
+        fields.append(
+            (
+                "baseline",
+                f"{replica.baseline.version} of {promoted}, {plural(replica.baseline.requests, 'request')}",
+            )
+        )
         interval = f"{replica.ood.lower:.1%} to {replica.ood.upper:.1%}"
-        table.add_row("unusual", f"{_percent(replica.ood.value)} of the latest {replica.ood.n} ({interval})")
-        table.add_row("evidence", f"{replica.evidence:.2f} of the alarm threshold")
+        fields.append(("unusual", f"{_percent(replica.ood.value)} of the latest {replica.ood.n} ({interval})"))
+        fields.append(("evidence", f"{replica.evidence:.2f} of the alarm threshold"))
     if replica.siblings is not None and replica.siblings.replicas > 1:
-        table.add_row("siblings", _siblings(replica.siblings))
+        fields.append(("siblings", _siblings(replica.siblings)))
     for episode in replica.episodes:
         since = _span(now - episode.began_at)
-        table.add_row(f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}")
+        fields.append((f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}"))
         if episode.where is not None:
-            table.add_row("where", " ".join(phrases.where(episode.where, episode.kind)))
+            fields.append(("where", " ".join(phrases.where(episode.where, episode.kind))))
     if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
-        table.add_row("moved", "; ".join(moved))
+        fields.append(("moved", "; ".join(moved)))
     if replica.suspects:
         shown = [f"{_plain(suspect.request_id)} (p {suspect.p:.4f})" for suspect in replica.suspects[:3]]
-        table.add_row("explain", ", ".join(shown))
-    return table
+        fields.append(("explain", ", ".join(shown)))
+    return tables.Fields([(_marked(name), _marked(value)) for name, value in fields])
 
 
 def _siblings(found: status.Siblings) -> str:
     like = "[red]differs from[/red]" if found.deviates else "like"
-    fleet = found.fleet_ood
-    together = f"; of all together {_percent(fleet.value)} of {fleet.n} requests are unusual" if fleet.n else ""
-    return f"{like} the {found.replicas - 1} others ({found.evidence:.2f} of the threshold){together}"
+    fleet, more = found.fleet_ood, found.replicas - 1
+    others = "other" if more == 1 else f"{more} others"
+    together = (
+        f"; of all together {_percent(fleet.value)} of {plural(fleet.n, 'request')} are unusual" if fleet.n else ""
+    )
+    return f"{like} the {others} ({found.evidence:.2f} of the threshold){together}"
 
 
 def _shape(replica: status.Replica) -> str:

@@ -1,7 +1,8 @@
 """The demo: a real vLLM is tapped, its normal routing learned, and two kinds of drift are told apart by name.
 
 Everything runs in ``out/demo``; every server is stopped at the end, on Ctrl-C and on failure. ``--keep`` leaves them
-running at the end.
+running at the end. The exit code is 0 when all that the demo claims was shown, 1 when something was not, and 3 when a
+server ended or refused to serve.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from rich.console import Console
 from moe_watch.demo.servers import ServerError
 from moe_watch.demo.stage import Stage
 from moe_watch.demo.story import run
+from moe_watch.demo.waiting import NotShown
+
+_NOT_SHOWN, _SERVER_ENDED = 1, 3  # 2 is click's, for wrong options
 
 
 @click.command()
@@ -36,8 +40,10 @@ def main(out: Path, *, keep: bool) -> None:
             if keep:
                 servers.pop_all()
                 stage.print_addresses()
-    except ServerError as error:
-        raise click.ClickException(str(error)) from error
+    except (NotShown, ServerError) as error:
+        logs = ", ".join(sorted(path.name for path in out.glob("*.log")))
+        click.echo(f"\nError: {error}\nThe logs are kept in {out.resolve()}: {logs or 'none yet'}", err=True)
+        sys.exit(_NOT_SHOWN if isinstance(error, NotShown) else _SERVER_ENDED)
     except KeyboardInterrupt:
         console.print("\nStopped; nothing is left running.")
         sys.exit(130)

@@ -25,6 +25,7 @@ VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+_ANSWER_S = 2  # a server that starts may take a connection and not answer it
 # vLLM would bind every server of the machine to the same core, and threads that are not bound fight for all of them.
 _cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
 
@@ -47,15 +48,25 @@ class Server:
         """Return when ``GET path`` answers 200; raise ``ServerError`` when the process ends or time is up."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise ServerError(f"{self.name} ended with code {self.process.returncode}.\n{self.log_tail()}")
-            try:
-                if httpx.get(self.url + path, timeout=2).status_code == httpx.codes.OK:
-                    return
-            except httpx.HTTPError:
-                pass
+            if not self.unready(path):
+                return
             time.sleep(0.25)
         raise ServerError(f"{self.name} was not ready after {timeout_s:.0f} s.\n{self.log_tail()}")
+
+    def unready(self, path: str) -> str:
+        """Return why ``GET path`` does not answer 200 yet, empty when it does; ``ServerError`` when it ended."""
+        self.check()
+        try:
+            answer = httpx.get(self.url + path, timeout=_ANSWER_S)
+        except httpx.HTTPError:
+            return "no answer yet"
+        return "" if answer.status_code == httpx.codes.OK else f"it answers {answer.status_code}"
+
+    def check(self, wait_s: float = 0) -> None:
+        """Raise ``ServerError`` when the process has ended, or ends within ``wait_s``."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(wait_s)
+            raise ServerError(f"{self.name} ended with code {code}.\n{self.log_tail()}")
 
     def log_tail(self, lines: int = 25) -> str:
         """Return the last ``lines`` lines of the log with its path."""

@@ -7,34 +7,39 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-import msgspec
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from moe_watch.demo import servers
+from moe_watch.demo.claims import Said
+from moe_watch.demo.servers import ServerError
+from moe_watch.demo.sidecar import DYING_S, NO_ANSWER, Sidecar
 from moe_watch.demo.traffic import Prompt, send
-from moe_watch.status import Replica, Status
-from moe_watch.store import engine, shadows
+from moe_watch.demo.waiting import PATIENCE_S, Wait
+from moe_watch.status import Replica
 
 MODELS = Path(__file__).parent / "models"
 MODEL = "gemma-4-tiny-moe"
 DENSE = "gemma-4-tiny-dense"
 WINDOW_S = 10
-_START_TIMEOUT_S = 240
+_REPLICA = "demo"
+_COMMAND = (sys.executable, "-m", "moe_watch.cli")
 _POLL_S = 0.25
 
 
 class Stage:
     """Runs the parts and shows them; everything started is stopped by ``stack``."""
+
+    sidecar: Sidecar
 
     def __init__(self, console: Console, out: Path, stack: ExitStack) -> None:
         self.console = console
@@ -42,16 +47,17 @@ class Stage:
         self.out.mkdir(parents=True, exist_ok=True)
         self._stack = stack
         self.requests = 0
-        for old in self.out.glob("moe-watch.db*"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()  # the spool is a folder
+        self.alarms: list[str] = []  # of the last traffic, as they were seen first
+        _clear(self.out)
         self._vllm_port = servers.free_port()
         self.env = {
             "MOE_WATCH_ENDPOINT": f"ipc://{self.out}/tap.sock",
             "MOE_WATCH_STORE__URL": f"sqlite:///{self.out}/moe-watch.db",
-            "MOE_WATCH_REPLICA": "demo",
+            "MOE_WATCH_REPLICA": _REPLICA,
             "MOE_WATCH_SAMPLE_RATE": "1",
             "MOE_WATCH_VLLM_URL": f"http://127.0.0.1:{self._vllm_port}",
             "MOE_WATCH_WINDOW_S": str(WINDOW_S),
+            "MOE_WATCH_JOIN_TIMEOUT_S": "60",  # the processes of a busy machine are seconds apart
             "MOE_WATCH_CANARY__LOADS": '["16"]',  # one batch composition keeps the demo short
             "MOE_WATCH_HTTP__PAGE_SAMPLES": "true",
             "MOE_WATCH_SHADOW__REQUESTS_PER_S": "20",
@@ -62,16 +68,18 @@ class Stage:
 
     def start_servers(self) -> None:
         """Start the MoE with the tap, the dense model and the sidecar, and wait until all of them answer."""
-        with self.console.status("Starting vLLM with the MoE, vLLM with the dense model, and the sidecar …"):
-            dense = self._track(servers.start_vllm("vllm-dense", MODELS / "dense", work=self.out, served_name=DENSE))
-            self.env["MOE_WATCH_SHADOW__URL"] = f"{dense.url}/v1"
-            sidecar = self._track(servers.start_sidecar(self.out, env=self.env))
-            self.env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
-            self.start_moe(MODELS / "moe")
-            sidecar.wait_ready("/healthz", _START_TIMEOUT_S)
-            dense.wait_ready("/health", _START_TIMEOUT_S)
+        dense = self._track(servers.start_vllm("vllm-dense", MODELS / "dense", work=self.out, served_name=DENSE))
+        self.env["MOE_WATCH_SHADOW__URL"] = f"{dense.url}/v1"
+        sidecar = self._track(servers.start_sidecar(self.out, env=self.env))
+        self.env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
+        self.sidecar = Sidecar(sidecar, self.env["MOE_WATCH_STORE__URL"], MODEL, _REPLICA)
+        self._stack.callback(self.sidecar.close)
+        self.start_moe(MODELS / "moe")
+        self._until_ready(sidecar, "/readyz")
+        self._until_ready(dense, "/health")
+        self.until("the sidecar hears the tap", self.sidecar.unheard)
         for server in self.running.values():
-            self.console.print(f"  {server.name:<11} {server.url}  (log: {server.log})")
+            self.console.print(f"  {server.name:<11} {server.url}  (log: {server.log})", soft_wrap=True)
 
     def start_moe(self, checkpoint: Path) -> None:
         """Serve ``checkpoint`` with the tap; ends the MoE that was served before, at the same address."""
@@ -86,7 +94,10 @@ class Stage:
             env=self.env,
             port=self._vllm_port,
         )
-        self._track(moe).wait_ready("/health", _START_TIMEOUT_S)
+        self._until_ready(self._track(moe), "/health")
+
+    def _until_ready(self, server: servers.Server, path: str) -> None:
+        self.until(f"{server.name} is ready", lambda: server.unready(path))
 
     def _track(self, server: servers.Server) -> servers.Server:
         self._stack.callback(server.stop)
@@ -96,39 +107,65 @@ class Stage:
     def title(self, text: str) -> None:
         """Begin an act."""
         self.console.print()
-        self.console.rule(f"[bold]{text}", align="left")
+        self.console.print(f"[bold]{escape(text)}")
 
-    def command(self, *args: str, may_exit: Sequence[int] = (0,)) -> None:
-        """Run ``moe-watch ARGS`` as a user would and show what it prints; ``ServerError`` for another exit code."""
-        self.console.print(f"[dim]$ moe-watch {' '.join(args)}")
-        command = [sys.executable, "-m", "moe_watch.cli", *args]
-        code = subprocess.run(command, env={**os.environ, **self.env}, check=False).returncode
-        if code not in may_exit:
-            raise servers.ServerError(f"moe-watch {args[0]} ended with code {code}")
+    def check(self) -> None:
+        """Raise ``ServerError`` when one of the servers has ended."""
+        for server in self.running.values():
+            server.check()
 
-    def status(self) -> Replica | None:
-        """Return what the sidecar sees of the demo's replica, None while it sees none; ``ServerError`` if it died."""
-        sidecar = self.running["sidecar"]
-        try:
-            answer = httpx.get(f"{sidecar.url}/api/v1/status", timeout=10).raise_for_status()
-        except httpx.HTTPError as error:
-            if sidecar.process.poll() is None:
-                return None
-            raise servers.ServerError(f"The sidecar ended.\n{sidecar.log_tail()}") from error
-        replicas = msgspec.json.decode(answer.content, type=Status).replicas
-        return next((replica for replica in replicas if replica.replica == "demo"), None)
+    def until(self, expected: str, missing: Callable[[], str]) -> None:
+        """Return when nothing is ``missing`` any more; say now and then what is."""
+        wait = Wait(self.console, expected)
+        with self.console.status(f"Waiting until {escape(expected)} …") as status:
+            self._until(wait, missing, lambda: status.update(wait.told()))
 
-    def open_episode(self, kind: str) -> float | None:
-        """Return when an alarm of this kind that is open now was flagged, in seconds since the epoch."""
-        replica = self.status()
-        return next((e.flagged_at for e in replica.episodes if e.kind == kind), None) if replica else None
+    def _until(self, wait: Wait, missing: Callable[[], str], tell: Callable[[], object]) -> None:
+        self.check()
+        while seen := missing():
+            wait.still(seen)
+            tell()
+            wait.pause()
+            self.check()
+
+    def command(self, *args: str) -> Said:
+        """Run ``moe-watch ARGS`` as a user would, show what it prints and return it."""
+        words = " ".join(args)
+        self.console.print(f"[dim]$ moe-watch {escape(words)}", soft_wrap=True)
+        wait = Wait(self.console, f"`moe-watch {words}` ends")
+        with subprocess.Popen(
+            [*_COMMAND, *args], stdout=subprocess.PIPE, text=True, env=self._environment()
+        ) as process:
+            try:
+                text = self._output(process, wait)
+            except BaseException:
+                process.kill()
+                raise
+        self.console.file.write(text)
+        self.console.file.flush()
+        return Said(words, process.returncode, Text.from_ansi(text).plain)
+
+    def _output(self, process: subprocess.Popen[str], wait: Wait) -> str:
+        while True:
+            try:
+                return process.communicate(timeout=_POLL_S)[0]
+            except subprocess.TimeoutExpired:
+                self.check()
+                wait.still("it is still running")
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of a command: what it prints goes through a pipe, and is for the terminal here."""
+        terminal = {"COLUMNS": str(self.console.width)}
+        if self.console.is_terminal:
+            terminal["FORCE_COLOR"] = "1"
+        return {**os.environ, **self.env, **terminal}
 
     def traffic(self, title: str, prompts: Sequence[Prompt]) -> list[float]:
-        """Send ``prompts`` and show the verdict meanwhile; return when each was answered."""
+        """Send ``prompts``, show the verdict meanwhile, wait until all are judged; return when each was answered."""
         bar = Progress(TextColumn(f"  {title}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         task = bar.add_task("", total=len(prompts))
         answered: list[float] = []
-        done = threading.Event()
+        self.alarms = []
 
         def note(_: object) -> None:
             answered.append(time.time())
@@ -136,42 +173,53 @@ class Stage:
 
         with Live(Group(bar, _table(None)), console=self.console, refresh_per_second=4) as live:
 
-            def watch() -> None:
-                try:
-                    while not done.is_set():
-                        live.update(Group(bar, _table(self.status())))
-                        done.wait(_POLL_S)
-                except servers.ServerError:
-                    done.set()  # the main thread asks too, and tells
+            def look() -> str:
+                live.update(Group(bar, _table(self.look())))
+                return f"{len(answered)} of {len(prompts)} are answered"
 
-            watcher = threading.Thread(target=watch, daemon=True)
-            watcher.start()
-            asyncio.run(send(self.running["vllm-moe"].url, MODEL, prompts, on_answer=note, stop=done.is_set))
-            self._settle(len(answered))
-            live.update(Group(bar, _table(self.status())))
-            done.set()
-            watcher.join()
+            asyncio.run(self._send(prompts, note, look))
+            self.requests += len(answered)
+            wait = Wait(self.console, f"all {self.requests} requests so far are judged and stored")
+            self._until(wait, lambda: self.sidecar.unjudged(self.requests), look)
+            look()
         self.console.print()
         return sorted(answered)
 
-    def _settle(self, sent: int, timeout_s: float = 20) -> None:
-        """Wait until the sidecar has seen all that was sent so far."""
-        self.requests += sent
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            replica = self.status()
-            if replica is not None and replica.routed >= self.requests:
-                return
-            time.sleep(_POLL_S)
+    def seen(self) -> Replica:
+        """Return what the sidecar sees of the replica."""
+        found: list[Replica] = []
 
-    def settle_shadow(self, timeout_s: float = 45) -> None:
-        """Wait until the dense model has answered what it was given, so that each act is judged by its own requests."""
-        deadline = time.monotonic() + timeout_s
-        store = engine.connect(self.env["MOE_WATCH_STORE__URL"])
-        with self.console.status("The dense model answers the last sampled requests …"):
-            while time.monotonic() < deadline and shadows.waiting(store):
-                time.sleep(_POLL_S)
-        store.dispose()
+        def missing() -> str:
+            found.extend(replica for replica in [self.look()] if replica is not None)
+            return "" if found else NO_ANSWER
+
+        self.until("the sidecar says what it sees", missing)
+        return found[0]
+
+    def look(self) -> Replica | None:
+        """Return what the sidecar sees, and remember the alarms in it."""
+        replica = self.sidecar.status()
+        for episode in replica.episodes if replica else ():
+            if episode.summary not in self.alarms:
+                self.alarms.append(episode.summary)
+        return replica
+
+    async def _send(self, prompts: Sequence[Prompt], note: Callable[[object], None], look: Callable[[], str]) -> None:
+        """Send ``prompts`` and ``look`` meanwhile; ``ServerError`` as soon as a server has ended or refuses one."""
+        moe = self.running["vllm-moe"]
+        sending = asyncio.create_task(send(moe.url, MODEL, prompts, on_answer=note, timeout_s=PATIENCE_S))
+        wait = Wait(self.console, "all requests are answered")
+        try:
+            while not sending.done():
+                self.check()
+                wait.still(await asyncio.to_thread(look))
+                await asyncio.wait({sending}, timeout=_POLL_S)
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+        if error := sending.exception():
+            moe.check(DYING_S)
+            raise ServerError(f"{moe.name} does not serve: {_first(error)}\n{moe.log_tail()}") from error
 
     def print_addresses(self) -> None:
         """Say where everything that was left running is, and how to end it."""
@@ -180,6 +228,18 @@ class Stage:
             self.console.print(f"  {server.name:<11} {server.url}  (pid {server.process.pid})")
         self.console.print(f"Page: {self.running['sidecar'].url}/   End it with:")
         self.console.print("  kill " + " ".join(f"-- -{server.process.pid}" for server in self.running.values()))
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo left: its store, its logs and its report."""
+    for pattern in ("moe-watch.db*", "*.log", "report"):
+        for old in out.glob(pattern):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()  # the spool is a folder
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a group, which has been told of no other."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _table(replica: Replica | None) -> Table:

@@ -48,13 +48,14 @@ async def send(
     *,
     concurrency: int = 16,
     max_tokens: int = 24,
+    timeout_s: float = 120,
     on_answer: Callable[[Answer], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """Send ``prompts`` in order, at most ``concurrency`` at once, until they or ``stop`` end; return the answers."""
     answers: list[Answer] = []
     queue = iter(prompts)
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=timeout_s) as client:
 
         async def worker() -> None:
             for prompt in queue:

@@ -39,7 +39,8 @@ class TooFewRequests(ValueError):  # noqa: N818 - the message reads as a sentenc
     """A baseline needs more requests than it was given."""
 
     def __init__(self, given: int, needed: int) -> None:
-        super().__init__(f"{given} requests are too few for a baseline: {needed} are needed, so {needed - given} more")
+        are = "request is" if given == 1 else "requests are"
+        super().__init__(f"{given} {are} too few for a baseline: {needed} are needed, so {needed - given} more")
         self.given = given
         self.needed = needed
 

@@ -97,7 +97,8 @@ def _report(stage: Stage, start: float) -> None:
     since = datetime.fromtimestamp(start // WINDOW_S * WINDOW_S, UTC)
     folder = stage.out / "report"
     claims.reported(stage.command("report", "--since", f"{since:%Y-%m-%dT%H:%M:%S}", "--out", str(folder)), folder)
-    stage.console.print("  [bold]Everything that the demo claims was shown.")
+    stage.console.print("\n[bold]Everything that the demo claims was shown.")
+    stage.console.print("Open the report's page; `make demo KEEP=1` leaves the servers running, with the live page.")
 
 
 def _settle_shadow(stage: Stage) -> None:

@@ -13,8 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 import zmq
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from moe_watch import http, process, wire
+from moe_watch import process, wire
 from moe_watch.callers import _ANSWER_S, _ASK_S, Callers, Door
 from moe_watch.demo.servers import Server, free_port, start
 from moe_watch.settings import HttpSettings
@@ -194,6 +198,13 @@ def test_a_client_that_keeps_us_waiting_is_ended(asked: bool, bound_s: float) ->
     assert _is_over(outside)
 
 
+def _alive() -> Starlette:
+    async def healthz(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    return Starlette(routes=[Route("/healthz", healthz)])
+
+
 def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() -> None:
     """With the real server: what counts is when the head began to be awaited."""
 
@@ -201,7 +212,7 @@ def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() ->
         now = 0.0
         callers = Callers(5, lambda: now)
         listening = socket.create_server(("127.0.0.1", 0))
-        async with process._http_server(http.waiting(), listening, HttpSettings(), callers):
+        async with process._http_server(_alive(), listening, HttpSettings(), callers):
             answers, asked = await asyncio.open_connection(*listening.getsockname())
             ended, slow = await asyncio.open_connection(*listening.getsockname())
             for piece in (b"GET /healthz ", b"HTTP/1.1\r\n", b"Host: x\r\n"):

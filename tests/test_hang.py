@@ -164,9 +164,8 @@ def test_memory_is_bounded_while_a_write_hangs(tmp_path: Path, monkeypatch: pyte
     store.dispose()
 
 
-def test_memory_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_in_bytes_too() -> None:
     """A few requests with long texts are as much as many short ones."""
-    monkeypatch.setattr(writing, "_MOST_BYTES", 100_000)
     batches = _batches(30)
     for batch in batches:
         assert batch.requests[0].sample is not None
@@ -174,7 +173,7 @@ def test_memory_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.Monk
     away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
     async def story() -> None:
-        writer = Writer(away, Board(), None)
+        writer = Writer(away, Board(), None, 100_000)
         writer.hold()
         running = asyncio.create_task(writer.run())
         for batch in batches:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moe_watch.export import prometheus
 from moe_watch.ingest import is_loopback
+from moe_watch.plain import encodable
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.status import Matrix, Status
 
@@ -91,7 +92,7 @@ def app(source: Source) -> ASGIApp:
         return PlainTextResponse(f"{why or 'ready'}\n", 503 if why else 200)
 
     async def status(_: Request) -> Response:
-        return Response(msgspec.json.encode(await source.status()), media_type=_JSON)
+        return _as_json(await source.status())
 
     async def matrix(request: Request) -> Response:
         replicas = [replica.replica for replica in (await source.status()).replicas]
@@ -99,8 +100,8 @@ def app(source: Source) -> ASGIApp:
         found = await source.matrix(wanted)
         if found is None:
             body = {"error": "name one of these with ?replica=", "replicas": replicas}
-            return Response(msgspec.json.encode(body), 404, media_type=_JSON)
-        return Response(msgspec.json.encode(found), media_type=_JSON)
+            return _as_json(body, 404)
+        return _as_json(found)
 
     routes = [
         Route("/metrics", metrics),
@@ -128,6 +129,10 @@ def waiting() -> ASGIApp:
 def _render(registry: CollectorRegistry, accept: str, *, zipped: bool) -> tuple[bytes, str]:
     body, content_type = prometheus.render(registry, accept)
     return (gzip.compress(body, 1) if zipped else body), content_type
+
+
+def _as_json(value: object, code: int = 200) -> Response:
+    return Response(msgspec.json.encode(value, enc_hook=encodable), code, media_type=_JSON)
 
 
 def _page_routes(source: Source) -> list[Route]:

@@ -50,12 +50,14 @@ class Judge:
             self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
             return
         if watch is not None:
-            for kind in list(watch.open):
-                watch.end(kind, now)
+            watch.raised.end_all(now, "configuration_changed")
             self._pending.extend(watch.collect(now, last=True))
             self._board.drop(*watch.labels)
+        ended = watch.raised.ended if watch is not None else ()
         watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
+        watch.raised.ended.extend(ended)
         watch.use(self._normals.get(identity), now)
+        watch.judge(now)
         watch.happened = self._happened[model.replica]
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
@@ -119,16 +121,19 @@ class Judge:
             if self.watches[replica].assess(now):
                 publish.layers(self._board, self.watches[replica])
         for watch in self.watches.values():
+            watch.judge(now)
             publish.state(self._board, watch, self._settings, now)
         return self.collect(now)
 
     def collect(self, now: float, *, last: bool = False) -> Writes:
-        """Return what is to be written; everything that is held, at the ``last``."""
+        """Return what is to be written; at the ``last`` everything that is held, and alarms end with who watched."""
         out, self._pending = self._pending, Writes()
         if last:
             self.refused["unannounced"] += sum(map(len, self._held.values()))
             self._held.clear()
         for watch in self.watches.values():
+            if last:
+                watch.raised.end_all(now, "sidecar_stopped")
             out.extend(watch.collect(now, last=last))
         return out
 
@@ -157,7 +162,7 @@ class Judge:
                 if change.started:
                     watch.begin(change.kind, change.began_at, now, change.summary, change.evidence)
                 else:
-                    watch.end(change.kind, now)
+                    watch.end(change.kind, now, change.ending)
             if one.canary is not None:
                 publish.canary(self._board, watch, one.canary)
                 _check_canaries(watch, one.canary, now)
@@ -186,4 +191,4 @@ def _check_canaries(watch: Watch, run: CanaryRun, now: float) -> None:
         evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
         watch.begin("routing", run.at, run.at, run.summary, evidence)
     elif run.verdict in {"healthy", "benign"}:
-        watch.end("routing", now)
+        watch.end("routing", now, "recovered")

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
+from moe_watch.plain import encodable
 from moe_watch.settings import Settings
 from moe_watch.spool import Spool, SpoolFullError
 from moe_watch.store.engine import sqlite_path
@@ -28,7 +29,7 @@ _MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
 _RETRY_S: Final = 1.0
 
 _log = structlog.get_logger()
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=encodable)
 _decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)
 
 
@@ -170,22 +171,32 @@ class Writer:
             while self._queued() > _MOST_QUEUED:
                 self._lose(self._queue.pop())
             return
-        try:
-            self._spool.append(self._packed(batch))
-        except SpoolFullError as error:
-            self._lose(batch, why=str(error))
+        self._to_disk(self._spool, batch)
         self._spool_queue()
 
     def _spool_queue(self) -> None:
         if self._spool is None:
             return
         while self._queue:
-            batch = self._take()
-            try:
-                self._spool.append(self._packed(batch))
-            except SpoolFullError as error:
-                self._lose(batch, why=str(error))
+            self._to_disk(self._spool, self._take())
         self._board.set(metrics.SPOOL_BYTES, self._spool.size)
+
+    def _to_disk(self, spool: Spool, batch: Writes) -> None:
+        """Put ``batch`` into the spool; a row that cannot be encoded is left out and counted, as in a store."""
+        try:
+            payload = self._packed(batch)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a row, the writer goes on
+            halves = batch.halves()
+            if halves is None:
+                _log.error("a row cannot be put on disk and is left out", why=str(error))
+                self._board.add(metrics.STORE_REFUSED, 1)
+            for half in halves or ():
+                self._to_disk(spool, half)
+            return
+        try:
+            spool.append(payload)
+        except SpoolFullError as error:
+            self._lose(batch, why=str(error))
 
     def _packed(self, batch: Writes) -> bytes:
         """Return ``batch`` for the spool, with its models: their own batch may be lost, or the store another one."""
@@ -217,6 +228,7 @@ class Writer:
 def _ended(batch: Writes, now: float) -> Writes:
     """End the alarms that were flagged before ``now``, as those in the store are at a start: detectors begin anew."""
     for episode in batch.episodes:
+        episode.values.setdefault("ending", None)  # spooled by a version that did not tell
         if episode.values["ended_at"] is None and episode.values["flagged_at"] < now:
-            episode.values["ended_at"] = now
+            episode.values.update(ended_at=now, ending="sidecar_stopped")
     return batch

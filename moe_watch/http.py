@@ -6,6 +6,7 @@ import gzip
 import hmac
 import importlib.util
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -32,6 +33,10 @@ _JSON: Final = "application/json"
 
 class BindError(RuntimeError):
     """The HTTP address cannot be bound; the message says why and what to do."""
+
+
+class EndedError(RuntimeError):
+    """The HTTP server ended though nobody told it to; the message says why."""
 
 
 class Pages(Protocol):
@@ -72,6 +77,20 @@ def listen(settings: HttpSettings) -> socket.socket:
             f"http {settings.host}:{settings.port} cannot be bound ({error.strerror}): choose MOE_WATCH_HTTP__PORT"
         ) from error
     return made
+
+
+def check_certificate(settings: HttpSettings) -> None:
+    """Raise ``BindError`` when the certificate or its key cannot be used, which is found before anything is begun."""
+    if settings.tls_cert is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password=str)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise BindError(
+            f"http.tls_cert {settings.tls_cert} with http.tls_key {settings.tls_key} cannot be used ({why}): "
+            "both are PEM files, the key is the certificate's and has no password"
+        ) from error
 
 
 def app(source: Source) -> ASGIApp:

@@ -48,8 +48,11 @@ def prepare(store: Engine) -> None:
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start.
 
+    Raises ``EndedError`` when the HTTP server ends before: probes would go unanswered.
+
     A Postgres that is away or outdated is waited for: the end of this process would take vLLM's pod out of service.
     """
+    http.check_certificate(settings.http)
     with contextlib.ExitStack() as held:
         owner = engine.own(settings.store.url)
         if owner is not None:
@@ -73,7 +76,7 @@ async def _serve(settings: Settings, store: Engine, frames: zmq.Socket[bytes], l
     source = http.Source(
         settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
     )
-    async with _http_server(http.app(source), listening, settings.http):
+    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping):
         host, port = listening.getsockname()[:2]
         scheme = "https" if settings.http.tls_cert else "http"
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
@@ -94,7 +97,9 @@ async def _prepared(store: Engine, settings: HttpSettings, listening: socket.soc
             except StoreError as error:
                 _log.error("waiting for the store", why=str(error))
                 if not answering:  # uvicorn closes the socket that it gets
-                    await meanwhile.enter_async_context(_http_server(http.waiting(), listening.dup(), settings))
+                    await meanwhile.enter_async_context(
+                        _http_server(http.waiting(), listening.dup(), settings, stopping)
+                    )
                 answering = True
             else:
                 break
@@ -104,7 +109,10 @@ async def _prepared(store: Engine, settings: HttpSettings, listening: socket.soc
 
 
 @contextlib.asynccontextmanager
-async def _http_server(application: ASGIApp, listening: socket.socket, settings: HttpSettings) -> AsyncIterator[None]:
+async def _http_server(
+    application: ASGIApp, listening: socket.socket, settings: HttpSettings, stopping: asyncio.Event
+) -> AsyncIterator[None]:
+    """Serve meanwhile; set ``stopping`` when the server ends before, and raise ``EndedError`` then."""
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -116,8 +124,13 @@ async def _http_server(application: ASGIApp, listening: socket.socket, settings:
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
+    task.add_done_callback(lambda _: None if server.should_exit else stopping.set())
     try:
         yield
     finally:
+        by_itself = task.done()
         server.should_exit = True
-        await task
+        await asyncio.wait([task])
+    error = task.exception()
+    if by_itself or error is not None:
+        raise http.EndedError(f"the HTTP server ended: {error or 'it gave no reason'}") from error

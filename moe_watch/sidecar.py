@@ -17,7 +17,7 @@ import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, fleet, retention, wire
+from moe_watch import __version__, fleet, retention, supervise, wire
 from moe_watch.addresses import shown
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
@@ -76,16 +76,14 @@ class Sidecar:
             asyncio.create_task(work())
             for work in (self._take_frames, self._judge_often, self._tick_often, self._follow_baselines)
         ]
-        beside = [asyncio.create_task(work) for work in self._beside()]
-        for task in beside:
-            task.add_done_callback(_tell)
+        beside = [asyncio.create_task(supervise.keep(name, work, self.board)) for name, work in self._beside()]
         self._ready = ""
         try:
             stop = asyncio.create_task(self.stopping.wait())
             await asyncio.wait([stop, writing, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ready = "stopping"
-            failed = [task for task in (writing, *tasks) if task.done() and not task.cancelled() and task.exception()]
+            ended = [task for task in (writing, *tasks) if task.done()]  # none of them may
             for task in (*tasks, *beside):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,19 +91,21 @@ class Sidecar:
             self._writer.stop()
             await asyncio.gather(writing, *beside, return_exceptions=True)
             self._thread.shutdown()
-        for task in failed:
+        for task in ended:
             task.result()
+            raise RuntimeError("a part of the pipeline ended by itself")
 
-    def _beside(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """Yield what runs beside the pipeline and may fail without ending it."""
-        yield self._follow_companions()
-        yield otel.export_forever(self.board, self.settings.otlp)
-        yield traces.export_forever(self.board.spans, self.settings.otlp)
-        yield canaries.run(self.settings, self._store)
-        yield retention.run(self.settings, self._store)
-        yield fleet.run(self.settings, self._store, lambda: [one.identity for one in self.judge.served()])
-        if self.settings.shadow.inside:
-            yield shadow.run(self.settings, self._store, lambda: list(self.judge.watches))
+    def _beside(self) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, None]]]]:
+        """Yield what runs beside the pipeline by name: it may fail without ending it, and is started again."""
+        settings, store = self.settings, self._store
+        yield "companions", self._follow_companions
+        yield "otlp", lambda: otel.export_forever(self.board, settings.otlp)
+        yield "spans", lambda: traces.export_forever(self.board.spans, settings.otlp)
+        yield "canaries", lambda: canaries.run(settings, store)
+        yield "retention", lambda: retention.run(settings, store)
+        yield "fleet", lambda: fleet.run(settings, store, lambda: [one.identity for one in self.judge.served()])
+        if settings.shadow.inside:
+            yield "shadow", lambda: shadow.run(settings, store, lambda: list(self.judge.watches))
 
     async def _follow_companions(self) -> None:
         companions = Companions(self._store, self.settings, self.board)
@@ -271,12 +271,6 @@ class Sidecar:
     async def matrix(self, replica: str) -> Matrix | None:
         """Return the expert shares of one replica."""
         return await self._in_thread(lambda: self.judge.matrix(replica))
-
-
-def _tell(task: asyncio.Task[None]) -> None:
-    """Log that what ran beside the pipeline has failed: nobody waits for it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a part beside the pipeline has ended", exc_info=error)
 
 
 def _drain(frames: zmq.Socket[bytes], most: int) -> Iterator[bytes]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
+from moe_watch.plain import encodable
 from moe_watch.store.write import NewModel, Writes
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=encodable)
 _decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)
 
 
@@ -47,6 +48,7 @@ def whole(
 def ended(batch: Writes, now: float) -> Writes:
     """End the alarms that were flagged before ``now``, as those in the store are at a start: detectors begin anew."""
     for episode in batch.episodes:
+        episode.values.setdefault("ending", None)  # spooled by a version that did not tell
         if episode.values["ended_at"] is None and episode.values["flagged_at"] < now:
-            episode.values["ended_at"] = now
+            episode.values.update(ended_at=now, ending="sidecar_stopped")
     return batch

@@ -6,6 +6,7 @@ import gzip
 import hmac
 import importlib.util
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moe_watch.export import prometheus
 from moe_watch.ingest import is_loopback
+from moe_watch.plain import encodable
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.status import Matrix, Status
 
@@ -31,6 +33,10 @@ _JSON: Final = "application/json"
 
 class BindError(RuntimeError):
     """The HTTP address cannot be bound; the message says why and what to do."""
+
+
+class EndedError(RuntimeError):
+    """The HTTP server ended though nobody told it to; the message says why."""
 
 
 class Pages(Protocol):
@@ -73,6 +79,20 @@ def listen(settings: HttpSettings) -> socket.socket:
     return made
 
 
+def check_certificate(settings: HttpSettings) -> None:
+    """Raise ``BindError`` when the certificate or its key cannot be used, which is found before anything is begun."""
+    if settings.tls_cert is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password=str)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise BindError(
+            f"http.tls_cert {settings.tls_cert} with http.tls_key {settings.tls_key} cannot be used ({why}): "
+            "both are PEM files, the key is the certificate's and has no password"
+        ) from error
+
+
 def app(source: Source) -> ASGIApp:
     """Return the application."""
 
@@ -91,7 +111,7 @@ def app(source: Source) -> ASGIApp:
         return PlainTextResponse(f"{why or 'ready'}\n", 503 if why else 200)
 
     async def status(_: Request) -> Response:
-        return Response(msgspec.json.encode(await source.status()), media_type=_JSON)
+        return _as_json(await source.status())
 
     async def matrix(request: Request) -> Response:
         replicas = [replica.replica for replica in (await source.status()).replicas]
@@ -99,8 +119,8 @@ def app(source: Source) -> ASGIApp:
         found = await source.matrix(wanted)
         if found is None:
             body = {"error": "name one of these with ?replica=", "replicas": replicas}
-            return Response(msgspec.json.encode(body), 404, media_type=_JSON)
-        return Response(msgspec.json.encode(found), media_type=_JSON)
+            return _as_json(body, 404)
+        return _as_json(found)
 
     routes = [
         Route("/metrics", metrics),
@@ -116,6 +136,10 @@ def app(source: Source) -> ASGIApp:
 def _render(registry: CollectorRegistry, accept: str, *, zipped: bool) -> tuple[bytes, str]:
     body, content_type = prometheus.render(registry, accept)
     return (gzip.compress(body, 1) if zipped else body), content_type
+
+
+def _as_json(value: object, code: int = 200) -> Response:
+    return Response(msgspec.json.encode(value, enc_hook=encodable), code, media_type=_JSON)
 
 
 def _page_routes(source: Source) -> list[Route]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from moe_watch import memory, status, wire
 from moe_watch.companions import News, Served
 from moe_watch.detect.canary import FAULTS
+from moe_watch.endings import Ending
 from moe_watch.export import described, metrics, publish
 from moe_watch.export.snapshot import Board
 from moe_watch.happenings import Happenings, differences
@@ -55,9 +56,12 @@ class Judge:
             self._write_announcement(model, now)
             return
         if watch is not None:
-            self._close(watch, now)
+            self._close(watch, now, "configuration_changed")
+        ended = watch.raised.ended if watch is not None else ()
         watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
+        watch.raised.ended.extend(ended)
         watch.use(self._normals.get(identity), now)
+        watch.judge(now)
         watch.happened = self._happened[model.replica]
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
@@ -76,9 +80,8 @@ class Judge:
             written = served.announcement(model, now, self._settings.sidecar)
             self._pending.extend(written)
 
-    def _close(self, watch: Watch, now: float) -> None:
-        for kind in list(watch.open):
-            watch.end(kind, now)
+    def _close(self, watch: Watch, now: float, ending: Ending) -> None:
+        watch.raised.end_all(now, ending)
         self._pending.extend(watch.collect(now, last=True))
         self._board.drop(*watch.labels)
 
@@ -86,7 +89,7 @@ class Judge:
         """Take a replica that is gone for good out of metrics, status and memory; its history stays in the store."""
         watch = self.watches.get(replica)
         if watch is not None:
-            self._close(watch, now)
+            self._close(watch, now, "tap_silent")
         self._board.drop("unknown", replica)
         self.refused["unannounced"] += len(self._held.get(replica, ()))
         kept: tuple[dict[str, Any], ...] = (
@@ -155,17 +158,20 @@ class Judge:
             if self.watches[replica].assess(now):
                 publish.layers(self._board, self.watches[replica])
         for watch in self.watches.values():
+            watch.judge(now)
             publish.state(self._board, watch, self._settings, now)
         return self.collect(now)
 
     def collect(self, now: float, *, last: bool = False) -> Writes:
-        """Return what is to be written; everything that is held, at the ``last``."""
+        """Return what is to be written; at the ``last`` everything that is held, and alarms end with who watched."""
         out, self._pending = self._pending, Writes()
         if last:
             self.refused["unannounced"] += sum(map(len, self._held.values()))
             self._held.clear()
             self._held_bytes.clear()
         for watch in self.watches.values():
+            if last:
+                watch.raised.end_all(now, "sidecar_stopped")
             out.extend(watch.collect(now, last=last))
         return out
 
@@ -194,7 +200,7 @@ class Judge:
                 if change.started:
                     watch.begin(change.kind, change.began_at, now, change.summary, change.evidence)
                 else:
-                    watch.end(change.kind, now)
+                    watch.end(change.kind, now, change.ending)
             if one.canary is not None:
                 publish.canary(self._board, watch, one.canary)
                 _check_canaries(watch, one.canary, now)
@@ -223,4 +229,4 @@ def _check_canaries(watch: Watch, run: CanaryRun, now: float) -> None:
         evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
         watch.begin("routing", run.at, run.at, run.summary, evidence)
     elif run.verdict in {"healthy", "benign"}:
-        watch.end("routing", now)
+        watch.end("routing", now, "recovered")

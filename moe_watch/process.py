@@ -42,9 +42,10 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; raise ``StoreError``, ``EndpointError`` or ``BindError`` when it cannot start.
 
-    A store that cannot be read or written now is no reason to end: that would take vLLM's pod out of service. A SQLite
-    file that another sidecar has is.
+    Raises ``EndedError`` when the HTTP server ends before: probes would go unanswered. A store that cannot be read or
+    written now is no reason to end: that would take vLLM's pod out of service. A SQLite file of another sidecar is one.
     """
+    http.check_certificate(settings.http)
     descriptors.raise_limit()
     with contextlib.ExitStack() as held:
         store = engine.connect(settings.store.url, _SILENCE_S)
@@ -76,7 +77,7 @@ async def _serve(
     source = http.Source(
         settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
     )
-    async with _http_server(http.app(source), listening, settings.http):
+    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping):
         host, port = listening.getsockname()[:2]
         scheme = "https" if settings.http.tls_cert else "http"
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
@@ -86,8 +87,13 @@ async def _serve(
 
 @contextlib.asynccontextmanager
 async def _http_server(
-    application: ASGIApp, listening: socket.socket, settings: HttpSettings, callers: Callers | None = None
+    application: ASGIApp,
+    listening: socket.socket,
+    settings: HttpSettings,
+    stopping: asyncio.Event,
+    callers: Callers | None = None,
 ) -> AsyncIterator[None]:
+    """Serve meanwhile; set ``stopping`` when the server ends before, and raise ``EndedError`` then."""
     callers = callers if callers is not None else Callers(descriptors.callers(descriptors.raise_limit()))
     config = uvicorn.Config(
         application,
@@ -103,10 +109,15 @@ async def _http_server(
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[Door(listening, callers)]))
+    task.add_done_callback(lambda _: None if server.should_exit else stopping.set())
     watching = asyncio.create_task(callers.watch())
     try:
         yield
     finally:
+        by_itself = task.done()
         server.should_exit = True
         watching.cancel()
-        await task
+        await asyncio.wait([task])
+    error = task.exception()
+    if by_itself or error is not None:
+        raise http.EndedError(f"the HTTP server ended: {error or 'it gave no reason'}") from error

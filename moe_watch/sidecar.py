@@ -17,7 +17,7 @@ import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, descriptors, fleet, memory, retention, wire
+from moe_watch import __version__, descriptors, fleet, memory, retention, supervise, wire
 from moe_watch.addresses import shown
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
@@ -49,6 +49,7 @@ _END_S: Final = 10.0  # how long a stop waits for the store to take what is left
 
 _log = structlog.get_logger()
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Sidecar:
@@ -77,7 +78,7 @@ class Sidecar:
     async def run(self) -> None:
         """Work until ``stopping`` is set; then take what has already come, judge and write it, and return."""
         self._begin()
-        opening = asyncio.create_task(self._open_store())
+        opening = asyncio.create_task(self._kept("opening", self._open_store))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), _FIRST_S)
         writing = asyncio.create_task(self._writer.run())
@@ -85,16 +86,14 @@ class Sidecar:
             asyncio.create_task(work())
             for work in (self._take_frames, self._judge_often, self._tick_often, self._follow_baselines)
         ]
-        beside = [opening, *(asyncio.create_task(work) for work in self._beside())]
-        for task in beside:
-            task.add_done_callback(_tell)
+        beside = [opening, *(asyncio.create_task(self._kept(name, work)) for name, work in self._beside())]
         self._ready = ""
         try:
             stop = asyncio.create_task(self.stopping.wait())
             await asyncio.wait([stop, writing, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ready = "stopping"
-            failed = [task for task in (writing, *tasks) if task.done() and not task.cancelled() and task.exception()]
+            ended = [task for task in (writing, *tasks) if task.done()]  # none of them may
             for task in (*tasks, *beside):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,27 +101,35 @@ class Sidecar:
             await self._finish_writing(writing)
             await asyncio.gather(writing, *beside, return_exceptions=True)
             self._thread.shutdown()
-        for task in failed:
+        for task in ended:
             task.result()
+            raise RuntimeError("a part of the pipeline ended by itself")
 
-    def _beside(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """Yield what runs beside the pipeline and may fail without ending it."""
-        yield descriptors.guard(self._frames)
-        yield self._follow_companions()
-        yield otel.export_forever(self.board, self.settings.otlp)
-        yield traces.export_forever(self.board.spans, self.settings.otlp)
-        yield self._once_open(lambda: canaries.run(self.settings, self._store))
-        yield self._once_open(lambda: retention.run(self.settings, self._store))
-        yield self._once_open(lambda: fleet.run(self.settings, self._store, self._identities))
-        if self.settings.shadow.inside:
-            yield self._once_open(lambda: shadow.run(self.settings, self._store, lambda: list(self.judge.watches)))
+    def _kept(self, name: str, work: Work) -> Coroutine[Any, Any, None]:
+        return supervise.keep(name, work, self.board)
+
+    def _beside(self) -> Iterator[tuple[str, Work]]:
+        """Yield what runs beside the pipeline by name: it may fail without ending it, and is started again."""
+        settings, store = self.settings, self._store
+        yield "connections", lambda: descriptors.guard(self._frames)
+        yield "companions", self._follow_companions
+        yield "otlp", lambda: otel.export_forever(self.board, settings.otlp)
+        yield "spans", lambda: traces.export_forever(self.board.spans, settings.otlp)
+        yield "canaries", self._once_open(lambda: canaries.run(settings, store))
+        yield "retention", self._once_open(lambda: retention.run(settings, store))
+        yield "fleet", self._once_open(lambda: fleet.run(settings, store, self._identities))
+        if settings.shadow.inside:
+            yield "shadow", self._once_open(lambda: shadow.run(settings, store, lambda: list(self.judge.watches)))
 
     def _identities(self) -> list[str]:
         return [one.identity for one in self.judge.served()]
 
-    async def _once_open(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        await self._opened.wait()
-        await work()
+    def _once_open(self, work: Work) -> Work:
+        async def waited() -> None:
+            await self._opened.wait()
+            await work()
+
+        return waited
 
     async def _follow_companions(self) -> None:
         companions = Companions(self._store, self.settings, self.board)
@@ -324,12 +331,6 @@ class Sidecar:
     async def matrix(self, replica: str) -> Matrix | None:
         """Return the expert shares of one replica."""
         return await self._in_thread(lambda: self.judge.matrix(replica))
-
-
-def _tell(task: asyncio.Task[None]) -> None:
-    """Log that what ran beside the pipeline has failed: nobody waits for it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a part beside the pipeline has ended", exc_info=error)
 
 
 def _drain(frames: zmq.Socket[bytes], most: int, most_bytes: int) -> Iterator[bytes]:

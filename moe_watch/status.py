@@ -51,6 +51,17 @@ class Episode(msgspec.Struct, frozen=True):
     where: Where | None = None
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """An alarm that is over, or is no longer watched: ``ending`` says which, as in ``endings``."""
+
+    kind: str
+    began_at: float
+    flagged_at: float
+    ended_at: float
+    ending: str
+    summary: str
+
+
 class Tap(msgspec.Struct, frozen=True):
     """What the tap of a replica said last; ``age_s`` is the time since, None when it never spoke."""
 
@@ -115,6 +126,7 @@ class Replica(msgspec.Struct, frozen=True):
     movers: list[Mover]
     suspects: list[Suspect]
     siblings: Siblings | None = None  # None while there is nobody to compare with
+    ended: list[Ended] = []  # the latest alarms that ended, the last one first
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -4,48 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from moe_watch import severity
+
 if TYPE_CHECKING:
     from moe_watch.watch import Watch
 
 _FEWEST: Final = 20  # finished requests before missing routing counts as blindness
-_OF_EPISODE: Final = {
-    "routing": "routing",
-    "quality": "quality",
-    "garbled": "quality",
-    "replica": "deployment",
-    "traffic": "traffic",
-    "dead_experts": "deployment",  # after traffic: when a whole domain leaves, its experts fall silent as well
-}  # worst first
-
 _OF_THE_DEPLOYMENT: Final = frozenset({"weights", "deployment"})  # what canaries find besides routing
 
 
 def decide(watch: Watch, now: float) -> tuple[str, str]:
     """Return one of ``metrics.VERDICTS`` and the reason for it."""
-    up, state, why = watch.heard.tap(now)
-    if state == "dense":
+    if watch.heard.tap(now)[1] == "dense":
         return "idle", "a dense model has no experts to watch"
-    if not up and state != "unknown":
-        return "blind", why or f"the tap is {state}"
-    blind = _blind(watch)
-    if blind:
-        return "blind", f"requests finish, but their routing cannot be used: {blind}"
-    return _of_alarms(watch) or _of_baseline(watch)
+    reason = blindness(watch, now)
+    wrong = {*watch.open, "blind"} if reason else {*watch.open} - {"blind"}
+    worst = min(wrong, key=lambda kind: (severity.rank(kind), kind), default=None)
+    if worst is None:
+        return _of_baseline(watch)
+    return ("blind", reason) if worst == "blind" else _of_alarm(watch, worst)
 
 
-def _blind(watch: Watch) -> str:
-    if watch.assessment is None or len(watch.recent.flags) < _FEWEST:
+def blindness(watch: Watch, now: float) -> str:
+    """Return why nothing can be said of the routing now; empty where it is seen, or nothing is to be seen."""
+    up, state, why = watch.heard.tap(now)
+    if not up and state not in {"unknown", "dense"}:
+        return why or f"the tap is {state}"
+    if state == "dense" or watch.assessment is None or len(watch.recent.flags) < _FEWEST:
         return ""
-    return watch.assessment.sight.reason.replace("_", " ")
+    unseen = watch.assessment.sight.reason.replace("_", " ")
+    return f"requests finish, but their routing cannot be used: {unseen}" if unseen else ""
 
 
-def _of_alarms(watch: Watch) -> tuple[str, str] | None:
-    for kind, verdict in _OF_EPISODE.items():
-        episode = watch.open.get(kind)
-        if episode is not None:
-            found = episode.values["evidence"].get("verdict", verdict)
-            return "deployment" if found in _OF_THE_DEPLOYMENT else verdict, str(episode.values["summary"])
-    return None
+def _of_alarm(watch: Watch, kind: str) -> tuple[str, str]:
+    values = watch.open[kind].values
+    of_deployment = values["evidence"].get("verdict") in _OF_THE_DEPLOYMENT
+    return "deployment" if of_deployment else severity.verdict_of(kind), str(values["summary"])
 
 
 def _of_baseline(watch: Watch) -> tuple[str, str]:

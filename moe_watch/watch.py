@@ -20,14 +20,16 @@ from moe_watch.detect import dead, live, moments
 from moe_watch.detect.baseline import Baseline
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.ood import OodScores
+from moe_watch.endings import Ending
 from moe_watch.happenings import Happenings
 from moe_watch.heard import Heard
 from moe_watch.join import Joined
+from moe_watch.raised import Raised
 from moe_watch.recent import Recent
 from moe_watch.settings import DetectSettings, StoreSettings
 from moe_watch.store import baselines, served, windows
 from moe_watch.store.write import NewEpisode, NewRequest, Writes
-from moe_watch.verdict import decide
+from moe_watch.verdict import blindness, decide
 from moe_watch.whereabouts import Whereabouts
 
 _PARTIAL_S: Final = 5.0  # how much of a window a kill may lose
@@ -73,12 +75,11 @@ class Watch:
         self.siblings: Siblings | None = None  # as they were compared last
         self.heard = Heard()
         self.happened = Happenings()
-        self.open: dict[str, NewEpisode] = {}
-        self._begun: Counter[str] = Counter()
+        self.raised = Raised(self.identity, model.replica)
         self.requests = 0
         self.routed = 0
         self._errors = 0
-        self.verdict, self.since = "idle", now
+        self.verdict, self.reason, self.since = "idle", "it was announced just now", now
         self._detect, self._store = detect, store
         self._state: live.LiveState | None = None
         self._used: dead.Use | None = None
@@ -91,6 +92,11 @@ class Watch:
         return aggregate.Window(self.layers, self.experts)
 
     @property
+    def open(self) -> dict[str, NewEpisode]:
+        """Return the open alarms by kind."""
+        return self.raised.open
+
+    @property
     def labels(self) -> tuple[str, str]:
         """Return the labels of its metrics."""
         return self.model.model, self.model.replica
@@ -101,7 +107,7 @@ class Watch:
 
     def use(self, normal: Normal | None, now: float) -> None:
         """Judge by another baseline from now on; alarms against the one before end."""
-        self.end("traffic", now)
+        self.end("traffic", now, "baseline_replaced")
         self.recent.forget_scores()
         self.observation = None
         self._state, self.normal, self._used = None, None, None
@@ -139,7 +145,7 @@ class Watch:
             requests,
             routed,
             ood,
-            baseline_id=self.normal.active.id if self.normal is not None else None,
+            baseline_id=self._baseline_id,
             fingerprint_rate=self._store.fingerprint_rate,
             keep_samples_days=self._store.keep_samples_days,
         )
@@ -185,7 +191,7 @@ class Watch:
             if alarm.started:
                 self._begin_drift(alarm, len(batch), now)
             else:
-                self.end("traffic", now)
+                self.end("traffic", now, "recovered")
         return ood
 
     def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
@@ -199,60 +205,38 @@ class Watch:
         """Put the layers and experts that moved into the open alarm."""
         if told.found is not None:
             ids = [self.layer_id(row) for row in range(self.layers)]
-            self._add_evidence("traffic", {"where": whereabouts.evidence(told.found, ids)})
+            self.raised.add_evidence("traffic", {"where": whereabouts.evidence(told.found, ids)})
 
     def compare(self, found: Siblings, now: float) -> None:
         """Open or end the alarm of a replica that differs from its siblings."""
         self.siblings = found
         if not found.standing.deviates:
-            self.end("replica", now)
+            self.end("replica", now, "recovered")
             return
         summary, evidence = alarms.of_siblings(self, found)
         self.begin("replica", found.flagged_at, now, summary, evidence)
         if self.open["replica"].values["evidence"].get("where") != evidence["where"]:
-            self._add_evidence("replica", evidence)
-
-    def _add_evidence(self, kind: str, more: dict[str, Any]) -> None:
-        """Add what became known of an open alarm."""
-        episode = self.open.get(kind)
-        if episode is not None:
-            known = {**episode.values["evidence"], **more}
-            self.open[kind] = NewEpisode(episode.identity, {**episode.values, "evidence": known})
-            self._pending.episodes.append(self.open[kind])
+            self.raised.add_evidence("replica", evidence)
 
     def begin(self, kind: str, began_at: float, now: float, summary: str, evidence: dict[str, Any]) -> None:
         """Open an alarm of ``kind`` unless one is open."""
-        if kind in self.open:
-            return
-        values = {
-            "replica": self.model.replica,
-            "kind": kind,
-            "began_at": min(began_at, now),
-            "flagged_at": now,
-            "ended_at": None,
-            "baseline_id": self.normal.active.id if self.normal is not None else None,
-            "summary": summary,
-            "evidence": evidence,
-        }
-        self.open[kind] = NewEpisode(self.identity, values)
-        self._pending.episodes.append(self.open[kind])
-        self._begun[kind] += 1
-        _log.warning("alarm", kind=kind, summary=summary)
+        told = {"summary": summary, "evidence": evidence, "baseline_id": self._baseline_id}
+        self.raised.begin(kind, began_at, now, **told)
 
-    def end(self, kind: str, now: float) -> None:
+    def end(self, kind: str, now: float, ending: Ending) -> None:
         """Close the alarm of ``kind``, if one is open."""
-        episode = self.open.pop(kind, None)
         if kind == "traffic":
             self.whereabouts = None
-        if episode is not None:
-            self._pending.episodes.append(NewEpisode(episode.identity, {**episode.values, "ended_at": now}))
-            _log.info("alarm is over", kind=kind, summary=episode.values["summary"])
+        self.raised.end(kind, now, ending)
+
+    @property
+    def _baseline_id(self) -> int | None:
+        return self.normal.active.id if self.normal is not None else None
 
     def since_published(self) -> tuple[Counter[str], int]:
         """Return the alarms raised, by kind, and the failures of detectors since this was asked last."""
-        out = self._begun, self._errors
-        self._begun, self._errors = Counter(), 0
-        return out
+        errors, self._errors = self._errors, 0
+        return self.raised.begun(), errors
 
     def collect(self, now: float, *, last: bool = False) -> Writes:
         """Return what is to be written; windows when they are over, every few seconds, and at the ``last``."""
@@ -266,6 +250,7 @@ class Watch:
             self.clock.open(now)
             self.previous, self.window = self.window, self._new_window()
         out, self._pending = self._pending, Writes()
+        out.episodes += self.raised.collect()
         return out
 
     def latest(self) -> aggregate.Window:
@@ -283,21 +268,23 @@ class Watch:
         self.assessment = assess.assess(self.model, self.recent, self._used, self._detect)
         if self.assessment.dead.dead.any():
             self.begin("dead_experts", now, now, *alarms.of_dead(self, self.assessment))
-        else:
-            self.end("dead_experts", now)
+        elif (known := self.open.get("dead_experts")) is not None:
+            same = known.values["baseline_id"] == self._baseline_id
+            self.end("dead_experts", now, "recovered" if same else "baseline_replaced")
         return True
 
-    def judge(self, now: float) -> tuple[str, str]:
-        """Return the verdict and the reason for it, and open or end the alarm of a blind tap.
+    def judge(self, now: float) -> None:
+        """Renew the verdict and the reason for it, and open or end the alarm of a blind tap.
 
         A silent tap is most often a vLLM that restarts: it is never healthy, but what pages is TapDown, once it lasts.
         """
-        verdict, reason = decide(self, now)
-        if verdict == "blind" and self.heard.tap(now)[1] != "silent":
-            self.begin("blind", now, now, f"{self.model.model} at {self.model.replica}: {reason}", {"reason": reason})
+        unseen, silent = blindness(self, now), self.heard.tap(now)[1] == "silent"
+        if unseen and not silent:
+            self.begin("blind", now, now, f"{self.model.model} at {self.model.replica}: {unseen}", {"reason": unseen})
         else:
-            self.end("blind", now)
+            self.end("blind", now, "tap_silent" if silent else "recovered")
+        verdict, self.reason = decide(self, now)
         if verdict != self.verdict:
-            _log.info("verdict", model=self.model.model, replica=self.model.replica, verdict=verdict, reason=reason)
+            told = {"model": self.model.model, "replica": self.model.replica, "verdict": verdict}
+            _log.info("verdict", **told, reason=self.reason)
             self.verdict, self.since = verdict, now
-        return verdict, reason

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from structlog.testing import capture_logs
 
-from moe_watch import sidecar
 from moe_watch.companions import Companions, Served
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import Settings
@@ -79,19 +76,3 @@ def test_a_store_that_is_away_gives_no_news(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("moe_watch.companions.canaries.latest", broken)
     assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []
-
-
-def test_what_fails_beside_the_pipeline_is_logged() -> None:
-    """Nobody waits for it, so its end would else be seen at the stop of the sidecar, if at all."""
-
-    async def broken() -> None:
-        raise ZeroDivisionError
-
-    async def run() -> None:
-        task = asyncio.create_task(broken())
-        task.add_done_callback(sidecar._tell)
-        await asyncio.sleep(0.01)
-
-    with capture_logs() as logs:
-        asyncio.run(run())
-    assert [(entry["log_level"], type(entry["exc_info"])) for entry in logs] == [("error", ZeroDivisionError)]

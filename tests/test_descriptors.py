@@ -212,7 +212,7 @@ def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() ->
         now = 0.0
         callers = Callers(5, lambda: now)
         listening = socket.create_server(("127.0.0.1", 0))
-        async with process._http_server(_alive(), listening, HttpSettings(), callers):
+        async with process._http_server(_alive(), listening, HttpSettings(), asyncio.Event(), callers):
             answers, asked = await asyncio.open_connection(*listening.getsockname())
             ended, slow = await asyncio.open_connection(*listening.getsockname())
             for piece in (b"GET /healthz ", b"HTTP/1.1\r\n", b"Host: x\r\n"):

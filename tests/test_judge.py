@@ -121,6 +121,7 @@ def test_a_dense_model_is_recognised(bench: Bench) -> None:
     bench.judge.announce(bench.tap.announce(layers=0, experts=0, top_k=0), bench.now)
     bench.judge.hear(bench.tap.health("dense"), bench.now)
     bench.judge.process(bench.joined(5, parts=slice(1, None)), bench.now)
+    bench.judge.tick(bench.now)
     (replica,) = bench.judge.describe(bench.now)
     assert (replica.verdict, replica.requests, replica.layers) == ("idle", 5, 0)
     bench.judge.tick(bench.now)

@@ -42,6 +42,7 @@ def test_normal_traffic_is_healthy_and_unseen_traffic_is_not(bench: Bench) -> No
     bench.send(2000)
     assert bench.verdict == "healthy"
     assert bench.written.episodes[-1].values["ended_at"] is not None
+    assert bench.written.episodes[-1].values["ending"] == "recovered"
 
 
 def test_another_configuration_of_the_same_model_is_an_event_once(bench: Bench) -> None:
@@ -84,6 +85,53 @@ def test_a_promotion_is_taken_up(bench: Bench) -> None:
     assert bench.value(metrics.BASELINE_INFO, "2") == 1
     assert bench.value(metrics.BASELINE_INFO, "1") is None
     assert bench.value(metrics.EVENTS, "baseline_promoted") == 2
+
+
+def test_what_ended_an_alarm_is_written_wherever_it_ends(bench: Bench) -> None:
+    """Another baseline, another configuration and the sidecar's stop are no recovery, and the status tells."""
+    bench.learn()
+    bench.send(100)
+    bench.send(200, unseen=True)
+    bench.learn(version=2)
+    watch = bench.judge.watches["r0"]
+    watch.begin("garbled", bench.now, bench.now, "broken", {})
+    bench.judge.announce(bench.tap.announce(revision="b"), bench.now)
+    bench.judge.watches["r0"].begin("quality", bench.now, bench.now, "worse", {})
+    bench.written.extend(bench.judge.collect(bench.now, last=True))
+    ended = {one.values["kind"]: one.values["ending"] for one in bench.written.episodes if one.values["ended_at"]}
+    wanted = {"traffic": "baseline_replaced", "garbled": "configuration_changed", "quality": "sidecar_stopped"}
+    assert ended == wanted
+    (replica,) = bench.judge.describe(bench.now)
+    assert {one.kind: one.ending for one in replica.ended} == wanted
+
+
+def test_dead_experts_that_a_new_baseline_does_not_miss_did_not_recover(bench: Bench) -> None:
+    """The alarm ends because it is held against something else."""
+    bench.learn()
+    bench.send(100)
+    watch = bench.judge.watches["r0"]
+    watch.begin("dead_experts", bench.now, bench.now, "expert 5", {})
+    bench.learn(version=2)
+    bench.send(50)
+    bench.tick(6.0)
+    (ended,) = watch.raised.ended
+    assert (ended["kind"], ended["ending"]) == ("dead_experts", "baseline_replaced")
+
+
+def test_looking_judges_nothing(bench: Bench) -> None:
+    """A status asked for while the tap is blind opens no alarm, and one asked for later ends none: the tick does."""
+    bench.learn()
+    bench.beat("off")
+    for _ in range(2):
+        (replica,) = bench.judge.describe(bench.now)
+        assert (replica.verdict, replica.episodes) == ("learning", [])
+    bench.written.extend(bench.judge.tick(bench.now))
+    (replica,) = bench.judge.describe(bench.now)
+    assert (replica.verdict, [one.kind for one in replica.episodes]) == ("blind", ["blind"])
+    bench.beat()
+    (replica,) = bench.judge.describe(bench.now + 3600)
+    assert [one.kind for one in replica.episodes] == ["blind"]
+    assert bench.judge.collect(bench.now).episodes == []
 
 
 def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

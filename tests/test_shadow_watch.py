@@ -67,6 +67,7 @@ def test_a_worse_moe_is_flagged_dated_and_explained(tmp_path: Path) -> None:
     changes = {change.kind: change for change in watch.update(*LABELS, end)}
     assert set(changes) == {"quality", "garbled"}
     assert all(change.started for change in changes.values())
+    assert {type(change.began_at) for change in changes.values()} == {float}
     assert changes["quality"].began_at == pytest.approx(START + 5 * 400, abs=100)
     assert changes["quality"].evidence["cause"] == "moe"
     assert "did not change" in changes["quality"].summary
@@ -118,6 +119,7 @@ def test_another_dense_model_ends_the_alarm_and_is_learned_from_its_own_replays(
     later = end + 5.0 * 300 + 10
     changes = watch.update(*LABELS, later)
     assert {(change.kind, change.started) for change in changes} == {("quality", False), ("garbled", False)}
+    assert {change.ending for change in changes} == {"reference_replaced"}
     with Session(store) as session:
         known = references.load(session, (*LABELS, "another"), "quality")
     assert known is not None

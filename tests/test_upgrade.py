@@ -130,7 +130,7 @@ def test_life_goes_on_in_it(store: Engine) -> None:
     """Today's version writes, reports on the past, and forgets in it."""
     writes = some_writes(3, Tap(replica="r9"))
     assert write(store, writes) == 3
-    made = CliRunner().invoke(main, ["report", "--since", "2026-11-24", "--until", "2026-11-27", "--out", "report"])
+    made = CliRunner().invoke(main, ["report", "--since", "2026-11-24", "--until", "2026-11-30", "--out", "report"])
     assert made.exit_code == 0, made.output
     (page,) = Path("report").glob("*.md")
     assert "520" in page.read_text(encoding="utf-8")

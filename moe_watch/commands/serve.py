@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moe_watch import commands, log, process
-from moe_watch.http import BindError
+from moe_watch.http import BindError, EndedError
 from moe_watch.ingest import EndpointError
 from moe_watch.store.engine import StoreError
 
@@ -24,5 +24,5 @@ def command(endpoint: str | None, url: str | None, port: int | None) -> None:
     log.configure(settings.log_format)
     try:
         process.serve(settings)
-    except (BindError, EndpointError, StoreError) as error:
+    except (BindError, EndedError, EndpointError, StoreError) as error:
         raise click.ClickException(str(error)) from error

@@ -12,13 +12,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from moe_watch import commands, status, tables
+from moe_watch import commands, endings, status, tables
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.report import phrases
 from moe_watch.report.figures import plural
 from moe_watch.report.text import one_line
 from moe_watch.settings import HttpSettings
 
+_MOST_ENDED = 3
 _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "magenta"}
 
 
@@ -120,6 +121,9 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
         fields.append((f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}"))
         if episode.where is not None:
             fields.append(("where", " ".join(phrases.where(episode.where, episode.kind))))
+    for over in replica.ended[:_MOST_ENDED]:
+        ending = f"{_plain(over.kind)} {_span(now - over.ended_at)} ago: {endings.because(over.ending)}"
+        fields.append(("ended", ending))
     if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
         fields.append(("moved", "; ".join(moved)))

@@ -14,8 +14,7 @@ from moe_watch.watch import Normal, Watch
 
 
 def replica(watch: Watch, now: float) -> status.Replica:
-    """Return everything that is known of one replica."""
-    verdict, reason = watch.judge(now)
+    """Return everything that is known of one replica; looking changes nothing."""
     joined, covered = watch.recent.shares()
     model, normal, observed = watch.model, watch.normal, watch.observation
     return status.Replica(
@@ -25,8 +24,8 @@ def replica(watch: Watch, now: float) -> status.Replica:
         layers=watch.layers,
         experts=watch.experts,
         top_k=model.top_k,
-        verdict=verdict,
-        reason=reason,
+        verdict=watch.verdict,
+        reason=watch.reason,
         since=watch.since,
         tap=_tap(watch, now),
         baseline=_baseline(normal),
@@ -41,6 +40,7 @@ def replica(watch: Watch, now: float) -> status.Replica:
         movers=movers(watch),
         suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
         siblings=None if watch.siblings is None else _siblings(watch.siblings),
+        ended=[_ended(values) for values in watch.raised.ended],
     )
 
 
@@ -54,6 +54,11 @@ def _episode(kind: str, values: dict[str, Any]) -> status.Episode:
     where = values["evidence"].get("where")
     found = msgspec.convert(where, status.Where) if where else None
     return status.Episode(kind, values["began_at"], values["flagged_at"], values["summary"], found)
+
+
+def _ended(values: dict[str, Any]) -> status.Ended:
+    times = (values["began_at"], values["flagged_at"], values["ended_at"])
+    return status.Ended(values["kind"], *times, values["ending"], values["summary"])
 
 
 def _siblings(found: Siblings) -> status.Siblings:

@@ -29,6 +29,7 @@ LABELS: Final[dict[str, str]] = {
     "load": "batch composition of canaries: 1, 4, 16 at a time, mixed; empty where nothing was compared",
     "baseline": "version of the active baseline",
     "version": "version of moe-watch",
+    "part": "what runs beside the pipeline: companions, otlp, spans, canaries, retention, fleet, shadow",
 }
 
 VERDICTS: Final = ("healthy", "idle", "learning", "blind", "traffic", "routing", "deployment", "quality")
@@ -250,5 +251,8 @@ STORE_ROWS = _add("counter", "store_rows_total", "Requests written to the store.
 STORE_REFUSED = _add("counter", "store_refused_total", "Rows that the store would not take; see the log.", ())
 STORE_BYTES = _add("gauge", "store_bytes", "Size of the store.", ())
 SPOOL_BYTES = _add("gauge", "spool_bytes", "Batches that wait on disk for the store to come back.", ())
+PART_FAILURES = _add(
+    "counter", "part_failures_total", "Failures of what runs beside the pipeline, which was started again.", ("part",)
+)
 SPOOL_DROPPED = _add("counter", "spool_dropped_total", "Requests lost because the spool was full.", ())
 BUILD_INFO = _add("gauge", "build_info", "The running moe-watch; always 1.", ("version",))

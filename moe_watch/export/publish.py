@@ -144,8 +144,7 @@ def state(board: Board, watch: Watch, settings: Settings, now: float) -> None:
     board.set(metrics.TAP_UP, float(watch.heard.tap(now)[0]), *labels)
     if watch.heard.skew_s is not None:
         board.set(metrics.TAP_CLOCK_SKEW, watch.heard.skew_s, *labels)
-    verdict, _ = watch.judge(now)
-    board.set_state(metrics.VERDICT, verdict, metrics.VERDICTS, *labels)
+    board.set_state(metrics.VERDICT, watch.verdict, metrics.VERDICTS, *labels)
     for kind in metrics.DRIFT_KINDS:
         episode = watch.open.get(kind)
         board.set(metrics.DRIFT_ACTIVE, float(episode is not None), *labels, kind)

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from moe_watch import endings
 from moe_watch.provision.thresholds import (
     BASELINE_MAX_AGE_DAYS,
     FRAMES_DROPPED_RATIO,
     TTFT_MIN_REQUESTS,
     TTFT_OBJECTIVE_RATIO,
 )
-from moe_watch.report import figures
+from moe_watch.report import answers, figures, phrases
 from moe_watch.report.review import BaselineFacts, Review
 from moe_watch.report.sections import Drift, Latency, Load
 from moe_watch.report.terms import Missing
+from moe_watch.severity import Tone
 
 MOST: Final = 6
 _OF_KIND: Final = {
@@ -29,6 +31,15 @@ _OF_KIND: Final = {
 }
 
 
+_OF_HOLDING: Final[dict[answers.Holding, str]] = {
+    "failing": "Read the requests with NaN in their logits, and check weights, kernels and quantisation.",
+    "worse": _OF_KIND["quality"],
+    "worse and harder": _OF_KIND["quality"],
+    "unusual": "Read the worst requests below: outputs are worse on what is unlike the baseline.",
+    "perhaps": "Look at quality again in a day: it may be getting worse.",
+}
+
+
 @dataclass(frozen=True)
 class Action:
     """Something to do, and the command that begins it, if there is one."""
@@ -37,17 +48,25 @@ class Action:
     command: str
 
 
-def actions(review: Review) -> tuple[Action, ...]:
-    """Return what to do about ``review``, at most six; one action that says so when there is nothing."""
+def actions(review: Review, tone: Tone) -> tuple[Action, ...]:
+    """Return what to do about ``review``, at most six, or that it is nothing: never where ``tone`` is worse than calm.
+
+    ``tone`` is that of the verdict.
+    """
     found = tuple(_all(review))[:MOST]
-    return found or (Action("Nothing needs doing. The next look is due in a week.", ""),)
+    if found:
+        return found
+    if tone == "calm":
+        return (Action("Nothing needs doing. The next look is due in a week.", ""),)
+    return (Action("Look again when more requests have come: these are too few to go by.", "moe-watch status"),)
 
 
 def _all(review: Review) -> Iterator[Action]:
     coverage = review.coverage
-    if coverage.routed < review.promises.coverage_floor * coverage.requests:
+    if not answers.has_sight(review):
         yield Action("Find out why requests come without their routing.", "moe-watch doctor")
     yield from _of_drifts(review.timeline.drifts)
+    yield from _of_quality(review)
     if not coverage.requests:
         yield Action("Find out why no request came, if there was traffic.", "moe-watch doctor")
     yield from _of_load(review.load)
@@ -70,10 +89,28 @@ def _all(review: Review) -> Iterator[Action]:
 
 
 def _of_drifts(drifts: tuple[Drift, ...]) -> Iterator[Action]:
-    """Yield one action a kind of open alarm, the latest alarm of the kind as its example."""
-    latest = {drift.kind: drift for drift in sorted(drifts, key=lambda d: d.flagged_at) if drift.ended_at is None}
-    for kind, drift in latest.items():
-        yield Action(_OF_KIND.get(kind, "Look into the open alarm."), f"moe-watch explain episode:{drift.id}")
+    """Yield one action a kind of alarm, the gravest first; the alarm of the kind to speak of first is its example."""
+    example = {drift.kind: drift for drift in reversed(phrases.by_gravity(drifts))}
+    for drift in phrases.by_gravity(example.values()):
+        yield Action(_of_drift(drift), f"moe-watch explain episode:{drift.id}")
+
+
+def _of_drift(drift: Drift) -> str:
+    todo = _OF_KIND.get(drift.kind, "Look into the alarm.")
+    standing = phrases.standing(drift)
+    if standing == "open":
+        return todo
+    if standing == "settled":
+        return f"{phrases.named(drift.kind)} recovered: find out what it was before it comes back."
+    if (drift.kind, drift.ending) == ("traffic", "baseline_replaced"):
+        return "Make sure that the new baseline is of traffic that you trust: what it replaced said that traffic left."
+    return f"{todo} The alarm is closed: {endings.because(drift.ending)}."
+
+
+def _of_quality(review: Review) -> Iterator[Action]:
+    """Yield what to do about output of which no alarm tells."""
+    if not answers.of_output(review) and (todo := _OF_HOLDING.get(answers.holding(review))):
+        yield Action(todo, "")
 
 
 def _of_load(load: Load | Missing) -> Iterator[Action]:

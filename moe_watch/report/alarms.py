@@ -10,16 +10,16 @@ from typing import Final
 import msgspec
 from sqlalchemy import Engine
 
-from moe_watch import status
+from moe_watch import severity, status
 from moe_watch.provision import assets
-from moe_watch.report import alarm_tables, figures, from_history, leads, phrases, tables, words
-from moe_watch.report.answers import Tone
+from moe_watch.report import alarm_tables, answers, figures, from_history, leads, phrases, tables, words
 from moe_watch.report.explain import Explanation, Table
 from moe_watch.report.gather import gather
 from moe_watch.report.review import Review
-from moe_watch.report.sections import Mark
+from moe_watch.report.sections import Drift, Mark
 from moe_watch.report.terms import Missing, Period
 from moe_watch.settings import Settings
+from moe_watch.severity import Tone
 from moe_watch.store import episodes, events
 from moe_watch.store.models import Episode
 
@@ -84,15 +84,22 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
         sentences += phrases.cause(review)
         shown = alarm_tables.drift_tables(review)
     _, todo = runbook(next((n for n, kinds in _KINDS.items() if row.kind in kinds), ""))
-    over = "over" if row.ended_at is not None else "open"
     return Explanation(
-        title=f"Alarm {row.id} ({row.kind}, {over})",
-        tone="calm" if row.ended_at is not None else "warn" if row.kind == "traffic" else "bad",
+        title=f"Alarm {row.id} ({row.kind}, {_STANDS[phrases.standing(drift)]})",
+        tone=_tone(drift),
         sentences=tuple(sentences),
         tables=shown,
         todo=todo,
         data={"episode": asdict(drift), "evidence": row.evidence, "nearest": list(_nearest(engine, row))},
     )
+
+
+_STANDS: Final = {"open": "open", "unsettled": "closed, not known to be over", "settled": "over"}
+
+
+def _tone(drift: Drift) -> Tone:
+    """Return the tone of one alarm: calm once it recovered."""
+    return "calm" if phrases.standing(drift) == "settled" else answers.tone(drift)
 
 
 def runbook(name: str) -> tuple[str, tuple[str, ...]]:
@@ -121,10 +128,10 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
     shown = alarm_tables.OF_ALERT[name](review) if name in alarm_tables.OF_ALERT else ()
-    tone: Tone = "bad" if open_now else words.verdict(review).tone if not kinds else "calm"
+    tone: Tone = words.verdict(review).tone if not kinds else "calm"
     return Explanation(
         title=f"{name} on {review.served.name}, last 24 hours",
-        tone=tone,
+        tone="bad" if open_now else severity.worst([tone, *map(_tone, mine)]),
         sentences=(*told, *nearest, *facts, meaning),
         tables=shown,
         todo=todo,

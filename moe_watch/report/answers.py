@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from moe_watch import severity
 from moe_watch.report import figures, phrases
 from moe_watch.report.review import Review, Totals
-from moe_watch.report.sections import Ood, Quality, Shift, Slowdown
+from moe_watch.report.sections import Drift, Ood, Quality, Shift, Slowdown
 from moe_watch.report.terms import Interval, Missing
+from moe_watch.severity import Tone
 
-Tone = Literal["bad", "warn", "calm", "unknown"]
 State = Literal["empty", "blind", "learning", "quality", "routing", "deployment", "traffic", "steady"]
 Trend = Literal["held", "no sign", "perhaps", "unusual", "worse", "worse and harder", "harder", "unknown"]
+Holding = Trend | Literal["failing", "failed", "recovered", "unmeasured"]
 _OF_CAUSE: Final[dict[str, Trend]] = {"moe": "worse", "both": "worse and harder", "traffic": "harder"}
 TONE: Final[dict[State, Tone]] = {
     "empty": "unknown", "blind": "bad", "learning": "unknown", "quality": "bad",
@@ -34,23 +36,63 @@ class Answer:
     tone: Tone
 
 
+def holding(review: Review) -> Holding:
+    """Say whether quality holds, from alarms of the outputs, from vLLM and from the gap alike."""
+    found = review.quality
+    gap: Holding = "unmeasured"
+    if not isinstance(found, Missing) and found.gap is not None:
+        gap = trend(found, review.promises.gap_tolerance)
+    broken = bool(review.totals.corrupted)
+    alarms = of_output(review)
+    if gap == "unusual" and not broken and (not alarms or len(alarms) < len(review.timeline.drifts)):
+        return gap
+    worst = phrases.gravest(alarms)
+    standing = None if worst is None else phrases.standing(worst)
+    if broken or standing == "open":
+        return "failing"
+    if gap in {"worse", "worse and harder"} or standing is None:
+        return gap
+    return "failed" if standing == "unsettled" else "recovered"
+
+
+def of_output(review: Review) -> tuple[Drift, ...]:
+    """Return the alarms of what the MoE writes."""
+    return tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)
+
+
 def quality(review: Review) -> Answer:
     """Answer whether quality is holding."""
-    question = "Is quality holding?"
-    found, broken = review.quality, _broken(review)
+    found, tolerance = review.quality, review.promises.gap_tolerance
+    told = tuple(
+        phrases.drift_sentence(drift, review.period.until) for drift in phrases.by_gravity(of_output(review))[:_TOLD]
+    )
+    first = (*_broken(review), *told)
     if isinstance(found, Missing):
-        return Answer(question, "Not known", (*broken, found.why, found.remedy), "bad" if broken else "unknown")
-    if found.gap is None:
+        measured: tuple[str, ...] = (found.why, found.remedy)
+    elif found.gap is None:
         looked = figures.plural(found.sampled, "request")
         why = f"Texts of {looked} were looked at for defects only: {phrases.without_gap(found)}."
-        return Answer(question, "Not known", (*broken, why, *_garbled(found)), "bad" if broken else "unknown")
-    short, sentence, tone = _shifted(found, review.promises.gap_tolerance)
-    alarms = tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)
-    if any(drift.ended_at is None for drift in alarms) and trend(found, review.promises.gap_tolerance) != "unusual":
-        short, tone = "No", "bad"
-    told = (phrases.drift_sentence(drift, review.period.until) for drift in alarms[:_TOLD])
-    sentences = (sentence, _gap(found.gap), *_by_decile(found), *told, *_garbled(found), *broken)
-    return Answer(question, short, sentences, "bad" if broken else tone)
+        measured = (why, *_garbled(found))
+    else:
+        measured = (_shifted(found, tolerance), _gap(found.gap), *_by_decile(found), *_garbled(found))
+    short, tone = _QUALITY[holding(review)]
+    return Answer("Is quality holding?", short, (*first, *measured), tone)
+
+
+_QUALITY: Final[dict[Holding, tuple[str, Tone]]] = {
+    "held": ("Yes", "calm"),
+    "no sign": ("No sign of worse", "calm"),
+    "harder": ("Yes", "calm"),
+    "perhaps": ("Perhaps not", "warn"),
+    "unusual": ("Not on unusual requests", "warn"),
+    "worse": ("No", "bad"),
+    "worse and harder": ("No", "bad"),
+    "failing": ("No", "bad"),
+    "failed": ("Not when it was last watched", "bad"),
+    "recovered": ("Not all of the time", "warn"),
+    "unknown": ("Not known yet", "unknown"),
+    "unmeasured": ("Not known", "unknown"),
+}
 
 
 def routing(review: Review, state: State) -> Answer:
@@ -59,16 +101,11 @@ def routing(review: Review, state: State) -> Answer:
     coverage = review.coverage
     drifts = [drift for drift in review.timeline.drifts if drift.kind not in phrases.OF_OUTPUT]
     largest = phrases.largest(review.change)
+    if drifts:
+        return _moved(review, phrases.by_gravity(drifts), (*_ood(review.ood), *largest))
     if state == "empty":
         return Answer(question, "Not known", ("No request was recorded in the period.",), "unknown")
-    if drifts:
-        told = sorted(drifts, key=lambda d: -d.flagged_at)
-        sentences = [phrases.drift_sentence(drift, review.period.until) for drift in told[:_TOLD]]
-        if len(told) > _TOLD:
-            sentences.append(f"And {figures.plural(len(told) - _TOLD, 'alarm')} more.")
-        found = (*sentences, *phrases.cause(review), *_ood(review.ood), *largest)
-        return Answer(question, "Yes", found, "warn" if {drift.kind for drift in drifts} == {"traffic"} else "bad")
-    if state == "blind":
+    if not has_sight(review):
         share = figures.share(coverage.routed / coverage.requests)
         return Answer(question, "Not known", (f"Only {share} of the requests came with their routing.",), "bad")
     if coverage.scored < FEWEST:
@@ -80,6 +117,27 @@ def routing(review: Review, state: State) -> Answer:
         f"{figures.count(review.promises.run_length)} requests apart."
     )
     return Answer(question, "No", (calm, *_ood(review.ood), *largest), "calm")
+
+
+def has_sight(review: Review) -> bool:
+    """Say whether enough of the requests came with their routing to speak of it."""
+    return review.coverage.routed >= review.promises.coverage_floor * review.coverage.requests
+
+
+def tone(drift: Drift) -> Tone:
+    """Return how bad an alarm is: what recovered, and traffic that is just another one, need no more than a look."""
+    return "warn" if drift.kind == "traffic" or phrases.standing(drift) == "settled" else "bad"
+
+
+def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> Answer:
+    """Answer from alarms; a blind tap alone does not say that anything moved."""
+    sentences = [phrases.drift_sentence(drift, review.period.until) for drift in drifts[:_TOLD]]
+    if len(drifts) > _TOLD:
+        sentences.append(f"And {figures.plural(len(drifts) - _TOLD, 'alarm')} more.")
+    short = "Not known" if {drift.kind for drift in drifts} == {"blind"} else "Yes"
+    blind: tuple[Tone, ...] = () if has_sight(review) else ("bad",)
+    found = severity.worst([*map(tone, drifts), *blind])
+    return Answer("Did routing move?", short, (*sentences, *phrases.cause(review), *measured), found)
 
 
 def changed(review: Review) -> Answer:
@@ -119,27 +177,19 @@ def _gap(gap: Interval) -> str:
     )
 
 
-def _shifted(found: Quality, tolerance: float) -> tuple[str, str, Tone]:
-    """Return the answer, a sentence and a tone for the change of the gap."""
+def _shifted(found: Quality, tolerance: float) -> str:
+    """Return a sentence for the change of the gap."""
     if found.shift is None or found.shift.cause == "unknown":
-        return "Not known yet", "There is too little from the period before to compare with.", "unknown"
+        return "There is too little from the period before to compare with."
     change = phrases.estimate(found.shift.effect, "nats per token")
-    told: dict[Trend, tuple[str, str, Tone]] = {
-        "held": ("Yes", f"The gap to the dense model changed by {change}; up to {tolerance:g} is tolerated.", "calm"),
-        "no sign": (
-            "No sign of worse",
-            f"The gap changed by {change}; a rise above {tolerance:g} is not ruled out.",
-            "calm",
-        ),
-        "perhaps": ("Perhaps not", f"The gap grew by {change}, perhaps more than the tolerated {tolerance:g}.", "warn"),
-        "unusual": (
-            "Not on unusual requests",
-            f"The gap grew by {change}. {_alike(found.shift)}: it came with the unusual requests.",
-            "warn",
-        ),
-        "worse": ("No", f"The gap grew by {change}; the dense model did not share it.", "bad"),
-        "worse and harder": ("No", f"Requests got harder for both models, and the gap still grew by {change}.", "bad"),
-        "harder": ("Yes", f"Requests got harder for both models; the gap between them changed by {change}.", "calm"),
+    told: dict[Trend, str] = {
+        "held": f"The gap to the dense model changed by {change}; up to {tolerance:g} is tolerated.",
+        "no sign": f"The gap changed by {change}; a rise above {tolerance:g} is not ruled out.",
+        "perhaps": f"The gap grew by {change}, perhaps more than the tolerated {tolerance:g}.",
+        "unusual": f"The gap grew by {change}. {_alike(found.shift)}: it came with the unusual requests.",
+        "worse": f"The gap grew by {change}; the dense model did not share it.",
+        "worse and harder": f"Requests got harder for both models, and the gap still grew by {change}.",
+        "harder": f"Requests got harder for both models; the gap between them changed by {change}.",
     }
     return told[trend(found, tolerance)]
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from moe_watch import severity
 from moe_watch.report import figures, parts
 from moe_watch.report.parts import Part
 from moe_watch.report.plots import estimates, heatmap, timeline
@@ -28,7 +29,6 @@ _WORDS: Final = {
     "bad": "Needs action",
     "unknown": "Not known",
 }
-_GRAVITY: Final = ("bad", "warn", "unknown", "calm")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ def render(report: Report, *, nothing: str = "", refresh: int | None = None, now
     ``now`` are lines about this moment, over everything else.
     """
     found = parts.of(report)
-    tones = [part.verdict.tone for part in found]
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=report,
@@ -69,7 +68,7 @@ def render(report: Report, *, nothing: str = "", refresh: int | None = None, now
         policy=policy(),
         span=parts.span(report),
         title=_title(report, found),
-        worst=next((tone for tone in _GRAVITY if tone in tones), "unknown"),
+        worst=severity.worst(part.verdict.tone for part in found),
         words=_WORDS,
     )
 

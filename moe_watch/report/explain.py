@@ -9,10 +9,10 @@ from sqlalchemy import Engine
 
 from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
 from moe_watch.report import figures, fingerprint, from_history
-from moe_watch.report.answers import Tone
 from moe_watch.report.fingerprint import Comparison
 from moe_watch.report.text import conversation
 from moe_watch.settings import Settings
+from moe_watch.severity import Tone
 from moe_watch.store import arrays, baselines, requests
 from moe_watch.store import review as store
 from moe_watch.store.engine import StoreError

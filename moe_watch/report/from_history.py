@@ -78,6 +78,7 @@ def drift(row: models.Episode) -> Drift:
         summary=row.summary,
         channel=str(row.evidence.get("channel", "")),
         layer=layer if isinstance(layer, int) else None,
+        ending=row.ending,
     )
 
 

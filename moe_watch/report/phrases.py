@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, Literal
 
-from moe_watch import status
+from moe_watch import endings, severity, status
 from moe_watch.detect import localise
 from moe_watch.detect.canary import FAULTS
 from moe_watch.report import figures
@@ -12,9 +13,10 @@ from moe_watch.report.review import Review
 from moe_watch.report.sections import Change, Drift, Mover, Quality
 from moe_watch.report.terms import Interval, Missing
 
+Standing = Literal["open", "unsettled", "settled"]
+_STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
-_GRAVITY: Final = ("garbled", "quality", "routing", "dead_experts", "replica", "blind", "traffic")
 OF_OUTPUT: Final = frozenset({"garbled", "quality"})  # alarms of what the MoE writes, not of how it routes
 _KIND: Final = {
     "traffic": "Traffic drift",
@@ -27,11 +29,21 @@ _KIND: Final = {
 }
 
 
-def gravest(drifts: tuple[Drift, ...]) -> Drift | None:
-    """Return the alarm to speak of first: an open one before one that is over, then by what it means."""
-    known = {kind: place for place, kind in enumerate(_GRAVITY)}
-    ranked = sorted(drifts, key=lambda d: (d.ended_at is not None, known.get(d.kind, len(_GRAVITY)), -d.flagged_at))
-    return ranked[0] if ranked else None
+def standing(drift: Drift) -> Standing:
+    """Say where an alarm stands: one that nobody watched to its end is no better than open."""
+    if drift.ended_at is None:
+        return "open"
+    return "settled" if endings.is_settled(drift.ended_at, drift.ending) else "unsettled"
+
+
+def by_gravity(drifts: Iterable[Drift]) -> list[Drift]:
+    """Return alarms in the order in which to speak of them: by where they stand, then by what they mean."""
+    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), severity.rank(d.kind), d.kind, -d.flagged_at))
+
+
+def gravest(drifts: Iterable[Drift]) -> Drift | None:
+    """Return the alarm to speak of first."""
+    return next(iter(by_gravity(drifts)), None)
 
 
 def estimate(value: Interval, unit: str = "") -> str:
@@ -83,13 +95,19 @@ def where(found: status.Where, kind: str) -> tuple[str, ...]:
 
 
 def drift_sentence(drift: Drift, until: float) -> str:
-    """Return one alarm in a sentence: what, since when, until when, where."""
+    """Return one alarm in a sentence: what, since when, until when, where, and how it ended."""
     where = f", first in layer {drift.layer}" if drift.layer is not None else ""
     began = f"from about {figures.moment(drift.began_at)}"
     end = f"and goes on ({figures.duration(until - drift.began_at)} so far)"
     if drift.ended_at is not None:
         end = f"to {figures.moment(drift.ended_at)} ({figures.duration(drift.ended_at - drift.began_at)})"
-    return f"{_KIND.get(drift.kind, drift.kind)} {began} {end}{where}."
+        where += f": {endings.because(drift.ending)}"
+    return f"{named(drift.kind)} {began} {end}{where}."
+
+
+def named(kind: str) -> str:
+    """Return what an alarm of ``kind`` is called."""
+    return _KIND.get(kind, kind.replace("_", " ").capitalize())
 
 
 def cause(review: Review) -> tuple[str, ...]:

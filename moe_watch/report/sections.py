@@ -21,7 +21,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drift:
-    """One alarm that was open in the period."""
+    """One alarm that was open in the period; ``ending`` is one of ``endings``, None while it is open or not known."""
 
     id: int
     kind: str
@@ -32,6 +32,7 @@ class Drift:
     summary: str
     channel: str
     layer: int | None
+    ending: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from moe_watch import endings, severity
 from moe_watch.report import advice, answers, figures
 from moe_watch.report.advice import Action
-from moe_watch.report.answers import FEWEST, TONE, Answer, State, Tone
-from moe_watch.report.phrases import OF_OUTPUT, gravest
+from moe_watch.report.answers import FEWEST, TONE, Answer, State
+from moe_watch.report.phrases import OF_OUTPUT, gravest, standing
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Drift
 from moe_watch.report.terms import Missing
-
-_STATE_OF: Final[dict[str, State]] = {
-    "garbled": "quality",
-    "quality": "quality",
-    "routing": "routing",
-    "traffic": "traffic",
-    "blind": "blind",
-}
+from moe_watch.severity import Tone
 
 
 @dataclass(frozen=True)
@@ -34,49 +28,70 @@ class Verdict:
 
 
 def verdict(review: Review) -> Verdict:
-    """Return the verdict on one model in one period."""
+    """Return the verdict on one model in one period; its tone is that of the worst that headline or answers say."""
     state = _state(review)
     found = (answers.quality(review), answers.routing(review, state), answers.changed(review))
-    tone = "bad" if found[0].tone == "bad" else TONE[state]
-    return Verdict(state, tone, _headline(review, state), found, advice.actions(review))
+    wrong = [answer.tone for answer in found if answer.tone in {"bad", "warn"}]
+    tone = severity.worst([_tone(review, state), *wrong])
+    return Verdict(state, tone, _headline(review, state), found, advice.actions(review, tone))
 
 
 def _state(review: Review) -> State:
-    coverage, worst = review.coverage, _worst(review)
-    if coverage.routed < review.promises.coverage_floor * coverage.requests:
+    worst = _worst(review)
+    if not answers.has_sight(review) and not _outranks_blindness(worst):
         return "blind"
     if worst is not None:
-        return _STATE_OF.get(worst.kind, "deployment")
-    if not coverage.requests:
+        return _STATES[severity.verdict_of(worst.kind)]
+    if not review.coverage.requests:
         return "empty"
-    return "steady" if coverage.scored >= FEWEST else "learning"
+    return "steady" if review.coverage.scored >= FEWEST else "learning"
+
+
+def _outranks_blindness(worst: Drift | None) -> bool:
+    """Say whether an alarm is worse than that hardly any routing came, and not over."""
+    return worst is not None and standing(worst) != "settled" and severity.rank(worst.kind) < severity.rank("blind")
+
+
+def _tone(review: Review, state: State) -> Tone:
+    worst = _worst(review)
+    return TONE[state] if worst is None or not answers.has_sight(review) else answers.tone(worst)
 
 
 def _worst(review: Review) -> Drift | None:
     """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
     drifts, quality = review.timeline.drifts, review.quality
     if not isinstance(quality, Missing) and answers.trend(quality, review.promises.gap_tolerance) == "unusual":
-        return gravest(tuple(drift for drift in drifts if drift.kind not in OF_OUTPUT)) or gravest(drifts)
+        return gravest(drift for drift in drifts if drift.kind not in OF_OUTPUT) or gravest(drifts)
     return gravest(drifts)
 
 
 def _headline(review: Review, state: State) -> str:
     coverage, worst = review.coverage, _worst(review)
+    clause = _quality_clause(review)
+    known = "" if answers.quality(review).tone in {"calm", "unknown"} else clause
     if state == "empty":
-        return "Nothing is known: no request was recorded"
+        return f"Nothing is known: no request was recorded{known}"
     if state == "blind" and (worst is None or worst.kind != "blind"):
-        return (
-            f"Blind: only {figures.share(coverage.routed / coverage.requests)} of the requests came with their routing"
-        )
+        share = figures.share(coverage.routed / coverage.requests)
+        return f"Blind: only {share} of the requests came with their routing{known}"
     if state == "learning":
-        return _learning(review)
+        return f"{_learning(review)}{known}"
     if worst is None:
-        return f"Routing held steady{_quality_clause(review)}"
+        return f"Routing held steady{clause}"
     started = figures.moment(worst.began_at)
     if worst.ended_at is None:
-        return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{_quality_clause(review)}"
-    lasted = figures.duration(worst.ended_at - worst.began_at)
-    return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, for {lasted}{_quality_clause(review)}"
+        return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{clause}"
+    lasted = f"for {figures.duration(worst.ended_at - worst.began_at)}{endings.until(worst.ending)}"
+    return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, {lasted}{clause}"
+
+
+_STATES: Final[dict[str, State]] = {
+    "quality": "quality",
+    "blind": "blind",
+    "routing": "routing",
+    "traffic": "traffic",
+    "deployment": "deployment",
+}
 
 
 def _learning(review: Review) -> str:
@@ -107,19 +122,22 @@ _OVER: Final = {
 
 
 def _quality_clause(review: Review) -> str:
-    quality = review.quality
+    """Return what the headline adds on quality, unless it speaks of that anyway."""
     worst = _worst(review)
-    if worst is not None and worst.kind in OF_OUTPUT:
-        return ""
-    if isinstance(quality, Missing) or quality.gap is None:
-        return "; output quality was not measured"
-    return {
-        "held": "; output quality held",
-        "no sign": "; no sign of worse output",
-        "perhaps": "; output may be getting worse",
-        "harder": "; requests got harder, the MoE did not get worse",
-        "unusual": "; output is worse on the unusual requests",
-        "worse": "; and output got worse",
-        "worse and harder": "; and output got worse, more than harder requests explain",
-        "unknown": "; whether quality held cannot be said yet",
-    }[answers.trend(quality, review.promises.gap_tolerance)]
+    return "" if worst is not None and worst.kind in OF_OUTPUT else _CLAUSES[answers.holding(review)]
+
+
+_CLAUSES: Final[dict[answers.Holding, str]] = {
+    "held": "; output quality held",
+    "no sign": "; no sign of worse output",
+    "perhaps": "; output may be getting worse",
+    "harder": "; requests got harder, the MoE did not get worse",
+    "unusual": "; output is worse on the unusual requests",
+    "worse": "; and output got worse",
+    "worse and harder": "; and output got worse, more than harder requests explain",
+    "failing": "; and output is bad",
+    "failed": "; and output was bad when it was last watched",
+    "recovered": "; output was bad for a while",
+    "unknown": "; whether quality held cannot be said yet",
+    "unmeasured": "; output quality was not measured",
+}

@@ -49,7 +49,7 @@ class Trial:
                 return False
             self.known = self._learned()
         before = self.state.alarmed
-        self._times.extend(at)
+        self._times.extend(at.tolist())
         self.state, alarms = gap_alarm.observe(self.known, self.state, values, weights)
         for alarm in alarms:
             back = len(values) - 1 - alarm.at + alarm.began

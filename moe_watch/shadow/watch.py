@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from moe_watch.detect import advantage, quality
 from moe_watch.detect.quality import Observed
+from moe_watch.endings import Ending
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.settings import Settings
@@ -36,13 +37,14 @@ _BENCH_S = 30 * 24 * 3600.0  # a load of both servers says nothing of the server
 
 @dataclass(frozen=True)
 class Change:
-    """An alarm of ``kind`` that starts or is over; ``began_at`` is the estimated start of what it is about."""
+    """An alarm of ``kind`` that starts, or ends by ``ending``; ``began_at`` is when what it is about seems to begin."""
 
     kind: Kind
     started: bool
     began_at: float
     summary: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
+    ending: Ending = "recovered"
 
 
 @dataclass
@@ -81,10 +83,11 @@ class QualityWatch:
         labels = (model, replica)
         with Session(self.engine) as session:
             stream, changed = self._stream(session, labels, now)
+            anew = set(changed)
             fresh = self._fresh(session, labels, stream, now - _LAG_S)
             self._count(fresh, labels)
             changed += self._feed(session, stream, fresh, labels)
-            changes = [self._change(session, stream, kind, labels, now) for kind in changed]
+            changes = [self._change(session, stream, kind, labels, now, anew=kind in anew) for kind in changed]
             if now - stream.reviewed_at >= _REVIEW_S:
                 stream.reviewed_at = now
                 self._review(session, stream, labels, now)
@@ -172,10 +175,14 @@ class QualityWatch:
                 session.commit()
         return changed
 
-    def _change(self, session: Session, stream: _Stream, kind: Kind, labels: tuple[str, str], now: float) -> Change:
+    def _change(
+        self, session: Session, stream: _Stream, kind: Kind, labels: tuple[str, str], now: float, *, anew: bool
+    ) -> Change:
+        """Return what to tell of a trial that changed, or that differs from the one before it: ``anew``."""
         trial = stream.trials[kind]
         if not trial.state.alarmed:
-            return Change(trial.kind, started=False, began_at=trial.began_at)
+            ending: Ending = "reference_replaced" if anew else "recovered"
+            return Change(trial.kind, started=False, began_at=trial.began_at, ending=ending)
         before = self._observed(session, labels, stream, trial.began_at - WINDOW_S, trial.began_at)
         after = self._observed(session, labels, stream, trial.began_at, now)
         summary, evidence = words.alarm(trial, before, after, " at ".join(labels))

@@ -32,6 +32,6 @@ def find(engine: Engine, episode_id: int) -> Episode | None:
 
 def close_open(engine: Engine, replicas: list[str], now: float) -> int:
     """End the episodes that a stopped sidecar left open: its detectors start anew; return how many."""
-    statement = update(Episode).where(Episode.ended_at.is_(None), Episode.replica.in_(replicas)).values(ended_at=now)
+    left = update(Episode).where(Episode.ended_at.is_(None), Episode.replica.in_(replicas))
     with quick(engine, _PATIENCE_S) as connection:
-        return connection.execute(statement).rowcount
+        return connection.execute(left.values(ended_at=now, ending="sidecar_stopped")).rowcount

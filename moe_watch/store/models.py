@@ -173,6 +173,7 @@ class Episode(Base):
     began_at: Mapped[float] = mapped_column(Float)  # estimate of the start of the change
     flagged_at: Mapped[float] = mapped_column(Float, index=True)
     ended_at: Mapped[float | None] = mapped_column(Float)
+    ending: Mapped[str | None] = mapped_column(String(32))  # how, as in ``endings``; None while open, and of old alarms
     baseline_id: Mapped[int | None] = mapped_column(ForeignKey("baselines.id"))
     summary: Mapped[str] = mapped_column(Text)  # one line for a pager
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -6,13 +6,12 @@ import time
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
 from moe_watch.report.text import one_line
@@ -54,7 +53,7 @@ def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *
     except (StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     done = "active now" if and_promote else f"to use it: moe-watch baseline promote {row.version}"
-    click.echo(f"baseline {row.version} of {model.name}, fitted on {row.requests} requests; {done}")
+    terminal.line(f"baseline {row.version} of {model.name}, fitted on {row.requests} requests; {done}")
 
 
 def _read(store: Engine, settings: Settings, model: Model, start: float, end: float) -> BaselineBuilder:
@@ -62,7 +61,7 @@ def _read(store: Engine, settings: Settings, model: Model, start: float, end: fl
     builder = BaselineBuilder(minimum=settings.detect.baseline_min_requests)
     stored = requests.fingerprints(store, model, start, end, size=_BATCH)
     total = requests.count(store, model.id, start, end) / _BATCH
-    for found in track(stored, "reading", total=total, console=Console(stderr=True), transient=True):
+    for found in track(stored, "reading", total=total, console=terminal.Screen(stderr=True), transient=True):
         builder.add(found.batch)
     return builder
 
@@ -87,7 +86,7 @@ def list_(name: str | None) -> None:
         identity = f"{model.name} ({model.identity[:8]})"
         cells = (str(row.version), identity, shape, str(row.requests), _day(row.created_at), promoted, row.note)
         table.add_row(*(one_line(cell) for cell in cells))
-    Console(markup=False).print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
+    terminal.Screen(markup=False).print(table if table.row_count else "no baseline yet: moe-watch baseline fit")
 
 
 @command.command()
@@ -114,7 +113,7 @@ def show(version: int, name: str | None) -> None:
         ("note", row.note or "none"),
     ):
         table.add_row(key, one_line(value, 400))
-    Console(markup=False).print(table)
+    terminal.Screen(markup=False).print(table)
 
 
 @command.command()
@@ -128,7 +127,7 @@ def promote(version: int, name: str | None) -> None:
         row = baselines.promote(store, model, version, now=time.time())
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"baseline {version} of {model.name} ({row.requests} requests) is active")
+    terminal.line(f"baseline {version} of {model.name} ({row.requests} requests) is active")
 
 
 @command.command()
@@ -145,7 +144,9 @@ def relearn(name: str | None) -> None:
     with Session(store) as session, session.begin():
         gone = references.relearn(session, model.name, time.time())
     wanted = settings.shadow.reference_requests
-    click.echo(f"{gone} references of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
+    terminal.line(
+        f"{gone} references of {model.name} forgotten: the next {wanted} scored requests of a replica make one"
+    )
 
 
 def choose(store: Engine, name: str | None) -> Model:

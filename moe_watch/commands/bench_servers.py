@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ from pathlib import Path
 import click
 import httpx
 from pydantic import SecretStr
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import Session
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.addresses import bearer
 from moe_watch.detect.advantage import begins
 from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
@@ -147,7 +145,7 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
     start = begins([row.concurrency for row in rows], [row.ratio for row in rows])
     if as_json:
         levels = [{name: getattr(row, name) for name in _COLUMNS} for row in rows]
-        click.echo(json.dumps({"levels": levels, "advantage_begins": start}, indent=2))
+        terminal.data({"levels": levels, "advantage_begins": start})
         return
     table = Table("concurrency", "MoE tok/s", "dense tok/s", "advantage", "95 % interval", "TTFT MoE / dense, s")
     for row in rows:
@@ -159,8 +157,8 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
             f"{row.ratio_lower:.2f} to {row.ratio_upper:.2f}",
             f"{row.moe_ttft_s:.3f} / {row.dense_ttft_s:.3f}",
         )
-    Console().print(table)
-    click.echo(
+    terminal.Screen().print(table)
+    terminal.line(
         f"The MoE is faster from {start} concurrent requests on."
         if start is not None
         else "The MoE is not faster at any concurrency measured: check expert parallelism (see docs/quality.md)."

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
 from moe_watch.store.prune import prune as prune_store
@@ -27,7 +27,9 @@ def upgrade(url: str | None) -> None:
         migrate.upgrade(store)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})"))
+    terminal.line(
+        f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})")
+    )
 
 
 @command.command()
@@ -35,7 +37,7 @@ def prune() -> None:
     """Delete what is past its retention and roll up old windows, as the sidecar does by itself."""
     settings = commands.settings()
     pruned = prune_store(commands.store(settings), settings.store, time.time())
-    click.echo(
+    terminal.line(
         f"deleted {pruned.requests} requests, {pruned.samples} samples, {pruned.windows} windows; "
         f"{pruned.rolled_up} windows became hours"
     )

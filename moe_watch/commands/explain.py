@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -10,14 +9,14 @@ from typing import Final
 
 import click
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.report import alarms, explain
 from moe_watch.report.as_json import plain
 from moe_watch.report.explain import Explanation, Table
@@ -42,9 +41,9 @@ def command(what: str, *, raw: bool) -> None:
     except SQLAlchemyError as error:
         raise click.ClickException(f"the store cannot be read: {getattr(error, 'orig', None) or error}") from error
     if raw:
-        click.echo(json.dumps([plain({"title": one.title, **one.data}) for one in found], ensure_ascii=True, indent=1))
+        terminal.data([plain({"title": one.title, **one.data}) for one in found])
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = terminal.Screen(highlight=False, width=None if sys.stdout.isatty() else 120)
     for one in found:
         console.print(view(one))
 

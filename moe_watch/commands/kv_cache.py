@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 import httpx
-from rich.console import Console
 from rich.table import Table
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.addresses import shown, why
 from moe_watch.export.metrics import CONTEXT_BUCKETS
 from moe_watch.serving import kv_cache
@@ -58,7 +57,7 @@ def command(
     longest = _longest(read)
     _print(layers, plan, size, ranks, longest)
     if blocks is not None:
-        click.echo(
+        terminal.line(
             f"Free: {blocks} blocks. The longest request that fits: {plan.admissible(blocks, longest):,} tokens."
         )
 
@@ -73,7 +72,7 @@ def _print(layers: list[Layer], plan: Plan, size: int, ranks: int, longest: int)
     for tokens in sorted({*(bucket for bucket in CONTEXT_BUCKETS.values() if bucket < longest), longest}):
         needed = kv_cache.needed_bytes(layers, tokens, dtype_bytes=size, ranks=ranks)
         table.add_row(f"{tokens:,}", f"{needed / _GIB:.3f}", f"{plan.bytes(tokens) / _GIB:.3f}")
-    Console().print(table)
+    terminal.Screen().print(table)
 
 
 def _ask(url: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands, terminal
+from moe_watch import commands, private, terminal
 from moe_watch.periods import period as read_period
 from moe_watch.report import as_html, as_json, as_markdown, figures, words
 from moe_watch.report.gather import gather
@@ -93,7 +93,7 @@ def _write(report: Report, files: list[tuple[str, Path]], nothing: str) -> None:
     for form, path in files:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(renderers[form](), encoding="utf-8", errors="replace")
+            private.replace(path, renderers[form]())
         except OSError as error:
             raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
 

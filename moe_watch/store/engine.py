@@ -15,6 +15,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from moe_watch import private
+
 BUSY_TIMEOUT_S = 5.0
 # A machine that is gone without a word is noticed within half a minute; TCP alone would wait for a quarter of an hour.
 _POSTGRES: Final = {
@@ -95,7 +97,7 @@ def own(url: str) -> IO[bytes] | None:
     lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.open("ab+")
+        held = private.opened(lock, "ab+")
     except OSError as error:
         raise StoreError(f"cannot write beside {path}: {error.strerror}") from error
     try:

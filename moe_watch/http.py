@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moe_watch.export import prometheus
+from moe_watch.hosts import Hosts
 from moe_watch.ingest import is_loopback
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.status import Matrix, Status
@@ -110,7 +111,7 @@ def app(source: Source) -> ASGIApp:
         Route("/api/v1/matrix", matrix),
         *_page_routes(source),
     ]
-    return Guard(Starlette(routes=routes), source.settings.http)
+    return Guard(Hosts(Starlette(routes=routes), source.settings.http), source.settings.http)
 
 
 def waiting() -> ASGIApp:

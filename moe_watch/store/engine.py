@@ -37,12 +37,12 @@ def connect(url: str) -> Engine:
     try:
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
             event.listen(engine, "do_connect", partial(_make_private, sqlite_path(url)))
             event.listen(engine, "connect", _tune_sqlite)
             return engine
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES)
+            return create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES, hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise StoreError(f"store.url cannot be used: {error}") from error
     raise StoreError(f"store.url is for {parsed.get_backend_name()}; SQLite and Postgres are supported")

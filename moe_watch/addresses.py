@@ -25,7 +25,7 @@ def shown(address: str) -> str:
 
 
 def why(error: Exception) -> str:
-    """Return what went wrong, without the address and the headers that an HTTP client quotes.
+    """Return what went wrong, quoting nothing of what was asked or answered: an answer may hold a user's text.
 
     >>> request = httpx.Request("GET", "http://ann:secret@vllm/version")
     >>> why(httpx.HTTPStatusError("", request=request, response=httpx.Response(401)))
@@ -33,9 +33,17 @@ def why(error: Exception) -> str:
     """
     if isinstance(error, httpx.HTTPStatusError):
         return f"status {error.response.status_code}"
-    ours = isinstance(error, httpx.HTTPError | httpx.InvalidURL)
-    quotes = ours and not isinstance(error, httpx.ConnectError | httpx.TimeoutException)
-    return type(error).__name__ if quotes else str(error) or type(error).__name__
+    quotes_nothing = isinstance(error, httpx.ConnectError | httpx.TimeoutException)
+    return (str(error) if quotes_nothing else "") or type(error).__name__
+
+
+def refused(reply: httpx.Response) -> str:
+    """Return what is told of an answer that is an error: never its words, which may repeat the request.
+
+    >>> refused(httpx.Response(400, text="the prompt 'my secret' is too long"))
+    'status 400, 34 bytes'
+    """
+    return f"status {reply.status_code}, {len(reply.content)} bytes"
 
 
 def bearer(secret: SecretStr | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from moe_watch import ipc
 from moe_watch.addresses import bearer, shown, why
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.ingest import is_loopback
@@ -103,6 +104,11 @@ def _socket(endpoint: str) -> Iterator[Check]:
         yield Check("socket", "warn", wide, remedy)
         return
     path = Path(endpoint.removeprefix("ipc://"))
+    if why := ipc.planted(ipc.folder_of(endpoint)):
+        yield Check("socket", "fail", why, ipc.REMEDY)
+        return
+    if why := ipc.shared(ipc.folder_of(endpoint)):
+        yield Check("socket", "warn", why, ipc.REMEDY)
     try:
         found = path.stat()
     except FileNotFoundError:

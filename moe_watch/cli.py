@@ -27,6 +27,16 @@ class Commands(click.Group):
         found = importlib.import_module(f"moe_watch.commands.{cmd_name.replace('-', '_')}").command
         return found if isinstance(found, click.Command) else None
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; what its error quotes of others is made harmless before click prints it."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            from moe_watch.terminal import flat  # noqa: PLC0415 - help needs no rich
+
+            error.message = flat(error.message)  # type: ignore[misc]
+            raise
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="moe-watch")

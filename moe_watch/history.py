@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_watch import private
 from moe_watch.backtest import Recorded
 from moe_watch.detect.batch import Batch
 from moe_watch.store import arrays
@@ -57,17 +58,18 @@ def write(chunks: Iterable[Any], model: Model, address: str) -> int:
             yield pa.RecordBatch.from_pydict(table, schema=schema)
 
     filesystem, path = _filesystem(address)
-    dataset.write_dataset(
-        batches(),
-        path,
-        schema=schema,
-        filesystem=filesystem,
-        format="parquet",
-        partitioning=dataset.partitioning(
-            pa.schema([("model", pa.string()), ("identity", pa.string()), ("day", pa.string())]), flavor="hive"
-        ),
-        existing_data_behavior="delete_matching",
-    )
+    with private.umask():
+        dataset.write_dataset(
+            batches(),
+            path,
+            schema=schema,
+            filesystem=filesystem,
+            format="parquet",
+            partitioning=dataset.partitioning(
+                pa.schema([("model", pa.string()), ("identity", pa.string()), ("day", pa.string())]), flavor="hive"
+            ),
+            existing_data_behavior="delete_matching",
+        )
     return written
 
 
@@ -137,7 +139,7 @@ def forget(address: str, who: Who) -> int:
     for path, table, kept in _holding(address, who):
         folder, _, name = path.rpartition("/")
         part = f"{folder}/.{name}.part"  # a dot hides it from readers
-        with filesystem.open(part, "wb") as file:
+        with private.umask(), filesystem.open(part, "wb") as file:
             parquet.write_table(kept, file)
         filesystem.mv(part, path)
         gone += table.num_rows - kept.num_rows

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moe_watch.export import prometheus
+from moe_watch.hosts import Hosts
 from moe_watch.ingest import is_loopback
 from moe_watch.plain import encodable
 from moe_watch.settings import HttpSettings, Settings
@@ -130,7 +131,7 @@ def app(source: Source) -> ASGIApp:
         Route("/api/v1/matrix", matrix),
         *_page_routes(source),
     ]
-    return Guard(Starlette(routes=routes), source.settings.http)
+    return Guard(Hosts(Starlette(routes=routes), source.settings.http), source.settings.http)
 
 
 def _render(registry: CollectorRegistry, accept: str, *, zipped: bool) -> tuple[bytes, str]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 import zmq
 
-from moe_watch import wire
+from moe_watch import ipc, wire
 
 Refusal = Literal[wire.Reason, "duplicate", "late", "unannounced", "too_many_replicas"]
 MOST_REPLICAS: Final = 256
@@ -32,6 +32,8 @@ _LONGEST_IPC_PATH: Final = 107
 
 _log = structlog.get_logger()
 
+_log = structlog.get_logger()
+
 
 class EndpointError(RuntimeError):
     """The socket cannot be bound; the message says why and what to do."""
@@ -40,7 +42,8 @@ class EndpointError(RuntimeError):
 def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, allow_remote: bool = False) -> zmq.Socket[bytes]:
     """Return a PULL socket bound at ``endpoint``, private to this user; raise ``EndpointError``.
 
-    ``ipc://`` gets a directory of mode 0700 (when it makes it) and a socket of mode 0600. ``tcp://`` has no access
+    ``ipc://`` gets a directory of mode 0700 (when it makes it; one that another user may have made is refused) and a
+    socket of mode 0600. ``tcp://`` has no access
     control of its own, so an address beyond loopback needs ``allow_remote``.
     """
     parts = urlsplit(endpoint)
@@ -103,6 +106,10 @@ def _prepare_ipc(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EndpointError(f"cannot make {path.parent}: {error.strerror}") from error
+    if why := ipc.planted(path.absolute().parent):
+        raise EndpointError(f"endpoint {path}: {why}; {ipc.REMEDY}")
+    if why := ipc.shared(path.absolute().parent):
+        _log.warning("the tap's socket lies where others can put theirs", why=why)
     if path.exists() and not path.is_socket():
         raise EndpointError(f"{path} exists and is no socket: move it away or choose another endpoint")
     with socket.socket(socket.AF_UNIX) as probe:

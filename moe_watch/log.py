@@ -6,9 +6,14 @@ import contextlib
 import io
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import Literal, TextIO, cast
 
 import structlog
+
+from moe_watch.report.text import neutralise
+from moe_watch.terminal import flat
 
 
 def configure(style: Literal["console", "json"]) -> None:
@@ -20,11 +25,32 @@ def configure(style: Literal["console", "json"]) -> None:
     if style == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # Plain tracebacks: the rich ones show local variables, and those may hold a user's text.
-        plain = structlog.dev.plain_traceback
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
+        processors += [
+            _harmless,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
+        ]
     logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
     structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
+
+
+def place_of(error: BaseException) -> str:
+    """Return the class of ``error`` and where it was raised; its message may quote what a server answered."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join([type(error).__name__, *(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))])
+
+
+def _harmless(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Make what vLLM, its clients and other servers wrote unable to move the cursor or to look like another line."""
+    return {key: flat(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """Write a plain traceback: the rich ones show local variables, and those may hold a user's text."""
+    told = io.StringIO()
+    structlog.dev.plain_traceback(told, error)
+    out.write(neutralise(told.getvalue(), sys.maxsize))
 
 
 def _without_header(record: logging.LogRecord) -> bool:

@@ -86,6 +86,11 @@ class HttpSettings(BaseModel):
     tls_cert: Path | None = Field(None, description="PEM file of a certificate; with tls_key: serve https")
     tls_key: Path | None = Field(None, description="PEM file of its private key")
     metrics_open: bool = Field(default=False, description="Serve /metrics without the token")
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Without a token: further names under which page and API may be asked for, such as a proxy's; "
+        "loopback's always may, and /metrics and the probes answer under any",
+    )
     page_samples: bool = Field(default=False, description="Show sampled text on the page and in reports")
 
     @model_validator(mode="after")

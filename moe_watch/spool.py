@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from moe_watch import private
+
 _HEADER: Final = struct.Struct("<II")
 _SEGMENT_BYTES: Final = 16 << 20
 
@@ -29,7 +31,7 @@ class Spool:
 
     def __init__(self, folder: Path, most_bytes: int, segment_bytes: int = _SEGMENT_BYTES) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("ab")
+        self._lock = private.opened(folder / "lock", "ab")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._folder, self._most, self._segment_bytes = folder, most_bytes, segment_bytes
         self._segments = sorted(folder.glob("*.spool"))
@@ -91,7 +93,7 @@ class Spool:
         for path in self._segments:
             records = b"".join(_record(change(payload)) for payload in _whole(path.read_bytes()))
             part = path.with_suffix(".part")
-            with part.open("wb") as file:
+            with private.opened(part, "wb") as file:
                 file.write(records)
                 file.flush()
                 os.fsync(file.fileno())
@@ -109,7 +111,7 @@ class Spool:
             self._close_tail()
             self._number += 1
             path = self._folder / f"{self._number:012d}.spool"
-            self._out = path.open("wb")
+            self._out = private.opened(path, "wb")
             self._segments.append(path)
             self._sizes[path] = 0
         return self._out

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 - as types
 from rich.text import Text
+
+from moe_watch.terminal import Screen
 
 Cell = str | Text
 _GAP: Final = "  "
@@ -85,7 +87,7 @@ class Prose:
 
 def show(*parts: Grid | Fields | Prose | str) -> None:
     """Print ``parts`` on the terminal or into the pipe."""
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     for part in parts:
         console.print(Prose(part) if isinstance(part, str) else part, soft_wrap=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,22 @@ from tests import postgres
 # A deadline per example is a timed assert: on a busy machine it fails without a fault.
 settings.register_profile("moe-watch", deadline=None)
 settings.load_profile("moe-watch")
+
+_VLLMS = re.compile(r"ModuleNotFoundError: No module named '(vllm|torch|transformers|tokenizers|safetensors)\b")
+collect_ignore = [] if find_spec("vllm") else ["real"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file that cannot be imported without vLLM or what comes with it; any other failure stays one."""
+    report = yield
+    missing = _VLLMS.search(str(report.longrepr)) if report.failed else None
+    if missing and find_spec(missing[1]) is None:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
+    return report
 
 
 @pytest.fixture(scope="module", autouse=True)

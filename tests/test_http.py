@@ -45,7 +45,7 @@ def client(tmp_path: Path) -> Make:
             matrix,
             lambda: ready,
         )
-        return TestClient(http.app(source))
+        return TestClient(http.app(source), base_url="http://localhost")
 
     return make
 
@@ -100,6 +100,37 @@ def test_metrics_can_be_left_open(client: Make) -> None:
     opened = client(token=SESAME, metrics_open=True)
     assert opened.get("/metrics").status_code == 200
     assert opened.get("/api/v1/status").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/status", "/api/v1/matrix?replica=r", "/nowhere"])
+def test_without_a_token_no_page_of_another_name_can_read(client: Make, path: str) -> None:
+    """A web page whose name points at loopback (DNS rebinding) gets 421, whatever port or address it names."""
+    for host in (
+        "evil.example",
+        "evil.example:9465",
+        "localhost.evil.example",
+        "10.0.0.7",
+        "[fe80::1]:9465",
+        "",
+        "a b",
+    ):
+        assert client().get(path, headers={"host": host}).status_code == 421
+    for host in ("localhost", "LOCALHOST:9465", "127.0.0.1:9465", "127.8.9.1", "[::1]:9465"):
+        assert client().get(path, headers={"host": host}).status_code != 421
+    assert client(hosts=("Proxy.example",)).get(path, headers={"host": "proxy.example:443"}).status_code != 421
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_scrapes_and_probes_are_answered_under_any_name(client: Make, path: str) -> None:
+    """Prometheus asks by the name of a service, a kubelet by the address of a pod."""
+    for host in ("sidecar:9465", "10.0.0.7:9465"):
+        assert client().get(path, headers={"host": host}).status_code == 200
+
+
+def test_with_a_token_any_name_will_do(client: Make) -> None:
+    """No page of elsewhere has the token."""
+    headers = {"host": "moe.example", "authorization": "Bearer sesame"}
+    assert client(token=SESAME).get("/api/v1/status", headers=headers).status_code == 200
 
 
 def test_beyond_loopback_needs_a_token() -> None:

@@ -1,36 +1,132 @@
-"""What clients and taps wrote is printed as it is: it neither changes colours, moves the cursor nor ends a command."""
+"""What clients, taps and servers wrote is shown as it is: it moves no cursor, hides nothing and is no line of ours."""
 
 from __future__ import annotations
 
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
+import click
 import pytest
+import structlog
 from click.testing import CliRunner
-from rich.console import Console
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from moe_watch import status
+from moe_watch import log, status
 from moe_watch.cli import main
 from moe_watch.commands.status import view
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.store import baselines, canaries, engine, migrate, served
-from moe_watch.store.models import CanaryRun, Model
+from moe_watch.store import canaries, engine, migrate, models, served
+from moe_watch.store.models import CanaryRun
+from moe_watch.store.write import write
+from moe_watch.terminal import Screen
+from tests import hostile_server
+from tests.frames import Tap
+from tests.hostile_server import HOSTILE, a_replica
+from tests.test_store_write import some_writes
 
-HOSTILE = "tiny[/bold][awq] \x1b[2J\u202e"
+# What each command is asked. A new command fails the test until it is here.
+ASKED = {
+    "backtest": ["--model", HOSTILE],
+    "baseline fit": ["--note", HOSTILE, "--promote"],
+    "baseline list": [],
+    "baseline promote": ["1"],
+    "baseline relearn": [],
+    "baseline show": ["1"],
+    "bench-servers": ["--rounds", "2", "--concurrency", "1"],
+    "canary list": [],
+    "canary record": ["--rounds", "4"],
+    "canary run": [],
+    "db prune": [],
+    "db upgrade": [],
+    "doctor": [],
+    "explain": ["1"],
+    "export": ["--to", f"to {HOSTILE}".replace("/", "")],
+    "forget": ["--request", HOSTILE],
+    "kv-cache": [HOSTILE.replace("/", "")],
+    "provision": ["--grafana", "http://127.0.0.1:PORT", "--token", "t"],
+    "report": ["--out", "."],
+    "serve": ["--endpoint", HOSTILE],
+    "shadow": ["--url", "http://" + HOSTILE],
+    "status": [],
+}
 
 
-def a_replica(text: str) -> status.Replica:
-    """Return a replica of which every text is ``text``."""
-    tap = status.Tap(False, text, text, 1.0, None, text, text, text)  # noqa: FBT003
-    return status.Replica(
-        model=text, identity="i", replica=text, layers=2, experts=4, top_k=1, verdict="traffic", reason=text, since=0.0,
-        tap=tap, baseline=None, requests=1, routed=1, coverage=1.0, join_ratio=1.0, evidence=0.0, channels={},
-        ood=status.Share(0.5, 0.1, 0.9, 3), movers=[], suspects=[status.Suspect(text, 0.001, 0.0)],
-        episodes=[status.Episode(text, 0.0, 0.0, text)],
-    )  # fmt: skip
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Return the port of a hostile server, in a folder with a store in which every name is hostile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("MOE_WATCH_STORE__URL", f"sqlite:///{tmp_path}/a.db")
+    monkeypatch.setenv("MOE_WATCH_DETECT__BASELINE_MIN_REQUESTS", "50")
+    (tmp_path / HOSTILE.replace("/", "")).write_text("{}")
+    store = engine.connect(f"sqlite:///{tmp_path}/a.db")
+    migrate.upgrade(store)
+    write(store, some_writes(120, Tap(replica=HOSTILE, model=HOSTILE), sample=False))
+    with Session(store) as session, session.begin():
+        session.execute(update(models.Episode).values(summary=HOSTILE))
+        session.execute(update(models.Event).values(detail=HOSTILE))
+        session.execute(update(models.Request).where(models.Request.id == 1).values(request_id=HOSTILE))
+        session.execute(update(models.Model).values(detail={"revision": HOSTILE}))
+    model = served.by_name(store, HOSTILE)[0]
+    columns = {"set_version": HOSTILE, "engine": HOSTILE, "load": "idle", "first_layer": None, "blob": b""}
+    found = {"verdict": "healthy", "effect": 0.0, "summary": HOSTILE, "replica": HOSTILE, "evidence": {}}
+    canaries.save(store, CanaryRun(model_id=model.id, at=1.0, reference=False, **columns, **found))
+    store.dispose()
+    with hostile_server.running() as port:
+        monkeypatch.setenv("MOE_WATCH_HTTP__PORT", str(port))
+        monkeypatch.setenv("MOE_WATCH_VLLM_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MOE_WATCH_SHADOW__URL", f"http://127.0.0.1:{port}")
+        yield port
+
+
+def leaves(group: click.Group, before: str = "") -> Iterator[str]:
+    """Yield the words of every command that does something."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if isinstance(found, click.Group):
+            yield from leaves(found, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
+
+
+def assert_harmless(shown: str) -> None:
+    wrong = {c for c in shown if c != "\n" and unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"}}
+    assert wrong == set(), shown
+    assert not [line for line in shown.splitlines() if line.startswith("INJECTED")], shown
+
+
+def test_no_command_prints_a_hostile_name_as_it_is(world: int) -> None:
+    """Every command, over a store and servers of which each name is hostile, to a terminal and as JSON."""
+    assert set(leaves(main)) == set(ASKED)
+    quoting = 0
+    for words in sorted(ASKED, key=lambda words: (words != "baseline fit", words)):
+        asked = [*words.split(), *(argument.replace("PORT", str(world)) for argument in ASKED[words])]
+        done = CliRunner().invoke(main, asked)
+        assert done.exception is None or isinstance(done.exception, SystemExit), (words, done.exception)
+        assert_harmless(done.output)
+        quoting += "INJECTED" in done.output
+    assert quoting > 10
+    for asked in (
+        ["status", "--json"],
+        ["explain", "1", "--json"],
+        ["bench-servers", "--json", *ASKED["bench-servers"]],
+    ):
+        done = CliRunner().invoke(main, asked)
+        assert done.stdout.isascii()
+        assert json.loads(done.stdout)
+
+
+def test_an_error_of_a_command_line_is_harmless_too() -> None:
+    """A name that a command does not know is quoted as text, and the exit code is click's."""
+    for asked in ([HOSTILE], ["report", "--format", HOSTILE], ["canary", HOSTILE]):
+        done = CliRunner().invoke(main, asked)
+        assert done.exit_code == 2
+        assert_harmless(done.output)
 
 
 def test_a_hostile_status_is_shown_as_text() -> None:
@@ -38,35 +134,33 @@ def test_a_hostile_status_is_shown_as_text() -> None:
     screen = StringIO()
     store = status.Store("sqlite://", True, 0, 0)  # noqa: FBT003
     seen = status.Status("0", 9.0, 0.0, "ipc://x", store, {}, {}, {}, 0, [a_replica(HOSTILE)])
-    Console(width=300, file=screen).print(view(seen))
+    Screen(width=1000, file=screen).print(view(seen))
     shown = screen.getvalue()
     assert shown.count("tiny[/bold][awq]") >= 5
-    assert "\x1b" not in shown
-    assert "\u202e" not in shown
+    assert_harmless(shown)
 
 
-@pytest.mark.parametrize("arguments", [["canary", "list"], ["baseline", "list"], ["baseline", "show", "1"]])
-def test_lists_show_names_and_notes_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
-    """A model called [awq] keeps its brackets, and a note is no markup."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("MOE_WATCH_STORE__URL", f"sqlite:///{tmp_path}/a.db")
-    store = engine.connect(f"sqlite:///{tmp_path}/a.db")
-    migrate.upgrade(store)
-    with Session(store) as session, session.begin():
-        row = Model(identity="i", name="m", layers=2, experts=4, top_k=1, first_seen=0.0, detail={"revision": HOSTILE})
-        session.add(row)
-    model = served.by_name(store, "m")[0]
-    builder = BaselineBuilder(minimum=50)
-    counts = np.random.default_rng(0).multinomial(40, [0.4, 0.3, 0.2, 0.1], size=(200, 2)).astype(np.uint32)
-    builder.add(Batch(counts, counts, 1))
-    baselines.save(store, model, builder.build(0), now=1.0, note=HOSTILE)
-    columns = {"set_version": "v", "engine": "vllm", "load": "idle", "first_layer": None, "blob": b"", "evidence": {}}
-    found = {"verdict": "healthy", "effect": 0.0, "summary": HOSTILE, "replica": "r"}
-    canaries.save(store, CanaryRun(model_id=model.id, at=1.0, reference=False, **columns, **found))
-    done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 0, done.output
-    assert "tiny[/bold][awq]" in done.output
-    assert "\x1b" not in done.output
+def test_colours_of_our_own_go_to_a_terminal_and_those_of_others_do_not() -> None:
+    """What a text brings along is made visible between the codes that are ours."""
+    screen = StringIO()
+    terminal = Screen(file=screen, force_terminal=True, color_system="standard", highlight=False)
+    terminal.print("[red]no[/red] \x1b[31mred")
+    assert screen.getvalue() == "\x1b[31mno\x1b[0m ␛[31mred\n"
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_the_log_is_harmless(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, events and tracebacks, whichever format they are written in."""
+    err = StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    kept = structlog.get_config()
+    try:
+        log.configure(style)  # type: ignore[arg-type]
+        logger = structlog.get_logger()
+        logger.warning("alarm", kind=HOSTILE, summary="x\x1b[2J\u202ey\x9bz", many=[HOSTILE])
+        logger.warning(HOSTILE)
+        logger.error("failed", exc_info=ValueError("x\x1b[2J\u202ey\x9bz"))
+    finally:
+        structlog.configure(**kept)
+    assert "ValueError" in err.getvalue()
+    assert_harmless(err.getvalue())

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from moe_watch.addresses import bearer, shown, why
+from moe_watch.addresses import bearer, refused, shown, why
 from moe_watch.canary.prompts import CanarySet, Prompt
 from moe_watch.canary.reference import token_digest
 
@@ -31,7 +31,7 @@ _PAUSE_S = 0.2
 
 
 class ServerRefused(RuntimeError):  # noqa: N818 - the message reads as a sentence
-    """The server cannot be used for canaries; the message has its answer."""
+    """The server cannot be used for canaries; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ async def _send(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: s
     try:
         reply = await http.post(_path(server), json=body, headers=_headers(name))
         if reply.status_code != httpx.codes.OK:
-            return Answer(asked, error=f"HTTP {reply.status_code}: {reply.text[:300]}")
+            return Answer(asked, error=refused(reply))
         return _answer(reply.json(), server)
     except (httpx.HTTPError, AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
-        return Answer(asked, error=repr(error))
+        return Answer(asked, error=why(error))
 
 
 def _run_id() -> str:

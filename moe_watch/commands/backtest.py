@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import click
 from sqlalchemy import Engine
 
-from moe_watch import backtest, commands, history
+from moe_watch import backtest, commands, history, terminal
 from moe_watch.detect.baseline import Baseline
 from moe_watch.periods import period
 from moe_watch.report.figures import plural
@@ -88,11 +88,11 @@ def _show(outcomes: Iterator[backtest.Outcome]) -> None:
     for outcome in outcomes:
         share = outcome.unusual / outcome.requests if outcome.requests else 0.0
         requests, drifts = plural(outcome.requests, "request"), plural(len(outcome.fired), "drift")
-        click.echo(f"{one_line(outcome.replica)}: {requests}, {share:.2%} unusual, {drifts}")
+        terminal.line(f"{one_line(outcome.replica)}: {requests}, {share:.2%} unusual, {drifts}")
         for one in outcome.fired:
             where = one.channel if one.layer is None else f"{one.channel} {one.layer}"
             end = _clock(one.ended_at) if one.ended_at is not None else "still open at the end"
-            click.echo(
+            terminal.line(
                 f"  flagged {_clock(one.flagged_at)} at request {one.request} ({one_line(one.request_id)}), "
                 f"began about {_clock(one.began_at)}, ended {end}; seen in: {where}"
             )

@@ -6,12 +6,11 @@ import time
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 from rich.progress import track
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch import commands, tables
+from moe_watch import commands, tables, terminal
 from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
 from moe_watch.periods import period
 from moe_watch.report.figures import plural
@@ -54,7 +53,7 @@ def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *
     except (StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     done = "active now" if and_promote else f"to use it: moe-watch baseline promote {row.version}"
-    click.echo(f"baseline {row.version} of {model.name}, fitted on {plural(row.requests, 'request')}; {done}")
+    terminal.line(f"baseline {row.version} of {model.name}, fitted on {plural(row.requests, 'request')}; {done}")
 
 
 def _read(store: Engine, settings: Settings, model: Model, start: float, end: float) -> BaselineBuilder:
@@ -62,7 +61,7 @@ def _read(store: Engine, settings: Settings, model: Model, start: float, end: fl
     builder = BaselineBuilder(minimum=settings.detect.baseline_min_requests)
     stored = requests.fingerprints(store, model, start, end, size=_BATCH)
     total = requests.count(store, model.id, start, end) / _BATCH
-    console = Console(stderr=True)
+    console = terminal.Screen(stderr=True)
     bar = track(stored, "reading", total=total, console=console, transient=True, disable=not console.is_terminal)
     for found in bar:
         builder.add(found.batch)
@@ -132,7 +131,7 @@ def promote(version: int, name: str | None) -> None:
         row = baselines.promote(store, model, version, now=time.time())
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"baseline {version} of {model.name} ({plural(row.requests, 'request')}) is active")
+    terminal.line(f"baseline {version} of {model.name} ({plural(row.requests, 'request')}) is active")
 
 
 @command.command()
@@ -150,7 +149,7 @@ def relearn(name: str | None) -> None:
         gone = references.relearn(session, model.name, time.time())
     wanted = settings.shadow.reference_requests
     forgotten = plural(gone, "reference")
-    click.echo(f"{forgotten} of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
+    terminal.line(f"{forgotten} of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
 
 
 def choose(store: Engine, name: str | None) -> Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import httpx
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from moe_watch import commands, tables
+from moe_watch import commands, tables, terminal
 from moe_watch.addresses import bearer
 from moe_watch.detect.advantage import begins
 from moe_watch.report.figures import plural
@@ -146,7 +145,7 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
     start = begins([row.concurrency for row in rows], [row.ratio for row in rows])
     if as_json:
         levels = [{name: getattr(row, name) for name in _COLUMNS} for row in rows]
-        click.echo(json.dumps({"levels": levels, "advantage_begins": start}, indent=2))
+        terminal.data({"levels": levels, "advantage_begins": start})
         return
     columns = ("concurrency", "MoE tok/s", "dense tok/s", "advantage", "95 % interval", "TTFT MoE / dense, s")
     cells = [
@@ -161,7 +160,7 @@ def _print(rows: list[ServerBench], *, as_json: bool) -> None:
         for row in rows
     ]
     tables.show(tables.Grid(columns, cells))
-    click.echo(
+    terminal.line(
         f"The MoE is faster from {plural(start, 'concurrent request')} on."
         if start is not None
         else "The MoE is not faster at any concurrency measured: check expert parallelism (see docs/quality.md)."

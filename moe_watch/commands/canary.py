@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from sqlalchemy import Engine
 
-from moe_watch import commands, tables
+from moe_watch import commands, tables, terminal
 from moe_watch.canary import prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
@@ -66,7 +65,8 @@ def record_(
         if engine == "transformers":
             _record_transformers(settings, store, checkpoint, model)
         else:
-            click.echo(asyncio.run(_record(settings, store, rounds, add=add)))
+            for said in asyncio.run(_record(settings, store, rounds, add=add)):
+                terminal.line(said)
     except _FAILURES as error:
         raise click.ClickException(str(error)) from error
 
@@ -86,9 +86,9 @@ def _address(settings: Settings) -> str:
     return settings.vllm_url
 
 
-async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) -> str:
+async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) -> list[str]:
     wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
-    console = Console(stderr=True)
+    console = terminal.Screen(stderr=True)
     with console.status("") as status:
         done: list[Played] = []
 
@@ -103,23 +103,24 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
             total = await record(http, server, loads, store, rounds=rounds, add=add, on_round=show)
     scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
     known = await asyncio.to_thread(canaries.references, store, server.model, server.canaries.version)
-    return (
+    recorded = (
         f"recorded {plural(rounds, 'round')} of {len(wanted.prompts)} canaries ({server.canaries.endpoint}, set "
         f"{server.canaries.version}) of {server.model}; the reference has {plural(total, 'round')} now{scored}"
-        f"{_reach(known)}"
     )
+    return [recorded, *_reach(known)]
 
 
-def _reach(reference: list[Round]) -> str:
+def _reach(reference: list[Round]) -> list[str]:
     """Say how many experts the prompts hardly reach: what canaries cannot see has to be known."""
     few = unreached(reference)
     if not few.any():
-        return ""
+        return []
     get = "gets" if few.sum() == 1 else "get"
-    return (
-        f"\n{few.sum()} of {few.size} experts {get} less than {LEAST:.1%} of the layer's choices: a fault of these "
+    said = (
+        f"{few.sum()} of {few.size} experts {get} less than {LEAST:.1%} of the layer's choices: a fault of these "
         "alone would not be seen; prompts that are more like your traffic reach more of them (--prompts)"
     )
+    return [said]
 
 
 def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | None, model: str | None) -> None:
@@ -128,11 +129,11 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
     wanted = prompts.load(settings.canary.prompts)
     if not reference.has_chat_template(checkpoint):
         wanted = prompts.load(settings.canary.prompts, "completions")
-    with Console(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
+    with terminal.Screen(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
         rounds = reference.rounds(checkpoint, wanted)
     save_reference(store, model, wanted.version, rounds, time.time())
     recorded = f"recorded {plural(len(rounds), 'round')} of {len(wanted.prompts)} canaries"
-    click.echo(f"{recorded} by transformers (set {wanted.version})")
+    terminal.line(f"{recorded} by transformers (set {wanted.version})")
 
 
 @command.command("run")
@@ -147,11 +148,11 @@ def run_(url: str | None, path: Path | None, loads: str | None, against: str) ->
     settings = _settings(url, path, loads)
     store = commands.store(settings)
     try:
-        with Console(stderr=True).status("Replaying the canaries …"):
+        with terminal.Screen(stderr=True).status("Replaying the canaries …"):
             done = asyncio.run(_run(settings, store, against))
     except _FAILURES as error:
         raise click.ClickException(str(error)) from error
-    click.echo(one_line(done.run.summary, 1000))
+    terminal.line(done.run.summary)
     if done.judgement.verdict in FAULTS | {"blind"}:
         raise SystemExit(2)
 

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.report.figures import plural
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
@@ -28,7 +28,9 @@ def upgrade(url: str | None) -> None:
         migrate.upgrade(store)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})"))
+    terminal.line(
+        f"schema {migrate.head()}" + (" already" if before == migrate.head() else f" (was {before or 'empty'})")
+    )
 
 
 @command.command()
@@ -38,4 +40,4 @@ def prune() -> None:
     pruned = prune_store(commands.store(settings), settings.store, time.time())
     counts = {"request": pruned.requests, "sample": pruned.samples, "window": pruned.windows}
     deleted = ", ".join(plural(number, kind) for kind, number in counts.items())
-    click.echo(f"deleted {deleted}; {plural(pruned.rolled_up, 'window')} became hours")
+    terminal.line(f"deleted {deleted}; {plural(pruned.rolled_up, 'window')} became hours")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
 from rich.markup import escape
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.checkup import checkup
 
 _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
@@ -17,11 +16,16 @@ _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": 
 @click.command()
 def command() -> None:
     """Check vLLM, tap, socket, sidecar, store and baseline, and say what to do; exits with 1 when something fails."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.Screen(highlight=False, soft_wrap=True)
     failed = False
     for check in checkup(commands.settings()):
-        console.print(f"{_MARKS[check.state]}  {escape(check.subject)}: {escape(check.finding)}")
+        console.print(f"{_MARKS[check.state]}  {_plain(check.subject)}: {_plain(check.finding)}")
         if check.state != "ok" and check.remedy:
-            console.print(f"      -> {escape(check.remedy)}")
+            console.print(f"      -> {_plain(check.remedy)}")
         failed |= check.state == "fail"
     sys.exit(1 if failed else 0)
+
+
+def _plain(text: str) -> str:
+    """Return text of which parts come from vLLM and its clients: no markup, and one line."""
+    return escape(terminal.flat(text))

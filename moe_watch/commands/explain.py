@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Final
@@ -12,7 +11,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands, tables
+from moe_watch import commands, tables, terminal
 from moe_watch.report import alarms, explain
 from moe_watch.report.as_json import plain
 from moe_watch.report.explain import Explanation, Table
@@ -39,7 +38,7 @@ def command(what: str, *, raw: bool) -> None:
     except SQLAlchemyError as error:
         raise click.ClickException(f"the store cannot be read: {getattr(error, 'orig', None) or error}") from error
     if raw:
-        click.echo(json.dumps([plain({"title": one.title, **one.data}) for one in found], ensure_ascii=True, indent=1))
+        terminal.data([plain({"title": one.title, **one.data}) for one in found])
         return
     for one in found:
         tables.show(*view(one))

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from moe_watch import commands, history
+from moe_watch import commands, history, terminal
 from moe_watch.periods import period
 from moe_watch.report.figures import plural
 from moe_watch.store import history as rows
@@ -39,6 +39,6 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
         note_export(engine, history.absolute(address))
         for model in models:
             written = history.write(rows.rows(engine, model, start, end), model, address)
-            click.echo(f"{model.name} ({model.identity[:8]}): {plural(written, 'request')} to {address}")
+            terminal.line(f"{model.name} ({model.identity[:8]}): {plural(written, 'request')} to {address}")
     except (history.HistoryError, OSError) as error:
         raise click.ClickException(str(error)) from error

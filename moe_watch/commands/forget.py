@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moe_watch import commands, forgetting, history, wire
+from moe_watch import commands, forgetting, history, terminal, wire
 from moe_watch.forgetting import Place
 from moe_watch.report.figures import plural
 from moe_watch.store.forget import Who
@@ -34,7 +34,7 @@ def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]
     try:
         for place in forgetting.everywhere(settings, commands.store(settings), who, addresses, wait):
             places.append(place)
-            click.echo(_line(place))
+            terminal.line(_line(place))
     except history.HistoryError as error:
         raise click.ClickException(str(error)) from error
     if any(place.left or place.problem for place in places):

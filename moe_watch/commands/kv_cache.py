@@ -10,7 +10,7 @@ from typing import Any
 import click
 import httpx
 
-from moe_watch import commands, tables
+from moe_watch import commands, tables, terminal
 from moe_watch.addresses import shown, why
 from moe_watch.export.metrics import CONTEXT_BUCKETS
 from moe_watch.report.figures import plural
@@ -57,7 +57,7 @@ def command(
     longest = _longest(read)
     _print(layers, plan, size, ranks, longest)
     if blocks is not None:
-        click.echo(
+        terminal.line(
             f"Free: {plural(blocks, 'block')}. The longest request that fits: "
             f"{plural(plan.admissible(blocks, longest), 'token')}."
         )

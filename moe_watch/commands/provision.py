@@ -9,7 +9,7 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
-from moe_watch import commands
+from moe_watch import commands, terminal
 from moe_watch.provision import assets, files, grafana_rules, kubernetes, push
 from moe_watch.provision.alert import DEFAULT_GRAFANA, Links
 from moe_watch.provision.client import Grafana, GrafanaError, connect
@@ -79,7 +79,7 @@ def _site(links: Links, options: dict[str, Any]) -> files.Site:
     given |= {"sidecars": options["sidecar"]} if options["sidecar"] else {}
     given |= {"vllm": options["vllm"]} if options["vllm"] else {}
     if "page_url" not in given:
-        click.echo("No --page-url: the receivers are examples that page nobody.", err=True)
+        terminal.line("No --page-url: the receivers are examples that page nobody.", err=True)
     return files.Site(links=links, **given)
 
 
@@ -91,7 +91,7 @@ def _write(out: Path, texts: dict[str, str]) -> None:
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"cannot write to {out}: {error.strerror}") from error
-    click.echo(f"{plural(len(texts), 'file')} in {out}")
+    terminal.line(f"{plural(len(texts), 'file')} in {out}")
 
 
 def _token(flag: str | None, settings: GrafanaSettings) -> SecretStr:
@@ -109,9 +109,9 @@ def _push(grafana: Grafana, links: Links, options: dict[str, Any]) -> None:
     except GrafanaError as error:
         raise click.ClickException(str(error)) from error
     if any(change.action == "kept" for change in changes):
-        click.echo("What is marked ! was left as it is; --force overwrites it.")
+        terminal.line("What is marked ! was left as it is; --force overwrites it.")
     if options["dry_run"]:
-        click.echo("Nothing was changed (--dry-run).")
+        terminal.line("Nothing was changed (--dry-run).")
 
 
 def _wanted(grafana: Grafana, links: Links, options: dict[str, Any]) -> push.Wanted:
@@ -136,6 +136,6 @@ def _only_source(grafana: Grafana) -> str:
 def _show(changes: Iterable[push.Change], *, diffs: bool) -> None:
     for change in changes:
         why = f" ({change.why})" if change.why else ""
-        click.echo(f"{_SIGNS[change.action]} {change.kind} {change.name}: {change.action}{why}")
+        terminal.line(f"{_SIGNS[change.action]} {change.kind} {change.name}: {change.action}{why}")
         if diffs and change.diff:
-            click.echo(change.diff)
+            terminal.block(change.diff)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
 from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands
+from moe_watch import commands, private, terminal
 from moe_watch.periods import period as read_period
 from moe_watch.report import as_html, as_json, as_markdown, figures, words
 from moe_watch.report.gather import gather
@@ -94,14 +93,14 @@ def _write(report: Report, files: list[tuple[str, Path]], nothing: str) -> None:
     for form, path in files:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(renderers[form](), encoding="utf-8", errors="replace")
+            private.replace(path, renderers[form]())
         except OSError as error:
             raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
 
 
 def _tell(report: Report, nothing: str, paths: list[Path]) -> None:
     """Print the verdicts and where the files are."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.Screen(highlight=False, soft_wrap=True)
     if not report.reviews:
         console.print(Text(f"Nothing was recorded in this period. {nothing}", "cyan"))
     for review in report.reviews:

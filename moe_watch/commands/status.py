@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from moe_watch import commands, endings, status, tables
+from moe_watch import commands, endings, status, tables, terminal
 from moe_watch.client import SidecarError, fetch_status
 from moe_watch.report import phrases
 from moe_watch.report.figures import plural
@@ -33,7 +34,7 @@ def command(url: str | None, *, follow: bool, raw: bool) -> None:
     try:
         body, seen = fetch_status(settings.http, url)
         if raw:
-            click.echo(body)
+            terminal.data(json.loads(body))
         elif follow:
             _follow(settings.http, url)
         else:
@@ -47,7 +48,7 @@ def command(url: str | None, *, follow: bool, raw: bool) -> None:
 
 
 def _follow(http: HttpSettings, url: str | None) -> None:
-    with Live(console=Console(), refresh_per_second=2) as live:
+    with Live(console=terminal.Screen(), refresh_per_second=2) as live:
         while True:
             live.update(view(fetch_status(http, url)[1]))
             time.sleep(1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
+from moe_watch.addresses import refused, why
 from moe_watch.canary.replay import CANARY_HEADER
 from moe_watch.detect.advantage import rounds as ratio_of_rounds
 from moe_watch.detect.gap import Estimate
@@ -31,6 +32,10 @@ _NOT_TRAFFIC = {CANARY_HEADER: "bench"}  # so that a tap leaves the load out of 
 
 class LoadError(RuntimeError):
     """A server failed under the load; the message says which and how."""
+
+
+class _FailedError(ValueError):
+    """One request failed, told in words of ours."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,10 @@ async def load(target: Target, texts: Sequence[str], concurrency: int, max_token
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(work())
-    except* (httpx.HTTPError, ValueError) as failed:
-        raise LoadError(f"{target.name} failed under load: {failed.exceptions[0]!r}") from failed
+    except* (httpx.HTTPError, AttributeError, TypeError, ValueError) as failed:
+        first = failed.exceptions[0]
+        told = str(first) if isinstance(first, _FailedError) else why(first)
+        raise LoadError(f"{target.name} failed under load: {told}") from failed
     elapsed = time.perf_counter() - started
     return Turn(
         sum(tokens for tokens, _ in answers) / elapsed, statistics.median(ttft for _, ttft in answers), len(answers)
@@ -133,12 +140,12 @@ async def _one(target: Target, text: str, max_tokens: int) -> tuple[int, float]:
     async with target.http.stream("POST", "/v1/chat/completions", json=body, headers=_NOT_TRAFFIC) as reply:
         if reply.is_error:
             await reply.aread()
-            raise ValueError(f"status {reply.status_code}: {reply.text[:200]}")
+            raise _FailedError(refused(reply))
         async for line in reply.aiter_lines():
             if (event := stream.event(line)) is None:
                 continue
             first = first or time.perf_counter() - started
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
     if not tokens:
-        raise ValueError("the stream says nothing of the tokens that it generated")
+        raise _FailedError("the stream says nothing of the tokens that it generated")
     return tokens, first

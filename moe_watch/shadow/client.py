@@ -14,10 +14,13 @@ from typing import Any
 
 import httpx
 
+from moe_watch.addresses import refused, why
 from moe_watch.serving import stream
 
 _RUNNING = "vllm:num_requests_running"
 _RUNNING_EVERY_S = 1.0
+# Of an answer that is not as vLLM's; a refusal of ours is a ValueError too and is told before these.
+_UNKNOWN_SHAPE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 _PROBE = "The quick brown fox"
 
 
@@ -83,8 +86,8 @@ class DenseClient:
             named = next((entry for entry in listed if entry.get("id") == self.model), listed[0])
         except RefusedError as error:  # a wrong key or a wrong address: no request is to blame
             raise DenseError(f"the server does not say what it serves: {error}") from error
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DenseError(f"/v1/models is of an unknown shape: {error!r}") from error
+        except _UNKNOWN_SHAPE as error:
+            raise DenseError(f"/v1/models is of an unknown shape: {why(error)}") from error
         model = self.model or named.get("id")
         if not model:
             raise DenseError("the server lists no model: name one in the settings")
@@ -110,8 +113,10 @@ class DenseClient:
         try:
             async for event in self._stream(endpoint, {**body, **extra, "model": self.model, "return_token_ids": True}):
                 parts.add(event, time.perf_counter() - started)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DenseError(f"an answer of an unknown shape: {error!r}") from error
+        except RefusedError:
+            raise
+        except _UNKNOWN_SHAPE as error:
+            raise DenseError(f"an answer of an unknown shape: {why(error)}") from error
         return parts.generated()
 
     async def tokenize(self, text: str) -> list[int]:
@@ -139,13 +144,11 @@ class DenseClient:
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         reply = await self._post("/v1/completions", body)
         try:
-            rows = reply["choices"][0].get("prompt_logprobs")
-            if rows is None or len(rows) != len(ids):
-                raise RefusedError("the server gives no prompt_logprobs")
-            tokens = [rows[i][str(ids[i])] for i in range(len(prompt_ids), len(ids))]
-            return Scored([float(t["logprob"]) for t in tokens], [int(t["rank"]) for t in tokens])
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise RefusedError(f"prompt_logprobs of an unknown shape: {error!r}") from error
+            return _scored(reply["choices"][0].get("prompt_logprobs"), ids, len(prompt_ids))
+        except RefusedError:
+            raise
+        except _UNKNOWN_SHAPE as error:
+            raise RefusedError(f"prompt_logprobs of an unknown shape: {why(error)}") from error
 
     async def running(self) -> float | None:
         """Return how many requests the server runs, at most a second old; None where it does not tell."""
@@ -157,9 +160,9 @@ class DenseClient:
     async def _read_running(self) -> float | None:
         try:
             text = (await self.http.get("/metrics")).text
-        except httpx.HTTPError:
+            values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(_RUNNING)]
+        except (httpx.HTTPError, ValueError, IndexError):
             return None
-        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(_RUNNING)]
         return sum(values) if values else None
 
     async def _ids(self, body: dict[str, Any]) -> list[int]:
@@ -183,7 +186,7 @@ class DenseClient:
         except (httpx.HTTPError, ValueError) as error:
             if isinstance(error, RefusedError):
                 raise
-            raise DenseError(f"{request.url.path}: {error!r}") from error
+            raise DenseError(f"{request.url.path}: {why(error)}") from error
         return found if isinstance(found, dict) else {}
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -198,7 +201,7 @@ class DenseClient:
         except RefusedError:
             raise
         except (httpx.HTTPError, ValueError) as error:
-            raise DenseError(f"{path}: {error!r}") from error
+            raise DenseError(f"{path}: {why(error)}") from error
 
 
 def _check(reply: httpx.Response) -> None:
@@ -206,7 +209,14 @@ def _check(reply: httpx.Response) -> None:
     if reply.status_code in {408, 429} or reply.status_code >= 500:
         raise DenseError(f"{reply.request.url.path}: status {reply.status_code}")
     if reply.is_error:
-        raise RefusedError(f"{reply.request.url.path}: status {reply.status_code}: {reply.text[:200]}")
+        raise RefusedError(f"{reply.request.url.path}: {refused(reply)}")
+
+
+def _scored(rows: Any, ids: Sequence[int], start: int) -> Scored:
+    if rows is None or len(rows) != len(ids):
+        raise RefusedError("the server gives no prompt_logprobs")
+    tokens = [rows[i][str(ids[i])] for i in range(start, len(ids))]
+    return Scored([float(t["logprob"]) for t in tokens], [int(t["rank"]) for t in tokens])
 
 
 @dataclass
@@ -225,7 +235,7 @@ class _Parts:
 
     def add(self, event: dict[str, Any], at_s: float) -> None:
         if "error" in event:
-            raise DenseError(f"the stream broke: {str(event['error'])[:200]}")
+            raise DenseError("the stream broke with an error")
         self.prompt_ids = event.get("prompt_token_ids") or self.prompt_ids
         self.usage_tokens = (event.get("usage") or {}).get("completion_tokens", self.usage_tokens)
         for choice in event.get("choices") or ():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from moe_watch.addresses import why
 from moe_watch.shadow.client import DenseError, RefusedError
 
 _LONGEST = 8_000  # characters of each text shown to the judge
@@ -48,10 +49,9 @@ class Judge:
         try:
             reply = await self.http.post("/v1/chat/completions", json=body)
             reply.raise_for_status()
-            said = reply.json()["choices"][0]["message"]["content"] or ""
+            found = _ANSWER.findall((reply.json()["choices"][0]["message"]["content"] or "").upper())
         except httpx.HTTPStatusError as error:
             raise RefusedError(f"the judge answered {error.response.status_code}") from error
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise DenseError(f"the judge: {error!r}") from error
-        found = _ANSWER.findall(said.upper())
+        except (httpx.HTTPError, AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise DenseError(f"the judge: {why(error)}") from error
         return {"A": 1.0, "B": -1.0}.get(found[0], 0.0) if found else 0.0

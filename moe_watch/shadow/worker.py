@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from moe_watch import log
 from moe_watch.addresses import bearer
 from moe_watch.settings import Settings
 from moe_watch.shadow.budget import Allowance, Breaker
@@ -57,8 +58,8 @@ async def run(settings: Settings, engine: Engine, replicas: Callable[[], Collect
         while True:
             try:
                 await worker.run()
-            except* Exception:  # noqa: BLE001 - a bug of ours must not end the sidecar's other tasks
-                _LOG.exception("the shadow broke: starting again", pause_s=_RESTART_S)
+            except* Exception as errors:  # noqa: BLE001 - a bug of ours must not end the sidecar's other tasks
+                _LOG.error("the shadow broke: starting again", pause_s=_RESTART_S, error=log.place_of(errors))
             await asyncio.sleep(_RESTART_S)
 
 
@@ -186,9 +187,9 @@ class Worker:
                 self.abilities = None  # it may come back as another
                 self.breaker.failed(time.monotonic())
                 _LOG.warning("replay failed", request_id=request.request_id, error=str(error))
-            except Exception:  # noqa: BLE001 - a bug of ours must neither end the others nor leave the breaker waiting
+            except Exception as error:  # noqa: BLE001 - a bug of ours must neither end the others nor leave the breaker waiting
                 self.breaker.failed(time.monotonic())
-                _LOG.exception("replay broke", request_id=request.request_id)
+                _LOG.error("replay broke", request_id=request.request_id, error=log.place_of(error))
                 break
             else:
                 self.breaker.succeeded()
@@ -211,7 +212,7 @@ class Worker:
             raise DenseError("no dense server")
         if self.abilities is None:
             self.abilities = await self.client.probe()
-            _LOG.info("dense server", model=self.abilities.model, lacks=self.abilities.lacks or "nothing")
+            _LOG.info("dense server", lacks=self.abilities.lacks or "nothing")
         done = await replay(self.client, self.abilities, request, at=time.time(), weight=weight)
         self.tokens.spend(done.tokens - cost(request), time.monotonic())
         if self.judge is not None and done.dense_text:

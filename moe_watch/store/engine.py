@@ -15,6 +15,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from moe_watch import private
+
 BUSY_TIMEOUT_S = 5.0
 # A machine that is gone without a word is noticed within half a minute; TCP alone would wait for a quarter of an hour.
 _POSTGRES: Final = {
@@ -51,7 +53,7 @@ def connect(url: str, silence_s: float = math.inf) -> Engine:
     try:
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
             event.listen(engine, "do_connect", partial(_make_private, sqlite_path(url)))
             event.listen(engine, "connect", _tune_sqlite)
             return engine
@@ -66,7 +68,13 @@ def _postgres(parsed: URL, silence_s: float) -> Engine:
     from moe_watch.store import bounded  # noqa: PLC0415 - psycopg is an extra
 
     patience = bounded.Patience(silence_s)
-    engine = create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES, execution_options={"patience": patience})
+    engine = create_engine(
+        parsed,
+        pool_pre_ping=True,
+        connect_args=_POSTGRES,
+        execution_options={"patience": patience},
+        hide_parameters=True,
+    )
 
     def connect(_dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
         return bounded.connect(patience, *args, **kwargs)
@@ -158,7 +166,7 @@ def own(url: str) -> IO[bytes] | None:
     lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.open("ab+")
+        held = private.opened(lock, "ab+")
     except OSError as error:
         raise StoreError(f"cannot write beside {path}: {error.strerror}") from error
     try:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypedDict
 
 import zmq
 
-from moe_watch import wire
+from moe_watch import ipc, wire
 from moe_watch.settings import TapSettings
 from moe_watch.tap.status import Status
 
@@ -162,6 +162,7 @@ class Sender:
                 self._wake.clear()
                 time.sleep(_COLLECT_S)
             self._follow(monitor)
+            self._check_folder()
             if time.monotonic() >= due:
                 due, healths = time.monotonic() + HEALTH_S, healths + 1
                 self.put(self._health)
@@ -180,6 +181,12 @@ class Sender:
             if self.connected and self.model is not None:
                 with self._lock:
                     self._queue.appendleft((self.model, 0))
+
+    def _check_folder(self) -> None:
+        """Raise where somebody else may listen; the folder may have come since the last look."""
+        endpoint = str(self.settings.endpoint)
+        if endpoint.startswith("ipc://") and (why := ipc.planted(ipc.folder_of(endpoint))):
+            raise PermissionError(f"{why}; {ipc.REMEDY}")
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         while self._queue and socket.poll(0, zmq.POLLOUT):

@@ -136,7 +136,7 @@ class Everything:
 
         registry = prometheus.registry(self.bench.board)
         source = http.Source(Settings(), self.store, registry, status, matrix, str)
-        return TestClient(http.app(source), raise_server_exceptions=False)
+        return TestClient(http.app(source), base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from moe_watch import http, process, sidecar, supervise
 from moe_watch.export import metrics
 from moe_watch.export.snapshot import Board
 from moe_watch.http import BindError, EndedError
+from moe_watch.opening import Opening
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.sidecar import Sidecar
 from moe_watch.store import engine, migrate
@@ -55,10 +56,12 @@ def running(tmp_path: Path) -> Iterator[Sidecar]:
     """Return a sidecar over an empty store."""
     store = engine.connect(f"sqlite:///{tmp_path}/store.db")
     migrate.upgrade(store)
-    settings = Settings(endpoint=f"ipc://{tmp_path}/tap.sock", spool_dir=tmp_path / "spool")
+    settings = Settings(
+        endpoint=f"ipc://{tmp_path}/tap.sock", store={"url": str(store.url)}, spool_dir=tmp_path / "spool"
+    )
     with zmq.Context() as context, context.socket(zmq.PULL) as frames:
         frames.bind(settings.endpoint)
-        yield Sidecar(settings, store, frames)
+        yield Sidecar(settings, store, frames, Opening(settings.store.url, store, settings.sidecar))
     store.dispose()
 
 
@@ -76,7 +79,7 @@ def test_everything_beside_the_pipeline_is_supervised(running: Sidecar, monkeypa
         if family.metric is metrics.PART_FAILURES
         for series in family.series
     }
-    assert named == {name for name, _ in running._beside()}
+    assert named == {"opening", *(name for name, _ in running._beside())}
 
 
 def _keep_then(done: Any) -> Any:

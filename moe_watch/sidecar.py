@@ -29,7 +29,7 @@ from moe_watch.judge import Judge
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker as shadow
 from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine, episodes, served
+from moe_watch.store import baselines, engine, episodes, losses, served
 from moe_watch.store.engine import StoreError
 from moe_watch.store.write import Writes
 from moe_watch.watch import Normal
@@ -124,6 +124,7 @@ class Sidecar:
             self.board.add(metrics.FRAMES_REFUSED, 0, reason)
         self.board.add(metrics.SPOOL_DROPPED, 0)
         known = served.announced(self._store, self.settings.sidecar)
+        self.judge.remember(losses.read(self._store, self.settings.sidecar))
         episodes.close_open(self._store, [model.replica for model in known], now)
         self._load_baselines(now)
         for model in known:
@@ -187,11 +188,14 @@ class Sidecar:
         while True:
             await asyncio.sleep(_TICK_S)
             self._intake.expire(time.monotonic())
-            self._count()
-            await self._write_down(lambda: self.judge.tick(time.time()))
+            await self._write_down(partial(self._tick, self._count()))
 
-    def _count(self) -> None:
-        """Put the counts of intake and join on the board."""
+    def _tick(self, lost: Counter[str]) -> Writes:
+        self.judge.lose(lost)
+        return self.judge.tick(time.time())
+
+    def _count(self) -> Counter[str]:
+        """Put the counts of intake and join on the board; return the frames lost since, by replica."""
         refused = self._intake.refused + self._join.refused + self.judge.refused
         for metric, counts in ((metrics.FRAMES_RECEIVED, self._intake.received), (metrics.FRAMES_REFUSED, refused)):
             before = self._counted.get(metric, Counter())
@@ -199,11 +203,13 @@ class Sidecar:
                 self.board.add(metric, count, label)
             self._counted[metric] = Counter(counts)
         before = self._counted.get(metrics.FRAMES_DROPPED, Counter())
-        for replica, count in (self._intake.lost - before).items():
-            model = self._intake.announced.get(replica)
-            self.board.add(metrics.FRAMES_DROPPED, count, model.model if model else "unknown", replica, "lost")
         self._counted[metrics.FRAMES_DROPPED] = Counter(self._intake.lost)
         self.board.set(metrics.JOIN_PENDING, len(self._join))
+        return self._intake.lost - before
+
+    def _last(self, lost: Counter[str]) -> Writes:
+        self.judge.lose(lost)
+        return self.judge.collect(time.time(), last=True)
 
     async def _follow_baselines(self) -> None:
         """Notice promotions; a store that is away leaves the baselines as they are."""
@@ -237,8 +243,7 @@ class Sidecar:
             pass
         self._joined += self._join.flush()
         await self._judge_waiting()
-        self._count()
-        self._writer.put(await self._in_thread(lambda: self.judge.collect(time.time(), last=True)))
+        self._writer.put(await self._in_thread(partial(self._last, self._count())))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -42,6 +42,7 @@ EVENT_KINDS: Final = (
 )
 OUTCOMES: Final = ("stop", "length", "abort", "error", "other")
 DROP_REASONS: Final = ("queue_full", "not_connected", "error", "lost")
+PARTS: Final = ("companions", "otlp", "spans", "canaries", "retention", "fleet", "shadow")
 REFUSAL_REASONS: Final = (
     "malformed",
     "too_large",

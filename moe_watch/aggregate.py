@@ -60,6 +60,7 @@ class Window:
         self.requests += len(requests)
         self._tally("outcomes", [outcome(request) for request in requests])
         self._tally("domains", [r.request.domain for r in requests if r.request is not None and r.request.domain])
+        self.sum("frames", sum(_frames(request) for request in requests))
         self.sum("joined", sum(request.complete for request in requests))
         self.sum("images", sum(r.request.images for r in requests if r.request is not None))
         self.sum("with_images", sum(r.request.images > 0 for r in requests if r.request is not None))
@@ -176,6 +177,12 @@ def _sum(counts: NDArray[np.uint32]) -> NDArray[np.integer[Any]]:
     """Return the sum over requests; in 32 bits where that holds it, which takes a fifth of the time."""
     fits = len(counts) * int(counts.max(initial=0)) < 2**32
     return np.asarray(counts.sum(0, dtype=np.uint32 if fits else np.uint64))
+
+
+def _frames(request: Joined) -> int:
+    """Return how many frames came of a choice; the HTTP side, which serves all choices of a request, with the first."""
+    of_all = request.request is not None and request.choice == 0
+    return (request.routing is not None) + (request.latency is not None) + of_all
 
 
 def outcome(request: Joined) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from moe_watch import wire
+from moe_watch.store.losses import MOST_SOURCES, Counts
 
 TAP_SILENT_S: Final = 30.0
-_MOST_REASONS: Final = 4
 _MOST_SOURCES: Final = 256  # processes of one replica that are kept apart
 
 
@@ -19,7 +19,7 @@ class Heard:
     health: dict[str, tuple[wire.Health, float]] = field(default_factory=dict)  # by source, with when it came
     at: float | None = None
     skew_s: float | None = None
-    _dropped: dict[tuple[str, str], int] = field(default_factory=dict)  # (source, reason) -> count
+    dropped: Counts = field(default_factory=dict)  # of each process, by reason, as it counts itself
 
     def hear(self, health: wire.Health, now: float) -> None:
         """Take note of ``health``; what was silent for long is forgotten."""
@@ -33,13 +33,14 @@ class Heard:
         """Return what the engine processes said that spoke lately."""
         return [h for h, at in self.health.values() if h.role == "engine" and abs(now - at) <= TAP_SILENT_S]
 
-    def increase(self, source: str, reason: str, count: int) -> int:
-        """Return by how much a count of one process of the tap grew since it was last heard."""
-        before = self._dropped.pop((source, reason), 0)
-        self._dropped[source, reason] = max(count, before)
-        while len(self._dropped) > _MOST_SOURCES * _MOST_REASONS:
-            del self._dropped[next(iter(self._dropped))]
-        return max(0, count - before)
+    def increase(self, source: str, counted: dict[str, int]) -> dict[str, int]:
+        """Return by how much the counts of one process of the tap grew since they were last known, by reason."""
+        before = self.dropped.pop(source, {})
+        grown = {reason: n - before.get(reason, 0) for reason, n in counted.items() if n > before.get(reason, 0)}
+        self.dropped[source] = before | {reason: counted[reason] for reason in grown}
+        while len(self.dropped) > MOST_SOURCES:
+            del self.dropped[next(iter(self.dropped))]
+        return grown
 
     def tap(self, now: float) -> tuple[bool, str, str]:
         """Return whether the tap is up, its state, and why."""

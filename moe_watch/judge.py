@@ -6,7 +6,7 @@ Lives in one thread of its own, because a batch takes longer than the event loop
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from moe_watch import memory, status, wire
@@ -19,7 +19,7 @@ from moe_watch.happenings import Happenings, differences
 from moe_watch.join import Joined
 from moe_watch.rows import text
 from moe_watch.settings import Settings
-from moe_watch.store import served
+from moe_watch.store import losses, served
 from moe_watch.store.models import CanaryRun
 from moe_watch.store.write import NewEvent, Writes
 from moe_watch.watch import Normal, Watch
@@ -43,7 +43,12 @@ class Judge:
         self._held: defaultdict[str, list[Joined]] = defaultdict(list)  # by replica, until it is announced
         self._held_bytes: Counter[str] = Counter()
         self._written: dict[str, float] = {}  # replica -> when its announcement was written
+        self._dropped: dict[str, losses.Counts] = {}  # by replica: what is in the windows already
         self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
+
+    def remember(self, dropped: dict[str, losses.Counts]) -> None:
+        """Take note of what the process before has counted of the taps' own losses, by replica."""
+        self._dropped = dropped
 
     def announce(self, model: wire.Model, now: float) -> None:
         """Take note of what a replica serves; another model there than before starts anew."""
@@ -58,8 +63,10 @@ class Judge:
         if watch is not None:
             self._close(watch, now, "configuration_changed")
         ended = watch.raised.ended if watch is not None else ()
+        dropped = watch.heard.dropped if watch is not None else self._dropped.pop(model.replica, {})
         watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
         watch.raised.ended.extend(ended)
+        watch.heard.dropped = dropped
         watch.use(self._normals.get(identity), now)
         watch.judge(now)
         watch.happened = self._happened[model.replica]
@@ -121,7 +128,31 @@ class Judge:
             return
         if watch is not None:
             watch.heard.hear(frame, now)
-            publish.heard(self._board, watch, frame, now)
+            publish.heard(self._board, watch, now)
+            self._count_dropped(watch, frame)
+
+    def _count_dropped(self, watch: Watch, health: wire.Health) -> None:
+        """Count what the tap says that it dropped, once: also where a process before this one has counted it."""
+        grown = watch.heard.increase(health.source, health.dropped)
+        if grown:
+            known: Counter[str] = Counter()
+            for reason, n in grown.items():
+                known[reason if reason in metrics.DROP_REASONS else "error"] += n
+            self._lost(watch, known)
+            counts, sidecar = watch.heard.dropped, self._settings.sidecar
+            self._pending.meta |= losses.kept(sidecar, watch.model.replica, counts)
+
+    def lose(self, lost: Mapping[str, int]) -> None:
+        """Count frames of replicas that were sent and never came."""
+        for replica, n in lost.items():
+            if replica in self.watches:
+                self._lost(self.watches[replica], {"lost": n})
+            else:
+                self._board.add(metrics.FRAMES_DROPPED, n, "unknown", replica, "lost")
+
+    def _lost(self, watch: Watch, frames: Mapping[str, int]) -> None:
+        watch.lose(frames)
+        publish.dropped(self._board, watch, frames)
 
     def process(self, requests: Sequence[Joined], now: float) -> Writes:
         """Judge finished ``requests``; return what is to be written."""

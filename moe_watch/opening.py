@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Engine
 
 from moe_watch import wire
-from moe_watch.store import baselines, engine, episodes, migrate, served
+from moe_watch.store import baselines, engine, episodes, losses, migrate, served
 from moe_watch.store.engine import StoreError
 from moe_watch.watch import Normal
 
@@ -24,6 +24,7 @@ class Known:
     announced: list[wire.Model]
     active: dict[str, baselines.Active]
     normals: dict[str, Normal]
+    dropped: dict[str, losses.Counts]  # by replica: what the taps dropped and windows hold already
 
 
 class Opening:
@@ -48,7 +49,7 @@ class Opening:
         announced = served.announced(self._store, self._sidecar)
         episodes.close_open(self._store, [model.replica for model in announced], time.time())
         active = baselines.active(self._store)
-        return Known(announced, active, normals(self._store, active))
+        return Known(announced, active, normals(self._store, active), losses.read(self._store, self._sidecar))
 
     def close(self) -> None:
         """Let another sidecar have the file."""

@@ -30,7 +30,7 @@ from moe_watch.opening import Opening, normals
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker as shadow
 from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine
+from moe_watch.store import baselines, engine, losses
 from moe_watch.store.write import Writes
 from moe_watch.waiting import Batch, Waiting
 from moe_watch.watch import Normal
@@ -164,7 +164,7 @@ class Sidecar:
         await self._use(known.active, known.normals)
         unseen = [model for model in known.announced if self._is_unseen(model)]
         self._intake.announced |= {model.replica: model for model in unseen}
-        await self._in_thread(lambda: self._announce(unseen))
+        await self._in_thread(lambda: self._announce(unseen, known.dropped))
         self._writer.release()
         self._opened.set()
         self._tried.set()
@@ -175,7 +175,8 @@ class Sidecar:
         unseen = model.replica not in self._intake.announced
         return unseen and not expired and self._intake.know(model, time.monotonic())
 
-    def _announce(self, known: list[wire.Model]) -> None:
+    def _announce(self, known: list[wire.Model], dropped: dict[str, losses.Counts]) -> None:
+        self.judge.remember(dropped)
         for model in known:
             self.judge.announce(model, time.time())
 
@@ -236,11 +237,11 @@ class Sidecar:
             gone = self._intake.expire(time.monotonic())
             for replica in gone:
                 self._join.forget(replica)
-            self._count()
-            await self._write_down(partial(self._tick, gone))
+            await self._write_down(partial(self._tick, gone, self._count()))
 
-    def _tick(self, gone: Sequence[str]) -> Writes:
+    def _tick(self, gone: Sequence[str], lost: Counter[str]) -> Writes:
         now = time.time()
+        self.judge.lose(lost)
         for replica in gone:
             self.judge.forget(replica, now)
             _log.info("a replica is gone and was forgotten; its history stays", replica=replica)
@@ -249,8 +250,8 @@ class Sidecar:
     def _refused(self) -> Counter[str]:
         return self._intake.refused + self._join.refused + self._waiting.refused + self.judge.refused
 
-    def _count(self) -> None:
-        """Put the counts of intake and join on the board."""
+    def _count(self) -> Counter[str]:
+        """Put the counts of intake and join on the board; return the frames lost since, by replica."""
         refused = self._refused()
         for metric, counts in ((metrics.FRAMES_RECEIVED, self._intake.received), (metrics.FRAMES_REFUSED, refused)):
             before = self._counted.get(metric, Counter())
@@ -258,11 +259,13 @@ class Sidecar:
                 self.board.add(metric, count, label)
             self._counted[metric] = Counter(counts)
         before = self._counted.get(metrics.FRAMES_DROPPED, Counter())
-        for replica, count in (self._intake.lost - before).items():
-            model = self._intake.announced.get(replica)
-            self.board.add(metrics.FRAMES_DROPPED, count, model.model if model else "unknown", replica, "lost")
         self._counted[metrics.FRAMES_DROPPED] = Counter(self._intake.lost)
         self.board.set(metrics.JOIN_PENDING, len(self._join))
+        return self._intake.lost - before
+
+    def _last(self, lost: Counter[str]) -> Writes:
+        self.judge.lose(lost)
+        return self.judge.collect(time.time(), last=True)
 
     async def _follow_baselines(self) -> None:
         """Notice promotions; a store that is away leaves the baselines as they are."""
@@ -290,8 +293,7 @@ class Sidecar:
             await self._judge_waiting()
         self._waiting.put(self._join.flush())
         await self._judge_waiting()
-        self._count()
-        self._writer.put(await self._in_thread(lambda: self.judge.collect(time.time(), last=True)))
+        self._writer.put(await self._in_thread(partial(self._last, self._count())))
 
     async def _finish_writing(self, writing: asyncio.Task[None]) -> None:
         """Let the writer end, and every query with it: a store that hangs must not keep the process."""

@@ -6,7 +6,7 @@ Used from one thread. Times are seconds since the epoch by the sidecar's clock.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -138,6 +138,12 @@ class Watch:
             ood = self._observe(batch, [requests[index] for index in routed], now)
         self._pending.requests += self._rows(requests, routed, ood)
         return Seen(ordinary, ood, [requests[index] for index in routed])
+
+    def lose(self, frames: Mapping[str, int]) -> None:
+        """Take note of frames that never came, by reason."""
+        for reason, n in frames.items():
+            self.window.sum(f"dropped.{reason}", n)
+            self._dirty = True
 
     def _rows(self, requests: Sequence[Joined], routed: list[int], ood: OodScores | None) -> list[NewRequest]:
         return rows.new_requests(

@@ -174,6 +174,7 @@ def _possible(metric: metrics.Metric) -> list[tuple[str, ...]]:
         "context": metrics.CONTEXTS,
         "decile": tuple(str(decile) for decile in range(1, 11)),
         "defect": tuple(f"defect{number}" for number in range(8)),
+        "part": metrics.PARTS,
     }
     if "expert" in metric.labels or metric.name.endswith("_info"):
         return []

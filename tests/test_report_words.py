@@ -230,14 +230,13 @@ def test_an_expert_that_died_is_told_apart_from_one_that_never_lived() -> None:
 
 
 def test_what_is_not_known_is_listed() -> None:
-    """Lost frames, requests without routing and silent stretches are named with their size."""
+    """Requests without routing and silent stretches are named with their size; of lost frames see test_losses."""
     coverage = replace(
-        quiet().coverage, requests=1000, routed=900, dropped={"queue_full": 40, "lost": 2}, received=5000,
+        quiet().coverage, requests=1000, routed=900,
         silent=(Period(UNTIL - 7200, UNTIL - 3600),), shadowed=0, confidence=0,
     )  # fmt: skip
     said = " ".join(unknowns(replace(quiet(), coverage=coverage, canaries=NOTHING)))
     assert "How 100 requests were routed" in said
-    assert "42 lost frames: 2 lost and 40 queue full" in said
     assert "Sun 23 Nov 22:00 to Sun 23 Nov 23:00" in said
     assert "none was compared with a dense model" in said
     assert "no canary was replayed" in said

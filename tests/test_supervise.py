@@ -79,7 +79,7 @@ def test_everything_beside_the_pipeline_is_supervised(running: Sidecar, monkeypa
         if family.metric is metrics.PART_FAILURES
         for series in family.series
     }
-    assert named == {"opening", *(name for name, _ in running._beside())}
+    assert named == {"opening", *(name for name, _ in running._beside())} == set(metrics.PARTS)
 
 
 def _keep_then(done: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch import status, wire
+from moe_watch import status
 from moe_watch.aggregate import outcome
 from moe_watch.companions import Siblings
 from moe_watch.detect.canary import FAULTS
@@ -63,13 +64,15 @@ def baseline(board: Board, watch: Watch) -> None:
     board.set(metrics.BASELINE_REQUESTS, normal.active.requests, *labels)
 
 
-def heard(board: Board, watch: Watch, health: wire.Health, now: float) -> None:
-    """Show the tap's state, and what it dropped by its own count, which starts anew with its process."""
+def heard(board: Board, watch: Watch, now: float) -> None:
+    """Show the tap's state."""
     board.set(metrics.TAP_UP, float(watch.heard.tap(now)[0]), *watch.labels)
-    for reason, count in health.dropped.items():
-        known = reason if reason in metrics.DROP_REASONS else "error"
-        increase = watch.heard.increase(health.source, reason, count)
-        board.add(metrics.FRAMES_DROPPED, increase, *watch.labels, known)
+
+
+def dropped(board: Board, watch: Watch, frames: Mapping[str, int]) -> None:
+    """Count frames that never came, by reason."""
+    for reason, n in frames.items():
+        board.add(metrics.FRAMES_DROPPED, n, *watch.labels, reason)
 
 
 def batch(board: Board, watch: Watch, seen: Seen, settings: Settings, now: float) -> None:

@@ -33,7 +33,7 @@ def announcement(model: wire.Model, now: float, sidecar: str = "") -> Writes:
         "first_seen": now,
         "detail": msgspec.to_builtins(model),
     }
-    key = _key(sidecar) + _digest(model.replica, 32)
+    key = _key(sidecar) + digest(model.replica, 32)
     renewed = msgspec.json.encode(msgspec.structs.replace(model, sent_at=now)).decode()
     return Writes(models=[NewModel(identity(model), values)], meta={key: renewed})
 
@@ -50,10 +50,11 @@ def announced(engine: Engine, sidecar: str = "") -> list[wire.Model]:
 
 def _key(sidecar: str) -> str:
     """Return how the announcements to one sidecar begin; many may share a store."""
-    return f"{_ANNOUNCED}{_digest(sidecar, 16)}:"
+    return f"{_ANNOUNCED}{digest(sidecar, 16)}:"
 
 
-def _digest(text: str, length: int) -> str:
+def digest(text: str, length: int) -> str:
+    """Return a name of any length as part of a key."""
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 

@@ -1,10 +1,10 @@
-"""AUROC of a kNN score on the demo MoE's routing, by kind and length: ``python bench/routing_auroc.py [DIR]``."""
+"""AUROC of a kNN score on the demo MoE's routing, by kind and length: ``python -m bench.detection.routing_auroc``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import click
 import torch
 
 from moe_watch.demo import corpus
@@ -14,10 +14,11 @@ from moe_watch.demo.separation import separation
 LENGTHS = (16, 64)
 
 
-def main() -> None:
+@click.command()
+@click.argument("checkpoint", default="moe_watch/demo/models/moe", type=click.Path(exists=True, path_type=Path))
+def main(checkpoint: Path) -> None:
     """Print one row per unseen kind."""
     torch.set_num_threads(1)
-    checkpoint = Path(sys.argv[1] if len(sys.argv) > 1 else "moe_watch/demo/models/moe")
     model = load_model(checkpoint)
     columns = [separation(model, checkpoint, length=length, reference=100, test=50) for length in LENGTHS]
     print(f"{'unseen kind':12}" + "".join(f"{length:>6} tokens" for length in LENGTHS))

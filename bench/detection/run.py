@@ -1,10 +1,11 @@
 """Proof of the detectors: false alarms, delays, novelty, peers, cost.
 
-    python bench/detection.py PART [--seed 0]   measure what is missing of one of PARTS
-    python bench/detection.py table             write the tables of docs/detection.md
+    python -m bench.detection.run PART [--seed 0]   measure what is missing of one of PARTS
+    python -m bench.detection.run table             write the tables of docs/detection.md
 
-Each part is a module of ``bench/detecting`` with ``run(...)``, which returns what was measured, and ``tables(result)``,
-which returns markdown by the name of a marked section. A part goes on where it was cut off: what it has measured is in
+Each part is a module of ``bench/detection/parts`` with ``run(...)``, which returns what was measured, and
+``tables(result)``, which returns markdown by the name of a marked section. A part goes on where it was cut off: what it
+has measured is in
 ``bench/results/detection_<part>.json`` (remove rows to measure them again), what it has drawn in the folder for
 temporary files.
 """
@@ -21,12 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from bench import DOCS, RESULTS
+
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-RESULTS: Final = ROOT / "bench" / "results"
-PAGE: Final = ROOT / "docs" / "detection.md"
+PAGE: Final = DOCS / "detection.md"
 PARTS: Final = ("false-alarms", "delay", "ood", "peers", "ood-peers", "confidence", "cost")
 
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 def _module(part: str) -> ModuleType:
     """Return a part's module; only what is asked for is imported."""
-    return importlib.import_module(f"bench.detecting.{part.replace('-', '_')}")
+    return importlib.import_module(f"bench.detection.parts.{part.replace('-', '_')}")
 
 
 def _file(part: str) -> Path:

@@ -1,4 +1,4 @@
-"""A backtest on a local Ray cluster of one and of two workers: ``python bench/backtest_ray.py``.
+"""A backtest on a local Ray cluster of one and of two workers: ``python -m bench.history.backtest_ray``.
 
 Eight replicas of a 30 x 128 model with 5,000 stored requests each, as Parquet; the same detectors, the same answer.
 Prints seconds with and without the start of the cluster; writes ``bench/results/backtest_ray.json``.
@@ -10,20 +10,19 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import numpy as np
-from simulate import World
 
+from bench import RESULTS
+from bench.simulate import World
 from moe_watch import backtest, history, wire
 from moe_watch.detect.baseline import Baseline, BaselineBuilder
 from moe_watch.detect.batch import Batch
 from moe_watch.store import counts
 from moe_watch.store.models import Model
 
-RESULTS = Path(__file__).parent / "results"
 REPLICAS, POOL, CHUNK = 8, 1000, 500
 START = 1_790_000_000.0
 MODEL = Model(identity="b" * 32, name="bench", layers=30, experts=128, top_k=8, first_seen=START, detail={})

@@ -1,13 +1,14 @@
-"""Incident scorecard on a real vLLM: ``python bench/incidents.py STAGE [--setting SETTING] [--minutes M]``.
+"""Incident scorecard on a real vLLM: ``python -m bench.incidents.run STAGE [--setting SETTING] [--minutes M]``.
 
 A setting is a model with its numerics: ``quiet`` and ``noisy`` are the demo's model, ``second-quiet`` and
-``second-noisy`` another family that no tolerance was chosen with (``python -m faults.second`` trains it). Noisy: every
-matrix product sums in a random order, as GPU kernels do; vLLM on a CPU is deterministic. Stages, each with servers of
-its own; what they find is kept under ``out/incidents``, and a stage that was cut off goes on where it was:
+``second-noisy`` another family that no tolerance was chosen with (``python -m bench.incidents.faults.second`` trains
+it). Noisy: every matrix product sums in a random order, as GPU kernels do; vLLM on a CPU is deterministic. Stages, each
+with servers of its own; what they find is kept under ``out/incidents``, and a stage that was cut off goes on where it
+was:
 
 - ``record``: eight healthy rounds become the reference;
-- ``faults``: the same where it is missing; then each fault of ``faults/catalogue.py`` is put into the live model,
-  judged, and taken out again;
+- ``faults``: the same where it is missing; then each fault of ``bench/incidents/faults/catalogue.py`` is put into the
+  live model, judged, and taken out again;
 - ``restarts``: vLLM is started anew, healthy and in broken configurations;
 - ``healthy --rounds N``: healthy rounds until there are N, none of which may be flagged;
 - ``transformers``: either model in transformers, broken by the same faults, and healthy again and again;
@@ -20,14 +21,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from pathlib import Path
 
 import click
-from faults import scoring, tables
-from faults.catalogue import HELD_OUT, INJECTED, RESTARTS, Row
-from faults.running import OUT, SETTINGS, TRANSFORMERS, Stack, stack, work
 
-HERE = Path(__file__).parent
+from bench import DOCS, RESULTS
+from bench.incidents.faults import scoring, tables
+from bench.incidents.faults.catalogue import HELD_OUT, INJECTED, RESTARTS, Row
+from bench.incidents.faults.running import OUT, SETTINGS, TRANSFORMERS, Stack, stack, work
+
 ROUNDS = 8
 
 _setting = click.option("--setting", type=click.Choice(SETTINGS), default="quiet", show_default=True)
@@ -147,7 +148,7 @@ def _check(running: Stack, stage: str, name: str, *, sizes: bool = False) -> Non
 @click.option("--rounds", default=100, show_default=True, help="Healthy rounds.")
 def transformers_(*, setting: str, minutes: float, rounds: int) -> None:
     """Break a model in transformers, and replay it healthy; rounds that are there are left."""
-    from faults.offline import WITHOUT, Model  # noqa: PLC0415 - torch is slow to import
+    from bench.incidents.faults.offline import WITHOUT, Model  # noqa: PLC0415 - torch is slow to import
 
     deadline, model, folder = time.monotonic() + 60 * minutes, Model(setting), work(setting)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,8 +170,8 @@ def transformers_(*, setting: str, minutes: float, rounds: int) -> None:
 def table_(resamples: int) -> None:
     """Write the results and the document's tables."""
     scored = scoring.score(resamples)
-    (HERE / "results" / "incidents.json").write_text(json.dumps(scored, indent=1) + "\n")
-    click.echo(tables.write(scored, HERE.parent / "docs" / "incidents.md"))
+    (RESULTS / "incidents.json").write_text(json.dumps(scored, indent=1) + "\n")
+    click.echo(tables.write(scored, DOCS / "incidents.md"))
 
 
 if __name__ == "__main__":

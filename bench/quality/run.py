@@ -1,8 +1,11 @@
-"""What the dense shadow sees, on real vLLM servers: ``python bench/quality.py all`` (about half an hour), or by stage.
+"""What the dense shadow sees, on real vLLM servers, by stage or all of them (about half an hour).
+
+    python -m bench.quality.run STAGE|all
 
 - ``learn``: normal traffic becomes the routing baseline and the reference of the quality alarms;
 - ``ood``: traffic with unseen kinds: does the gap grow with the OOD decile;
-- ``faults [--only a,b]``: faults of ``faults/catalogue.py`` put into the live model, one after the other;
+- ``faults [--only a,b]``: faults of ``bench/incidents/faults/catalogue.py`` put into the live model
+  one after the other;
 - ``harm``: what rotated experts cost on held-out texts at all (no server);
 - ``signals``: how often the reference-free signals call healthy texts garbled (no server);
 - ``table``: writes ``bench/results/quality.json`` and the tables in ``docs/quality.md``.
@@ -27,18 +30,18 @@ from pathlib import Path
 
 import click
 import httpx
-import quality_harm
-import quality_table
 from sqlalchemy import Engine
 
+from bench import DOCS, RESULTS, ROOT
+from bench.quality import harm as rotated
+from bench.quality import table as tables
 from moe_watch.demo import servers
 from moe_watch.demo.traffic import Prompt, mixture, send
 from moe_watch.store import engine, shadows
 
-HERE = Path(__file__).parent
 # Copies of what ``learn`` left, named quality-a and so on, can take faults at the same time; ``table`` reads them all.
-OUT = Path(os.environ.get("QUALITY_OUT", HERE.parent / "out" / "quality")).resolve()
-MODELS = HERE.parent / "moe_watch" / "demo" / "models"
+OUT = Path(os.environ.get("QUALITY_OUT", ROOT / "out" / "quality")).resolve()
+MODELS = ROOT / "moe_watch" / "demo" / "models"
 MOE, DENSE = "tiny-moe", "tiny-dense"
 LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 500, 240, 0.3, 32
 FAULTS = (
@@ -96,10 +99,15 @@ def stack() -> Iterator[Stack]:
         "MOE_WATCH_SHADOW__QUEUE": "4000",
         "OMP_NUM_THREADS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": str(ROOT),
     }
     # A cached prefix would carry keys and values of one fault into the next.
-    broken = ("--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults")
+    broken = (
+        "--middleware",
+        "moe_watch.tap.samples.Middleware",
+        "--worker-extension-cls",
+        "bench.incidents.faults.worker.Faults",
+    )
     dense = servers.start_vllm("dense", MODELS / "dense", work=OUT, served_name=DENSE, env={"OMP_NUM_THREADS": "1"})
     env["MOE_WATCH_SHADOW__URL"] = dense.url
     sidecar = servers.start_sidecar(OUT, env=env)
@@ -153,25 +161,23 @@ def faults(only: str) -> None:
 def signals() -> None:
     """Count how often healthy texts are called garbled."""
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "healthy.json").write_text(
-        json.dumps(quality_table.healthy(HERE.parent.parent / "shared" / "data"), indent=1)
-    )
+    (OUT / "healthy.json").write_text(json.dumps(tables.healthy(), indent=1))
 
 
 @main.command()
 def harm() -> None:
     """Say what rotated experts cost on held-out texts, without any server."""
     OUT.mkdir(parents=True, exist_ok=True)
-    quality_harm.keep(MODELS, OUT / "harm.json")
+    rotated.keep(MODELS, OUT / "harm.json")
 
 
 @main.command()
 def table() -> None:
     """Write the results and the tables of the document."""
-    quality_table.write(
+    tables.write(
         [OUT, *sorted(OUT.parent.glob(f"{OUT.name}-*"))],
-        HERE / "results" / "quality.json",
-        HERE.parent / "docs" / "quality.md",
+        RESULTS / "quality.json",
+        DOCS / "quality.md",
     )
 
 

@@ -1,4 +1,4 @@
-"""Does the shadow slow the MoE down? ``python bench/shadow_isolation.py`` (some ten minutes, both cores).
+"""Does the shadow slow the MoE down? ``python -m bench.quality.shadow_isolation`` (some ten minutes, both cores).
 
 The shadow never calls the MoE's server (``tests/test_shadow_worker.py`` holds it to that), so what is left is hardware
 that both share. Two set-ups on one machine, the MoE at a steady load, the shadow on and off in turns:
@@ -29,6 +29,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from bench import DOCS, RESULTS, ROOT
 from moe_watch.demo import servers
 from moe_watch.demo.traffic import mixture, send
 from moe_watch.detect.advantage import rounds
@@ -36,9 +37,8 @@ from moe_watch.detect.gap import Floats
 from moe_watch.store import engine
 from moe_watch.store.models import Request
 
-HERE = Path(__file__).parent
-OUT = HERE.parent / "out" / "shadow_isolation"
-MODELS = HERE.parent / "moe_watch" / "demo" / "models"
+OUT = ROOT / "out" / "shadow_isolation"
+MODELS = ROOT / "moe_watch" / "demo" / "models"
 CORES = {"apart": (0, 1), "shared": (0, 0)}  # of the MoE, of the dense model
 REST = {1}  # sidecar, shadow and client
 CONCURRENCY, TOKENS = 4, 24
@@ -152,7 +152,7 @@ def cpu(server: servers.Server) -> float:
 @click.option("--only", type=click.Choice(sorted(CORES)), multiple=True, default=tuple(CORES))
 def main(turns: int, seconds: float, only: tuple[str, ...]) -> None:
     """Measure and print the table."""
-    results = HERE / "results" / "shadow_isolation.json"
+    results = RESULTS / "shadow_isolation.json"
     said = json.loads(results.read_text()) if results.exists() else {}
     for name in only:
         work = OUT / name
@@ -163,7 +163,7 @@ def main(turns: int, seconds: float, only: tuple[str, ...]) -> None:
         said[name] = summary(pairs)
         results.parent.mkdir(exist_ok=True)
         results.write_text(json.dumps(said, indent=1) + "\n")
-    print(write_table(said, HERE.parent / "docs" / "quality.md"))
+    print(write_table(said, DOCS / "quality.md"))
 
 
 def measure(work: Path, running: tuple[servers.Server, servers.Server], seconds: float, turn: int) -> Pair:

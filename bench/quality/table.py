@@ -1,4 +1,4 @@
-"""Turns what ``quality.py`` kept into numbers, and those into the tables of ``docs/quality.md``."""
+"""Turns what ``bench/quality/run.py`` kept into numbers, and those into the tables of ``docs/quality.md``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import quality_harm
-import quality_power
 from sqlalchemy.orm import Session
 
+from bench import data
+from bench.quality import harm, power
 from moe_watch import backtest
 from moe_watch.detect import gap, gap_alarm, quality
 from moe_watch.detect.gap import Estimate, Floats
@@ -81,13 +81,13 @@ def _routed(outcome: backtest.Outcome) -> Routed:
     return Routed(outcome.requests, outcome.unusual, outcome.fired[0].request + 1 if outcome.fired else None)
 
 
-def healthy(data: Path) -> dict[str, dict[str, Any]]:
+def healthy() -> dict[str, dict[str, Any]]:
     """Return how many texts of people each signal calls a defect, by source."""
     found = {}
     for name, texts in {
-        "grade-school maths": _maths(data),
-        "Python functions": _code(data),
-        "mixed": _mixed(data),
+        "grade-school maths": _maths(),
+        "Python functions": _code(),
+        "mixed": _mixed(),
     }.items():
         kinds: Counter[str] = Counter()
         count = 0
@@ -98,25 +98,25 @@ def healthy(data: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _maths(data: Path) -> Iterator[tuple[str, str]]:
-    for line in (data / "prompts" / "gsm8k_test.jsonl").read_text().splitlines():
+def _maths() -> Iterator[tuple[str, str]]:
+    for line in data.path("prompts/gsm8k_test.jsonl").read_text().splitlines():
         record = json.loads(line)
         yield record["question"], record["answer"]
 
 
-def _code(data: Path) -> Iterator[tuple[str, str]]:
-    with gzip.open(data / "prompts" / "HumanEval.jsonl.gz", "rt") as file:
+def _code() -> Iterator[tuple[str, str]]:
+    with gzip.open(data.path("prompts/HumanEval.jsonl.gz"), "rt") as file:
         for line in file:
             record = json.loads(line)
             yield record["prompt"], record["canonical_solution"]
 
 
-def _mixed(data: Path) -> Iterator[tuple[str, str]]:
-    for line in (data / "prompts" / "selfinstruct_seed_tasks.jsonl").read_text().splitlines():
+def _mixed() -> Iterator[tuple[str, str]]:
+    for line in data.path("prompts/selfinstruct_seed_tasks.jsonl").read_text().splitlines():
         record = json.loads(line)
         for instance in record["instances"]:
             yield f"{record['instruction']}\n{instance['input']}", instance["output"]
-    with (data / "prompts" / "sqleval_questions_gen_postgres.csv").open() as file:
+    with data.path("prompts/sqleval_questions_gen_postgres.csv").open() as file:
         for row in csv.DictReader(file):
             yield row["question"], row["query"]
 
@@ -144,7 +144,7 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
     said: dict[str, Any] = {"average_run_length": RUN_LENGTH, "reference_requests": REFERENCE}
     if "learned" in found:
         said["normal"] = {name: _triple(e) for name, e in _by_domain(found["learned"]).items()}
-        said["power"] = quality_power.power(found["learned"].gap, REFERENCE, RUN_LENGTH, TOLERANCES["quality"])
+        said["power"] = power.power(found["learned"].gap, REFERENCE, RUN_LENGTH, TOLERANCES["quality"])
     if "mixed" in found:
         said["ood"] = _curve(found["mixed"])
     faults = {
@@ -211,10 +211,10 @@ def write(folders: Sequence[Path], results: Path, document: Path) -> None:
     text = document.read_text()
     for mark, make in (
         ("normal", _normal),
-        ("power", quality_power.table),
+        ("power", power.table),
         ("ood", _ood),
         ("faults", _faults),
-        ("harm", quality_harm.table),
+        ("harm", harm.table),
         ("healthy", _healthy),
     ):
         if not said.get(mark):

@@ -1,6 +1,6 @@
 """How long a weekly report takes over 10,000 to 1,000,000 stored requests of a 30 x 128 model, and how much memory.
 
-    python bench/report_scale.py [--sizes 10000,100000,1000000] [--window 60] [--json out.json]
+    python -m bench.report.scale [--sizes 10000,100000,1000000] [--window 60] [--json out.json]
 
 The store is filled directly (the rows are drawn, their arrays come from a pool of simulated windows), for the week of
 the report and the week before. Each report runs in a process of its own, which prints the parts' seconds and its peak
@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from moe_watch import aggregate
 from moe_watch.detect.baseline import BaselineBuilder

@@ -1,4 +1,6 @@
-"""Does a fault of the sidecar or its store slow vLLM down? ``python bench/fault_latency.py`` (some 45 minutes, quiet).
+"""Whether a fault of the sidecar or its store slows vLLM down.
+
+    python -m bench.sidecar.fault_latency     (some 45 minutes on a quiet machine)
 
 One real vLLM with the tap answers a steady load while each fault is inflicted on what is behind it: a real
 ``moe-watch serve`` on SQLite or Postgres. Blocks of a few seconds come in pairs, one healthy and one with the fault,
@@ -27,14 +29,11 @@ from typing import Any
 
 import click
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-import fault_latency_table as tables
-from fault_latency_faults import FAULTS, Fault, nothing
-from fault_latency_load import Answer, Load, Speed, speed
-from fault_latency_stage import Stage
-from tap_overhead import cpu_s, tap_digest
-
+from bench.sidecar import fault_latency_table as tables
+from bench.sidecar.fault_latency_faults import FAULTS, Fault, nothing
+from bench.sidecar.fault_latency_load import Answer, Load, Speed, speed
+from bench.sidecar.fault_latency_stage import Stage
+from bench.tap.overhead import cpu_s, tap_digest
 from tests import postgres
 
 LEAD_S = 1.0  # of the load before a fault comes

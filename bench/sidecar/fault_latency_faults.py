@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from fault_latency_stage import Stage, start_stranger
+
+from bench.sidecar.fault_latency_stage import Stage, start_stranger
 
 Seen = Callable[[], int]
 _STRANGER = """

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fault_latency_load import MODEL
 from prometheus_client.parser import text_string_to_metric_families
-from shadow_isolation import MODELS, on
 
+from bench import ROOT
+from bench.quality.shadow_isolation import MODELS, on
+from bench.sidecar.fault_latency_load import MODEL
 from moe_watch.demo import servers
 from moe_watch.tap.sender import HEALTH_S
 from tests.postgres import Postgres
@@ -134,8 +135,7 @@ def stand_back(pid: int) -> None:
 
 def start_stranger(code: str, *arguments: str) -> subprocess.Popen[bytes]:
     """Start a process that has nothing to do with moe-watch and runs ``code``."""
-    root = Path(__file__).parents[1]
     # It leads a group of its own, so that Ctrl-C leaves it to whoever started it.
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=root, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, start_new_session=True)
     stand_back(process.pid)
     return process

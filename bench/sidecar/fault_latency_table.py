@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fault_latency_faults import FAULTS
-from fault_latency_load import CONCURRENCY, TOKENS
-from fault_latency_stage import QUEUE_FRAMES
-from tap_overhead_table import interval
 
-RESULTS = Path(__file__).parent / "results" / "fault_latency.json"
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+from bench import DOCS, RESULTS
+from bench.sidecar.fault_latency_faults import FAULTS
+from bench.sidecar.fault_latency_load import CONCURRENCY, TOKENS
+from bench.sidecar.fault_latency_stage import QUEUE_FRAMES
+from bench.tap.overhead_table import interval
+
+KEPT = RESULTS / "fault_latency.json"
+PAGE = DOCS / "reliability.md"
 FEWEST = 8  # pairs; fewer are not kept
 _BEGIN, _END = "<!-- fault latency -->\n", "<!-- end fault latency -->"
 _MEASURES = {"ttft_ms": ("TTFT", "{:.1f} ms"), "tpot_ms": ("TPOT", "{:.2f} ms"),
@@ -30,9 +31,9 @@ def brief(row: Mapping[str, Any]) -> str:
 
 def keep(said: Mapping[str, Any]) -> None:
     """Put the faults that were measured in the place of what was known of them."""
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(before | dict(said), indent=1) + "\n")
+    before = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(before | dict(said), indent=1) + "\n")
 
 
 def table(said: Mapping[str, Any]) -> str:
@@ -79,4 +80,4 @@ def write() -> None:
     head, marked, rest = page.partition(_BEGIN)
     if not marked:
         raise SystemExit(f"{PAGE} has no place for the table")
-    PAGE.write_text(head + _BEGIN + table(json.loads(RESULTS.read_text())) + _END + rest.partition(_END)[2])
+    PAGE.write_text(head + _BEGIN + table(json.loads(KEPT.read_text())) + _END + rest.partition(_END)[2])

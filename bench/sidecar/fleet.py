@@ -1,6 +1,6 @@
 """How soon a replica that differs from its siblings is flagged, and how often one that does not.
 
-    python bench/fleet.py
+    python -m bench.sidecar.fleet
 
 Simulated 30 x 128 traffic (``bench/simulate.py``) is handed to k replicas at random, 40 to 80 requests of each in a
 block (a minute or longer in production); one of them has a fault. Medians over runs of the blocks until it is flagged,
@@ -11,16 +11,14 @@ Writes bench/results/fleet.json as it goes, what is in there is not run again, a
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from bench import DOCS, RESULTS
 from bench.simulate import World
 from moe_watch import fleet, wire
 from moe_watch.aggregate import Window
@@ -32,12 +30,11 @@ from moe_watch.settings import Settings
 from moe_watch.store import engine, migrate, served, windows
 from moe_watch.store.write import Writes, write
 
-ROOT = Path(__file__).resolve().parents[1]
 POOL, RUNS, LONGEST = 1500, 9, 120
 FEW, MANY = 40, 80
 SIZES = (2, 3, 8, 50)
 PROMISE, SHORT = 10_000.0, 300.0
-BEGIN, END = "<!-- fleet:begin, made by python bench/fleet.py -->", "<!-- fleet:end -->"
+BEGIN, END = "<!-- fleet:begin, made by python -m bench.sidecar.fleet -->", "<!-- fleet:end -->"
 
 
 class Pool:
@@ -92,13 +89,14 @@ def false_flags(pool: Pool, k: int, blocks: int) -> int:
     return flags
 
 
+@click.command()
 def main() -> None:
     """Measure, print, and write the results."""
     pools = faults(World(), np.random.default_rng(0))
     whole = pools["none"]
     sums = (values.sum(0, dtype=np.float64) for values in (whole.root, whole.share))
     normal = Moments(POOL, whole.counts.sum(0, dtype=np.uint64), *sums)
-    path = ROOT / "bench/results/fleet.json"
+    path = RESULTS / "fleet.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for fault in list(pools)[1:]:
         if fault not in results:
@@ -113,7 +111,7 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     made = table(results, list(pools)[1:])
     print(made)
-    page = ROOT / "docs/fleet.md"
+    page = DOCS / "fleet.md"
     text = page.read_text(encoding="utf-8")
     page.write_text(f"{text.partition(BEGIN)[0]}{BEGIN}\n{made}\n{END}{text.partition(END)[2]}", encoding="utf-8")
 

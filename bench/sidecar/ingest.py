@@ -1,4 +1,4 @@
-"""Load of a real sidecar over its real socket: ``python bench/ingest.py [--postgres]``.
+"""Load of a real sidecar over its real socket: ``python -m bench.sidecar.ingest [--postgres]``.
 
 Synthetic replicas send 30 x 128 fingerprints with latency and request frames, at rising rates, to ``moe-watch serve``
 with every detector on. The sidecar is held to one core; the senders, and Postgres, share the other. Printed for each
@@ -23,15 +23,13 @@ import click
 import httpx
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
-from taps import Taps
 
+from bench import RESULTS
+from bench.sidecar.taps import Taps
 from moe_watch import wire
 from moe_watch.demo import servers
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 from tests import postgres
 
-RESULTS = Path(__file__).parent / "results"
 LEARN = 1500
 HEALTH_S = 5.0
 SIDECAR, SENDERS = 0, 1  # cores

@@ -1,4 +1,4 @@
-"""CPU time of each stage of the live path, in one process without a socket: ``python bench/ingest_stages.py``.
+"""CPU time of each stage of the live path, in one process without a socket: ``python -m bench.sidecar.ingest_stages``.
 
 Frames of 30 x 128 requests go through the sidecar's own stages, 600 requests at a time (what comes in 0.2 s at 3,000 a
 second), with a baseline and every detector on. Prints microseconds of CPU per request; writes
@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import click
 import structlog
-from taps import Taps
 
+from bench import RESULTS
+from bench.sidecar.taps import Taps
 from moe_watch import rows, watch, wire
 from moe_watch.aggregate import Window
 from moe_watch.detect import live
@@ -34,7 +34,6 @@ from moe_watch.store import baselines, engine, migrate, requests, served
 from moe_watch.store.write import write
 from moe_watch.watch import Normal
 
-RESULTS: Final = Path(__file__).parent / "results"
 AT_ONCE: Final = 600
 LEARN: Final = 2000
 INSIDE: Final = (  # stages inside the judge: owner, name of the function, stage

@@ -1,4 +1,6 @@
-"""A store that is away for ten minutes under load, and a sidecar that stands still for one: ``python bench/outage.py``.
+"""A store that is away for ten minutes under load, and a sidecar that stands still for one.
+
+    python -m bench.sidecar.outage
 
 A real ``moe-watch serve`` on a real Postgres is fed by the tap's own sender. The sidecar is stopped (SIGSTOP) and goes
 on; Postgres is killed (SIGKILL) and comes back. Printed after each phase: what was sent, seen, written and given up,
@@ -11,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +22,10 @@ from typing import Any
 import click
 from sqlalchemy import create_engine, text
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+from bench import RESULTS
 from tests import postgres
 from tests.real.test_faults import Replica
 from tests.test_sidecar import Process
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()

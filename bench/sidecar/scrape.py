@@ -1,6 +1,6 @@
 """What a scrape of the sidecar costs at 30 x 128: the default export and the whole layer x expert matrix.
 
-    python bench/scrape.py
+    python -m bench.sidecar.scrape
 
 A real judge sees real frames of 1 and of 10 replicas against a baseline; what it put on the board is rendered as a
 scrape would have it, and as the matrix that ``/api/v1/matrix`` serves as JSON. Beside it the matrix as series, which
@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+import click
 import msgspec
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from bench import DOCS, RESULTS
 from moe_watch.detect.baseline import BaselineBuilder
 from moe_watch.export import metrics, prometheus
 from moe_watch.export.snapshot import Board
@@ -32,12 +30,11 @@ from moe_watch.store.baselines import Active
 from moe_watch.watch import Normal
 from tests.frames import Tap
 
-ROOT = Path(__file__).resolve().parents[1]
 LAYERS, EXPERTS, TOP_K = 30, 128, 8
 REQUESTS = 300
 REPEATS = 7
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-BEGIN, END = "<!-- scrape:begin, made by python bench/scrape.py -->", "<!-- scrape:end -->"
+BEGIN, END = "<!-- scrape:begin, made by python -m bench.sidecar.scrape -->", "<!-- scrape:end -->"
 
 
 @dataclass(frozen=True)
@@ -129,12 +126,13 @@ def table(found: list[Cost]) -> str:
     return "\n".join(lines)
 
 
+@click.command()
 def main() -> None:
     """Measure, print, and write the results."""
     found = [one for replicas in (1, 10) for one in measure(replicas)]
     print(table(found))
-    (ROOT / "bench/results/scrape.json").write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    page = ROOT / "docs/tuning.md"
+    (RESULTS / "scrape.json").write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    page = DOCS / "tuning.md"
     text = page.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")

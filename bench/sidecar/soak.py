@@ -1,4 +1,6 @@
-"""A sidecar under a steady load for long: is its memory flat? ``python bench/soak.py [--minutes 60] [--rate 1500]``.
+"""Whether the memory of a sidecar stays flat under a long steady load.
+
+    python -m bench.sidecar.soak [--minutes 60] [--rate 1500]
 
 Synthetic replicas send 30 x 128 requests to a real ``moe-watch serve`` on SQLite, with a baseline and every detector
 on. Memory is read twice a minute. Prints the readings and the slope over the second half, in MB an hour with its
@@ -17,8 +19,10 @@ from typing import Any
 
 import click
 import numpy as np
-from ingest import LEARN, RESULTS, Replicas, Sidecar, pace
-from taps import Taps
+
+from bench import RESULTS
+from bench.sidecar.ingest import LEARN, Replicas, Sidecar, pace
+from bench.sidecar.taps import Taps
 
 EVERY_S = 30.0
 

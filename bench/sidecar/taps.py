@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from simulate import World
 
+from bench.simulate import World
 from moe_watch import wire
 
 POOL: Final = 512  # different fingerprints

@@ -1,4 +1,4 @@
-"""What the tap costs a real vLLM on the CPU: ``python bench/tap_overhead.py measure --shape tiny --minutes 8``.
+"""What the tap costs a real vLLM on the CPU: ``python -m bench.tap.overhead measure --shape tiny --minutes 8``.
 
 Three servers of one model are alive at once: without the tap, with it and the middleware, and with it but without
 confidence. Only one is loaded at any time, for a second or two, in an order that changes from round to round, with the
@@ -7,7 +7,7 @@ are stopped meanwhile, because an idle vLLM polls for work. The engines share on
 other. Frames go to a real ZMQ receiver, which reads them between loads.
 
 Each ``measure`` adds one start of the servers to ``bench/results/tap_overhead.json``; what was measured of another
-state of the tap's source is dropped. ``python bench/tap_overhead.py table`` prints the tables and writes them into
+state of the tap's source is dropped. ``python -m bench.tap.overhead table`` prints the tables and writes them into
 docs/tap.md.
 
 With ``--gpu`` the same is measured of a CUDA vLLM, compiled and with its graphs: the servers share the GPU's memory,
@@ -22,7 +22,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,10 +33,7 @@ import aiohttp
 import click
 import zmq
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tap_overhead_table as tables
-
+from bench.tap import overhead_table as tables
 from moe_watch import wire
 from moe_watch.demo import servers
 from moe_watch.demo.stage import MODELS

@@ -1,4 +1,4 @@
-"""What the tap does in a step, in CPU time and without a model: ``python bench/tap_overhead_steps.py``.
+"""What the tap does in a step, in CPU time and without a model: ``python -m bench.tap.overhead_steps``.
 
 A runner whose forward pass only shows made-up logits and expert ids, layer by layer, as vLLM's routers do in eager code
 on a CPU; requests of 60 tokens and 24 more enter one a step as long as the batch has room. Prints microseconds of the
@@ -14,12 +14,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import torch
 
+from bench import DOCS, RESULTS
 from moe_watch import wire
 from moe_watch.tap import layers
 from moe_watch.tap.capture import Capturer
@@ -31,8 +32,7 @@ from moe_watch.tap.status import Status
 
 SHAPES = {"6 x 16, top-4": Shape(6, 16, 4), "30 x 128, top-8": Shape(30, 128, 8)}
 PROMPT, OUTPUT, WARM, STEPS = 60, 24, 200, 1000
-RESULTS = Path(__file__).parent / "results" / "tap_overhead_steps.json"
-PAGE = Path(__file__).parents[1] / "docs" / "tap.md"
+PAGE = DOCS / "tap.md"
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def run(shape: Shape, batch: int, *, tap: bool, confidence: bool) -> tuple[float
     return 1e6 * took / STEPS, 1e6 * (time.thread_time() - began) / max(len(sender.builds), 1)
 
 
+@click.command()
 def main() -> None:
     """Print a table, write JSON and the table in the docs."""
     torch.set_num_threads(1)
@@ -164,7 +165,7 @@ def main() -> None:
             f" | {cost.frame_us:.0f} us |"
         )
         print(lines[-1], flush=True)
-    RESULTS.write_text(json.dumps(costs, indent=1) + "\n")
+    (RESULTS / "tap_overhead_steps.json").write_text(json.dumps(costs, indent=1) + "\n")
     head, mark, rest = PAGE.read_text().partition("<!-- overhead steps -->\n")
     end = "<!-- end overhead steps -->"
     PAGE.write_text(head + mark + "\n".join(lines) + "\n" + end + rest.partition(end)[2] if mark else head)

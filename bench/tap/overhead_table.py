@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "tap.md"
+from bench import DOCS, RESULTS
+
+PAGE = DOCS / "tap.md"
 FORMS = {"tiny": (6, 16), "30x128": (30, 128)}  # layers, experts
 NAMES = {"on": "on", "counts": "on, no confidence", "off2": "off again: the noise"}
 _HEAD = """\

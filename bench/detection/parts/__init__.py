@@ -1,1 +1,1 @@
-"""Parts of bench/detection.py."""
+"""Parts of bench/detection/run.py."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting.recorded import Recording, recording
+from bench.detection.traffic.recorded import Recording, recording
 from moe_watch.demo.separation import auroc
 
 LENGTHS: Final = (64, 256)

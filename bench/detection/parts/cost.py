@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.detecting import pools
+from bench.detection.traffic import pools
 from moe_watch.detect import live
 from moe_watch.detect.batch import Batch
 
@@ -20,7 +20,7 @@ FITTED: Final = 100_000
 ROUNDS: Final = 5
 FIT = """
 import json, resource, sys, time
-from bench.detecting import cost
+from bench.detection.parts import cost
 print(json.dumps(cost.fit(int(sys.argv[1]), int(sys.argv[2]))))
 """
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.detecting import pools, streams
-from bench.detecting.pools import LAYER, MOVED, Scored
-from bench.detecting.streams import Found, Rng, Scores
+from bench.detection.traffic import pools, streams
+from bench.detection.traffic.pools import LAYER, MOVED, Scored
+from bench.detection.traffic.streams import Found, Rng, Scores
 from bench.simulate import World
 from moe_watch.detect import live
 

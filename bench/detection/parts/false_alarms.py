@@ -8,15 +8,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.detecting import naive, pools, real, streams
-from bench.detecting.pools import Scored
-from bench.detecting.streams import PROMISE, Rng, Rows
+from bench import data
+from bench.detection.parts import naive
+from bench.detection.traffic import pools, real, streams
+from bench.detection.traffic.pools import Scored
+from bench.detection.traffic.streams import PROMISE, Rng, Rows
 
 REQUESTS: Final = 100_000  # of each stream
 SPLITS: Final = 12  # baselines from each recording
 AGAIN: Final = {"again": "sessions", "days again": "days"}  # settings measured in the next world too
 Save = Callable[[dict[str, Any]], None]
 Make = Callable[[int, int, Rng], Rows]
+RECORDED: Final = (("tiny", 500), ("tiny", 1200), ("gptoss", 500), ("gptoss", 1000))
 SAID: Final = {
     "steady": "simulated, independent requests",
     "sessions": f"simulated, sessions of {pools.SESSION}",
@@ -31,6 +34,7 @@ SAID: Final = {
 
 def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
     """Return ``done`` with what is missing; ``save`` is called after each row."""
+    data.path(real.GPTOSS)  # what is missing is said before hours are spent
     rows = done.setdefault("rows", {})
     done |= {"promise": PROMISE, "requests": REQUESTS, "seed": seed}
     for setting, size, found in _simulated(seed, rows):
@@ -39,7 +43,7 @@ def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
         if f"{again}/4000" not in rows:
             found = [pools.scored(file) for file in pools.prepare(setting, seed + 1)]
             measure(f"{again}/4000", found, seed + 1, done, save)
-    for setting, size in _recorded():
+    for setting, size in RECORDED:
         if f"{setting}/{size}" not in rows:
             _real(setting, size, done, save)
     done["naive"] = naive.run(done.get("naive", {}), lambda found: save(done | {"naive": found}), seed=seed)
@@ -61,11 +65,6 @@ def _makers(setting: str) -> Make:
         "days": partial(streams.by_day, requests=pools.A_DAY),
     }
     return makers.get(setting, streams.apart)
-
-
-def _recorded() -> list[tuple[str, int]]:
-    answers = [("gptoss", 500), ("gptoss", 1000)] if real.GPTOSS.exists() else []
-    return [("tiny", 500), ("tiny", 1200), *answers]
 
 
 def measure(key: str, found: list[Scored], seed: int, done: dict[str, Any], save: Save) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2, kstwobign
 
-from bench.detecting import pools, streams
-from bench.detecting.streams import Rng, Rows
+from bench.detection.traffic import pools, streams
+from bench.detection.traffic.streams import Rng, Rows
 
 WINDOWS: Final = (100, 500)
 TRIALS: Final = 100

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.detecting import ood_gptoss, ood_mixtral, ood_simulated, ood_tiny
+from bench import data
+from bench.detection.parts import ood_gptoss, ood_mixtral, ood_simulated, ood_tiny
+from bench.detection.traffic import real
 
 Save = Callable[[dict[str, Any]], None]
 MANY_TOPICS: Final = 60
@@ -25,6 +27,8 @@ def run(done: dict[str, Any], save: Save, *, seed: int) -> dict[str, Any]:
         "simulated": partial(ood_simulated.run, seed),
         "many topics": partial(ood_simulated.run, seed, MANY_TOPICS),
     }
+    for name in (real.GPTOSS, ood_mixtral.FILE):
+        data.path(name)  # what is missing is said before hours are spent
     done["seed"] = seed
     for name, part in parts.items():
         if name not in done:

@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting.real import GPTOSS
-from bench.detecting.separation import Counts, apart, judge, mean
+from bench import data
+from bench.detection.parts.separation import Counts, apart, judge, mean
+from bench.detection.traffic.real import GPTOSS
 
 LAYERS, EXPERTS, TOP_K = 24, 32, 4
 FOLDS: Final = 5
@@ -41,9 +42,7 @@ class Answers:
 
 
 def run(seed: int) -> dict[str, Any]:
-    """Return AUROC and FPR of each comparison; nothing without ../shared."""
-    if not GPTOSS.exists():
-        return {}
+    """Return AUROC and FPR of each comparison."""
     answers = _answers()
     normal, flagged, cut = answers.mmlu & ~answers.flagged, answers.mmlu & answers.flagged, ~answers.finished
     circles = answers.mmlu & (answers.repeated >= CIRCLES)
@@ -68,7 +67,7 @@ def run(seed: int) -> dict[str, Any]:
 def _answers() -> Answers:
     counts: dict[str, list[Counts]] = {"whole": [], "first 64": [], "last 64": []}
     meta: list[dict[str, Any]] = []
-    for path in sorted(GPTOSS.glob("*.npz")):
+    for path in sorted(data.path(GPTOSS).glob("*.npz")):
         meta += [json.loads(line) for line in path.with_suffix(".meta.jsonl").read_text().splitlines()]
         with np.load(path) as arrays:
             experts, offsets = arrays["experts"], arrays["offsets"]

@@ -11,20 +11,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting.real import GPTOSS
-from bench.detecting.separation import apart, judge
+from bench import data
+from bench.detection.parts.separation import apart, judge
 
-FILE: Final = GPTOSS.parent / "mixtral/mixtral_mmlu_per_prompt_fracs.npz"
+FILE: Final = "routing/mixtral/mixtral_mmlu_per_prompt_fracs.npz"
 TOKENS, TOP_K, FOLDS = 500, 2, 4
 MOST: Final = 3000  # requests of a baseline
 A_SUBJECT: Final = 60  # tested prompts of a known subject
 
 
 def run(seed: int) -> dict[str, Any]:
-    """Return AUROC and FPR of each subject; nothing without ../shared."""
-    if not FILE.exists():
-        return {}
-    with np.load(FILE) as arrays:
+    """Return AUROC and FPR of each subject."""
+    with np.load(data.path(FILE)) as arrays:
         shares, names, offsets = arrays["frac"].astype(np.float64), arrays["subjects"], arrays["offsets"]
     counts = np.rint(shares * TOKENS * TOP_K).astype(np.uint32)
     subject = np.repeat(np.arange(len(names)), np.diff(offsets))

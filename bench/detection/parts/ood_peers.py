@@ -7,8 +7,6 @@ gets what a user of it would compute, square-root shares, and all of the request
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-from bench.detecting import peers
-from bench.detecting.ood import NORMAL_KIND
-from bench.detecting.ood_tiny import LENGTHS, LONGEST, SHORTEST, TOP_K
-from bench.detecting.recorded import Recording, recording
-from bench.detecting.separation import apart, judge
+from bench.detection.parts import peers
+from bench.detection.parts.ood import NORMAL_KIND
+from bench.detection.parts.ood_tiny import LENGTHS, LONGEST, SHORTEST, TOP_K
+from bench.detection.parts.separation import apart, judge
+from bench.detection.traffic.recorded import Recording, recording
 from moe_watch.detect.shares import hellinger
 
 NEEDS: Final = ["pyod==3.6.7"]
@@ -90,8 +88,7 @@ def _pyod(reference: Requests, tests: dict[tuple[str, int], Requests], seed: int
     folder.mkdir(parents=True, exist_ok=True)
     file, out = folder / "requests.npz", folder / "pyod.json"
     np.savez(file, reference=reference.roots, **{f"{kind}|{n}": r.roots for (kind, n), r in tests.items()})
-    command = [str(peers.environment("pyod", NEEDS) / "bin/python"), str(peers.PEERS / "pyod_.py"), str(file), str(out)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    peers.run_in(peers.environment("pyod", NEEDS), "pyod_", file, out)
     return list(json.loads(out.read_text(encoding="utf-8")))
 
 

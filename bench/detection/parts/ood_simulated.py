@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.detecting.separation import apart, judge
+from bench.detection.parts.separation import apart, judge
 from bench.simulate import World
 
 BASELINE: Final = 4000  # requests

@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting import kinds
-from bench.detecting.recorded import Recording, recording
-from bench.detecting.separation import Judge, apart, judge, supervised
+from bench.detection.parts.separation import Judge, apart, judge, supervised
+from bench.detection.traffic import kinds
+from bench.detection.traffic.recorded import Recording, recording
 
 LENGTHS: Final = (16, 64, 256)
 SHORTEST, LONGEST = 12, 256  # tokens of the requests of a baseline, log-uniform between them

@@ -19,13 +19,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting import pools, streams
+from bench import ROOT
+from bench.detection.traffic import pools, streams
 from bench.simulate import World
 from moe_watch.detect.batch import Batch
 from moe_watch.detect.ood import score
 from moe_watch.detect.shares import hellinger
 
-PEERS: Final = Path(__file__).resolve().parent.parent / "peers"
 HOME: Final = pools.CACHE.parent / "peers"
 NEEDS: Final = {
     "river": ["river==0.26.1"],
@@ -66,8 +66,7 @@ def run(seed: int) -> dict[str, Any]:
         out = folder / f"{name}.json"
         if not out.exists():
             print(name, flush=True)
-            command = [str(environment(name, needs) / "bin/python"), str(PEERS / f"{name}_.py"), str(file), str(out)]
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            run_in(environment(name, needs), f"{name}_", file, out)
         rows += json.loads(out.read_text(encoding="utf-8"))
     return {"streams": STREAMS, "baselines": BASELINES, "null": NULL, "after": AFTER, "rows": rows}
 
@@ -81,6 +80,12 @@ def environment(name: str, needs: list[str]) -> Path:
         subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *needs], check=True)
         done.touch()
     return folder
+
+
+def run_in(folder: Path, script: str, file: Path, out: Path) -> None:
+    """Run a script of ``bench/detection/peers`` with the peer's Python, from the repository's root."""
+    command = [str(folder / "bin/python"), "-m", f"bench.detection.peers.{script}", str(file), str(out)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _streams(scored: list[pools.Scored], seed: int) -> tuple[Arrays, list[dict[str, Any]]]:

@@ -1,1 +1,1 @@
-"""Other libraries on the streams of bench/detecting/peers.py; each script runs in an environment of its own."""
+"""Other libraries on the streams of bench/detection/parts/peers.py; each script runs in an environment of its own."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from alibi_detect.cd import LSDDDriftOnline, MMDDriftOnline
-from protocol import Peer, Update, main
+
+from bench.detection.peers.protocol import Peer, Update, main
 
 _REFERENCE, _WINDOW, _SIMULATED = 500, 50, 1.5  # simulated streams per request of the expected run time: its least
 _MOST_BYTES = 8 << 30  # MMDDriftOnline took 23 GB with 1,000 references and 10,000 simulated streams

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from evidently.legacy.calculations.stattests import jensenshannon_stat_test, psi_stat_test
-from protocol import Peer, Update, main
+
+from bench.detection.peers.protocol import Peer, Update, main
 
 
 def _windows(test: Any, size: int) -> Callable[[np.ndarray, float], Update]:

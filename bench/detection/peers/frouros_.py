@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from frouros.detectors import concept_drift as drift
-from protocol import Peer, Update, main
+
+from bench.detection.peers.protocol import Peer, Update, main
 
 _WARM = 1000
 

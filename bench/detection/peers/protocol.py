@@ -1,6 +1,7 @@
 """What every peer's script does: read the streams, run its detectors at several parameters, write when they alarmed.
 
-Needs numpy alone, so that it runs in any peer's environment: ``python river_.py STREAMS.npz OUT.json``.
+Needs numpy alone, so that it runs in any peer's environment:
+``python -m bench.detection.peers.river_ STREAMS.npz OUT.json``.
 """
 
 from __future__ import annotations

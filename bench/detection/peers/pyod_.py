@@ -1,4 +1,4 @@
-"""Outlier detectors of pyod at their defaults: ``python pyod_.py REQUESTS.npz OUT.json``.
+"""Outlier detectors of pyod at their defaults: ``python -m bench.detection.peers.pyod_ REQUESTS.npz OUT.json``.
 
 The archive has ``reference [n, features]`` (normal requests of all lengths), ``normal|64`` and ``<kind>|64`` for each
 length; what is written are the scores' areas under the ROC curve by detector, length and kind.

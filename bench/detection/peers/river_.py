@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from protocol import Peer, Update, main
 from river import drift
+
+from bench.detection.peers.protocol import Peer, Update, main
 
 _WARM = 1000
 

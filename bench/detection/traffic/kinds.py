@@ -11,12 +11,11 @@ import gzip
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
+from bench import data
 from moe_watch.demo import corpus, domains, snippets
 
-DATA: Final = Path(__file__).resolve().parents[3] / "shared/data/prompts"
 BYTES: Final = 1500
 Maker = Callable[[random.Random], str]
 
@@ -170,19 +169,21 @@ def _people() -> dict[str, list[str]]:
     """Return the prompts of people by set, each with two more of the same set behind it where it is short."""
 
     def tsv(name: str) -> list[str]:
-        return [line.split("\t")[0] for line in (DATA / name).read_text("utf-8").splitlines() if line.strip()]
+        return [
+            line.split("\t")[0] for line in data.path(f"prompts/{name}").read_text("utf-8").splitlines() if line.strip()
+        ]
 
     def jsonl(name: str) -> list[dict[str, Any]]:
-        raw = (DATA / name).read_bytes()
+        raw = data.path(f"prompts/{name}").read_bytes()
         text = (gzip.decompress(raw) if name.endswith("gz") else raw).decode()
         return [json.loads(line) for line in text.splitlines() if line.strip()]
 
-    with (DATA / "sqleval_questions_gen_postgres.csv").open(encoding="utf-8") as table:
+    with data.path("prompts/sqleval_questions_gen_postgres.csv").open(encoding="utf-8") as table:
         sql = [row["query"] for row in csv.DictReader(table)]
-    with (DATA / "xstest_prompts.csv").open(encoding="utf-8") as table:
+    with data.path("prompts/xstest_prompts.csv").open(encoding="utf-8") as table:
         safety = [row["prompt"] for row in csv.DictReader(table)]
     bbh = {
-        n: [e["input"] for e in json.loads((DATA / f"bbh_{n}.json").read_text("utf-8"))["examples"]]
+        n: [e["input"] for e in json.loads(data.path(f"prompts/bbh_{n}.json").read_text("utf-8"))["examples"]]
         for n in ("dyck_languages", "word_sorting")
     }
     return {
@@ -199,11 +200,9 @@ def _people() -> dict[str, list[str]]:
 
 
 def texts(n: int, seed: int) -> dict[str, list[str]]:
-    """Return ``n`` texts of every kind; prompts of people are joined where one is short, absent without ../shared."""
+    """Return ``n`` texts of every kind; prompts of people are joined where one is short."""
     makers = {kind: _demo(kind) for kind in corpus.UNSEEN} | MADE
     found = {kind: [make(random.Random(f"{kind} {seed} {i}")) for i in range(n)] for kind, make in makers.items()}
-    if not DATA.exists():
-        return found
     for kind, prompts in _people().items():
         rng = random.Random(f"{kind} {seed}")
         found[kind] = [_joined(lambda rng, p=prompts: rng.choice(p), "\n")(rng) for _ in range(n)]

@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import data
 from bench.simulate import DAY, Rng, World
 from moe_watch import detect
 from moe_watch.detect import channels
@@ -28,7 +29,6 @@ from moe_watch.detect.normal import Baseline
 from moe_watch.detect.ood import assess
 
 CACHE: Final = Path(tempfile.gettempdir()) / "moe-watch-bench" / "drift"
-OLMOE: Final = Path(__file__).resolve().parents[3] / "shared/data/routing/olmoe"
 SIZES: Final = {500: 10, 2000: 10, 4000: 20, 10_000: 10}  # requests of a baseline, and how many of them
 SESSION: Final = 5  # requests of a session
 HOURS: Final = 24
@@ -60,7 +60,7 @@ def olmoe(seed: int) -> dict[str, World]:
     """
     base, tuned = (
         {domain: _shares(counts) for domain, counts in json.loads(path.read_text())["expert_counts"].items()}
-        for path in (OLMOE / f"expert_counts_olmoe_{name}.json" for name in ("base", "sft"))
+        for path in (data.path(f"routing/olmoe/expert_counts_olmoe_{name}.json") for name in ("base", "sft"))
     )
     ratio = tuned["tulu"] / base["tulu"]
     changed = np.stack([shares * ratio for shares in base.values()])
@@ -106,10 +106,9 @@ def sources(seed: int) -> dict[str, list[Source]]:
         "sessions": sessions,
         "days": [Source("fit", HOURS * 600, day), Source("normal", HOURS * 300, day)],
     }
-    if OLMOE.exists():
-        base, tuned = olmoe(seed).values()
-        found["olmoe"] = [Source("fit", 16_000, base.draw), Source("normal", 10_000, base.draw)]
-        found["olmoe"] += [Source("sft", 3000, tuned.draw)]
+    base, tuned = olmoe(seed).values()
+    found["olmoe"] = [Source("fit", 16_000, base.draw), Source("normal", 10_000, base.draw)]
+    found["olmoe"] += [Source("sft", 3000, tuned.draw)]
     return found
 
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.detecting.pools import Scored, channel_scores, fit
+from bench import data
+from bench.detection.traffic.pools import Scored, channel_scores, fit
 from moe_watch.detect import channels
 from moe_watch.detect.batch import Batch
 
-GPTOSS: Final = Path(__file__).resolve().parents[3] / "shared/data/routing/gptoss20b"
+GPTOSS: Final = "routing/gptoss20b"
 SEGMENT: Final = 64  # tokens of a request made from an answer
 SHORTEST: Final = 16
 VARIANTS: Final = 3  # lengths to which each text of the stream is cut
@@ -46,7 +46,7 @@ def tiny(size: int, rng: Rng) -> Split:
 
     A cut text is a prompt and an answer, cut again at random.
     """
-    from bench.detecting.recorded import recording  # noqa: PLC0415 - it needs torch
+    from bench.detection.traffic.recorded import recording  # noqa: PLC0415 - it needs torch
 
     record = recording()
     rows = rng.permutation(np.flatnonzero(np.char.startswith(record.group, "reference/")))
@@ -98,7 +98,7 @@ def gptoss(size: int, rng: Rng) -> Split:
 def _answers() -> list[NDArray[np.uint32]]:
     """Return the counts ``[segments, layers, experts]`` of each answer that did not end in repetition."""
     found = []
-    for path in sorted(GPTOSS.glob("mmlu_*.npz")):
+    for path in sorted(data.path(GPTOSS).glob("mmlu_*.npz")):
         meta = [json.loads(line) for line in path.with_suffix(".meta.jsonl").read_text().splitlines()]
         with np.load(path) as arrays:
             experts, offsets = arrays["experts"], arrays["offsets"]

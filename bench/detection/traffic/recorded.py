@@ -14,13 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
-from bench.detecting import kinds
+from bench.detection.traffic import kinds
 from moe_watch.demo import corpus
 from moe_watch.demo.evaluation import load_model
 from moe_watch.demo.routing import RouterTap
@@ -62,7 +63,7 @@ class Recording:
 def recording(log: TextIO = sys.stderr) -> Recording:
     """Return the recording, from the cache or made anew (about six minutes on one core); goes on where it was."""
     made_of = (CHECKPOINT / "model.safetensors").read_bytes() + Path(kinds.__file__).read_bytes()
-    sizes = f"{REFERENCE} {TEST} {UNSEEN} {kinds.DATA.exists()}".encode()
+    sizes = f"{REFERENCE} {TEST} {UNSEEN}".encode()
     folder = CACHE / f"tiny-{hashlib.blake2b(made_of + sizes, digest_size=6).hexdigest()}"
     if not (folder / "group.npy").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,5 +134,12 @@ def _route(model: nn.Module, ids: list[list[int]]) -> tuple[NDArray, NDArray, ND
     return chosen, sure[0], sure[1]
 
 
+@click.command()
+def main() -> None:
+    """Make the recording ahead of the parts that read it, and print its shapes."""
+    for name, value in vars(recording()).items():
+        click.echo(f"{name} {value.shape}")
+
+
 if __name__ == "__main__":
-    print({name: value.shape for name, value in vars(recording()).items()})
+    main()

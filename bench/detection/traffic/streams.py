@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from bench.detecting.pools import HOURS, Scored
+from bench.detection.traffic.pools import HOURS, Scored
 from moe_watch.detect import drift, live
 
 Scores = NDArray[np.float32]

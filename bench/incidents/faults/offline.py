@@ -2,7 +2,7 @@
 
 It has no engine: prompts are computed whole, a group at a time, padded, and only the next token is chosen. So faults of
 steps of few tokens cannot be made. What stands for a load is the size of the groups, whose members change from round to
-round; noisy, every matrix product sums in a random order, as in ``faults.noise``.
+round; noisy, every matrix product sums in a random order, as in ``noise``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from faults import routers, weights
-from faults.running import canaries, checkpoint
-from faults.undo import Undo
+from bench.incidents.faults import routers, weights
+from bench.incidents.faults.running import canaries, checkpoint
+from bench.incidents.faults.undo import Undo
 from moe_watch.canary.reference import token_digest
 from moe_watch.canary.replay import padded
 from moe_watch.detect.replay import Replay, Round

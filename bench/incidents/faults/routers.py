@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from faults.catalogue import Place, index
+from bench.incidents.faults.catalogue import Place, index
 
 if TYPE_CHECKING:
-    from faults.undo import Undo
-    from faults.worker import Layer
+    from bench.incidents.faults.undo import Undo
+    from bench.incidents.faults.worker import Layer
 
 Route = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # logits to weights and ids, both [tokens, k]
 Break = Callable[[Route, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]

@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 from sqlalchemy import Engine
 
-from faults import catalogue
-from faults.catalogue import Restart
+from bench import ROOT
+from bench.incidents.faults import catalogue
+from bench.incidents.faults.catalogue import Restart
 from moe_watch.canary import prompts, replay
 from moe_watch.canary.check import Checked, check, record
 from moe_watch.canary.prompts import CanarySet
@@ -22,8 +23,7 @@ from moe_watch.canary.replay import Load
 from moe_watch.demo import servers
 from moe_watch.store import engine
 
-BENCH = Path(__file__).parents[1]
-OUT = BENCH.parent / "out" / "incidents"
+OUT = ROOT / "out" / "incidents"
 ERROR = 0.001
 SETTINGS = ("quiet", "noisy", "second-quiet", "second-noisy")
 """Which model, and whether its matrix products sum in a random order."""
@@ -36,9 +36,9 @@ def work(setting: str) -> Path:
 
 
 def checkpoint(setting: str) -> Path:
-    """Return the model of a setting: the demo's, or the one that ``faults.second`` trains."""
+    """Return the model of a setting: the demo's, or the one that ``bench.incidents.faults.second`` trains."""
     second = setting.startswith("second")
-    return OUT / "second" / "checkpoint" if second else BENCH.parent / "moe_watch" / "demo" / "models" / "moe"
+    return OUT / "second" / "checkpoint" if second else ROOT / "moe_watch" / "demo" / "models" / "moe"
 
 
 def loads(setting: str) -> list[Load]:
@@ -99,10 +99,15 @@ def stack(setting: str, restart: Restart | None = None) -> Iterator[Stack]:
         "MOE_WATCH_REPLICA": "bench",
         "OMP_NUM_THREADS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
-        "PYTHONPATH": str(BENCH),
+        "PYTHONPATH": str(ROOT),
         **dict(restart.env if restart is not None else ()),
     }
-    args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+    args = [
+        "--middleware",
+        "moe_watch.tap.samples.Middleware",
+        "--worker-extension-cls",
+        "bench.incidents.faults.worker.Faults",
+    ]
     model = checkpoint(setting)
     if restart is not None:
         model, args = _changed(model, folder / "checkpoint", restart.change), [*args, *restart.args]

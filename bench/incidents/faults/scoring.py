@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
-from faults.running import ERROR, OUT, SETTINGS, TRANSFORMERS, work
+from bench import RESULTS
+from bench.incidents.faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
+from bench.incidents.faults.running import ERROR, OUT, SETTINGS, TRANSFORMERS, work
 from moe_watch.canary import words
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
 from moe_watch.detect.replay import Replay, Round, same_loads
 from moe_watch.store import canaries, engine
 
-FIRST = Path(__file__).parents[1] / "results" / "incidents_first.json"
+FIRST = RESULTS / "incidents_first.json"
 SIZES = (10, 20, 40, 70, 106)
 Found = dict[str, Any]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
+from bench.incidents.faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
 
-START, END = "<!-- scorecard: python bench/incidents.py table -->", "<!-- end of scorecard -->"
+START, END = "<!-- scorecard: python -m bench.incidents.run table -->", "<!-- end of scorecard -->"
 _NAMES = {
     "quiet": "demo, quiet",
     "noisy": "demo, noisy",

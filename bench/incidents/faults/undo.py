@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from faults.worker import Layer
+    from bench.incidents.faults.worker import Layer
 
 
 @dataclass

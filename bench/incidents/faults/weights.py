@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from faults.catalogue import Place, index
+from bench.incidents.faults.catalogue import Place, index
 
 if TYPE_CHECKING:
-    from faults.undo import Undo
-    from faults.worker import Layer
+    from bench.incidents.faults.undo import Undo
+    from bench.incidents.faults.worker import Layer
 
 NAMES = ("w13_weight", "w2_weight")
 GROUP = 32
@@ -98,7 +98,7 @@ def _beside_lost(place: Place, layers: list[Layer], undo: Undo) -> None:
 
 def _kernels(_layers: list[Layer], undo: Undo) -> None:
     """Let all matrix products sum in another order, as other kernels do."""
-    from faults import noise  # noqa: PLC0415 - it imports vLLM, which not all that import this module need
+    from bench.incidents.faults import noise  # noqa: PLC0415 - it imports vLLM, which not all that import this module need
 
     before = noise.is_on()
     noise.switch(on=True)

@@ -15,8 +15,8 @@ from vllm._custom_ops import cpu_prepack_moe_weight
 from vllm.model_executor.layers.fused_moe import GateLinear, MoERunner
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
-from faults import noise, routers, weights
-from faults.undo import Undo
+from bench.incidents.faults import noise, routers, weights
+from bench.incidents.faults.undo import Undo
 
 PLAIN: dict[int, dict[str, torch.Tensor]] = {}
 """Weights of each layer's experts before packing, by id of the module that holds them."""

@@ -5,9 +5,8 @@
 
 Each part is a module of ``bench/detection/parts`` with ``run(...)``, which returns what was measured, and
 ``tables(result)``, which returns markdown by the name of a marked section. A part goes on where it was cut off: what it
-has measured is in
-``bench/results/detection_<part>.json`` (remove rows to measure them again), what it has drawn in the folder for
-temporary files.
+has measured is in ``bench/results/detection_<part>.json`` (remove rows to measure them again), what it has drawn in the
+folder for temporary files.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@ Arrays are packed bytes, see ``store.arrays`` and ``store.counts``; shapes follo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Double,
     Float,
     ForeignKey,
     Index,
@@ -27,6 +28,8 @@ _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements INTE
 
 class Base(DeclarativeBase):
     """All tables of moe-watch."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double}  # SQLAlchemy 2.1's choice; 2.0 takes Float
 
 
 class Model(Base):

@@ -1,0 +1,1 @@
+"""False alarms, delays and separation of the detectors, beside other libraries."""

@@ -1,0 +1,1 @@
+"""The cost of a backtest over stored requests."""

@@ -1,1 +1,0 @@
-"""Other libraries on the streams of bench/detecting/peers.py; each script runs in an environment of its own."""

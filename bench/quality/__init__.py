@@ -1,0 +1,1 @@
+"""What the dense shadow sees, and what it costs."""

@@ -1,0 +1,1 @@
+"""Load, faults, memory and accuracy of the sidecar."""

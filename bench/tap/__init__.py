@@ -1,0 +1,1 @@
+"""What the tap costs vLLM."""

@@ -70,7 +70,9 @@ class TapSettings(BaseSettings):
     sample_rate: float = Field(
         0.0, ge=0, le=1, description="Share of requests whose text is sampled; 0: no text leaves vLLM"
     )
-    sample_max_bytes: int = Field(65536, ge=0, description="Longest prompt or output kept in a sample, bytes")
+    sample_max_bytes: int = Field(
+        65536, ge=0, description="Longest prompt, and longest sum of outputs, kept in a sample, bytes"
+    )
     redact: str = Field(
         "moe_watch.tap.redact:redact",
         description="module:function applied to every sampled text before it leaves vLLM",

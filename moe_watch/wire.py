@@ -20,13 +20,15 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 CountArray = NDArray[np.uint32]
 # Bounds that a store can keep; checked where a frame is decoded.
-Name = Annotated[str, msgspec.Meta(max_length=255)]
+_LONGEST_NAME: Final = 255
+Name = Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
+AGAIN: Final = 13  # characters that ``again`` adds to an id
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape"]
@@ -158,7 +160,9 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
     images: Natural = 0
     domain: Tag = ""  # the client's tag, header X-Moe-Watch-Domain
     user: Tag = ""  # hash of the "user" field, so that a person's requests can be forgotten
-    canary: bool = False
+    canary: bool = False  # it has a mark; whether moe-watch made that, the sidecar checks
+    mark: Tag = ""  # header X-Moe-Watch-Canary, signed by who replays canaries
+    unread: bool = False  # the body was too large or too rich to be read whole: choices, images or more are unknown
     disconnected: bool = False
     traceparent: Tag = ""  # W3C trace context that came with the request, so that a span of ours joins vLLM's trace
     sample: Sample | None = None
@@ -250,6 +254,15 @@ def place(choice: int, prompts: int, outputs: int) -> tuple[int, int]:
         return (0 if prompts == 1 else choice), choice
     prompt, own = divmod(choice, CHOICES)
     return prompt, prompt * each + own
+
+
+def again(request_id: str, nonce: str) -> str:
+    """Return the id of another request with the same id; ``nonce`` is 12 hex digits.
+
+    >>> again("chatcmpl-a", "0123456789ab")
+    'chatcmpl-a~0123456789ab'
+    """
+    return f"{request_id[: _LONGEST_NAME - AGAIN]}~{nonce}"
 
 
 def user_hash(user: str) -> str:

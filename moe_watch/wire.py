@@ -265,6 +265,15 @@ def again(request_id: str, nonce: str) -> str:
     return f"{request_id[: _LONGEST_NAME - AGAIN]}~{nonce}"
 
 
+def is_called(request_id: str, asked: str) -> bool:
+    """Say whether a client means ``request_id`` by ``asked``: that id, or what ``again`` made of it.
+
+    >>> [is_called(one, "a") for one in ("a", "a~0123456789ab", "a~0123", "ab")]
+    [True, True, False, False]
+    """
+    return request_id == asked or (request_id[:-AGAIN] == asked and request_id[-AGAIN:].startswith("~"))
+
+
 def user_hash(user: str) -> str:
     """Return what stands for a person in frames and store, so that their requests can be found and forgotten."""
     return hashlib.sha256(b"moe-watch user " + user.encode()).hexdigest()[:32] if user else ""

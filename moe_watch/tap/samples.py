@@ -39,6 +39,7 @@ class Tap(NamedTuple):
     sender: Sender
     redact: Redact | None
     used: Used
+    exchange: type[Exchange]  # imported at the start: no request waits for that
 
 
 _ENDPOINTS: Final = {
@@ -62,7 +63,7 @@ class Middleware:
             log.exception("moe-watch middleware could not start; serving goes on")
 
     def _start(self) -> None:
-        from moe_watch.tap import frontend, ids
+        from moe_watch.tap import exchange, frontend, ids
 
         sender, redact = frontend.sender(), None
         if sender.settings.sample_rate > 0:
@@ -71,7 +72,7 @@ class Middleware:
                 redact = getattr(importlib.import_module(module), function)
             except (ImportError, AttributeError):
                 log.exception("moe-watch samples no text: MOE_WATCH_REDACT=%s cannot be loaded", sender.settings.redact)
-        self._tap = Tap(sender, redact, ids.Used())
+        self._tap = Tap(sender, redact, ids.Used(), exchange.Exchange)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and tell of it once it is over."""
@@ -99,11 +100,7 @@ class Middleware:
         if scope["type"] != "http" or scope.get("method") != "POST":
             return None
         endpoint = _ENDPOINTS.get(route(scope))
-        if endpoint is None:
-            return None
-        from moe_watch.tap.exchange import Exchange
-
-        return Exchange(scope, endpoint, tap)
+        return None if endpoint is None else tap.exchange(scope, endpoint, tap)
 
 
 def route(scope: Scope) -> str:

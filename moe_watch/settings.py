@@ -178,6 +178,9 @@ class CanarySettings(BaseModel):
         ("1", "4", "16", "mixed"),
         description="Batch compositions: requests at a time, or mixed with other requests of random lengths",
     )
+    secret: Secret | None = Field(
+        None, description="Signs canaries, the same for all who send or see them; unset: one that the store keeps"
+    )
     error: float = Field(
         0.001, ge=1e-5, le=0.1, description="Probability that a healthy replay is judged to have moved, at most"
     )

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch import __version__, fleet, retention, wire
 from moe_watch.addresses import shown
+from moe_watch.canary import marks
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel, traces
@@ -57,6 +58,7 @@ class Sidecar:
         self._store = store
         self._frames = frames
         self._intake = Intake()
+        self._marks = marks.Checker()
         self._join = Join(settings.join_timeout_s)
         self._joined: list[Joined] = []
         self._notes: list[wire.Model | wire.Health | wire.Event] = []
@@ -126,6 +128,8 @@ class Sidecar:
         known = served.announced(self._store, self.settings.sidecar)
         episodes.close_open(self._store, [model.replica for model in known], now)
         self._load_baselines(now)
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._learn_key()
         for model in known:
             self._intake.announced[model.replica] = model
             self.judge.announce(model, now)
@@ -146,7 +150,7 @@ class Sidecar:
         raws = list(_drain(self._frames, most))
         now, monotonic = time.time(), time.monotonic()
         frames = self._intake.take(raws, monotonic)
-        self._joined += self._join.add(frames, monotonic)
+        self._joined += self._join.add(self._marks.check(frames), monotonic)
         self._notes += [frame for frame in frames if isinstance(frame, wire.Model | wire.Health | wire.Event)]
         if frames:
             self.board.set(metrics.INGEST_LAG, max(0.0, now - frames[-1].sent_at))
@@ -211,9 +215,15 @@ class Sidecar:
             await asyncio.sleep(_BASELINE_S)
             with contextlib.suppress(SQLAlchemyError, OSError):
                 await asyncio.to_thread(self._measure_store)
+                await asyncio.to_thread(self._learn_key)
                 found = await asyncio.to_thread(baselines.active, self._store)
                 if found != self._active:
                     await self._in_thread(lambda: self._load_baselines(time.time()))
+
+    def _learn_key(self) -> None:
+        """Learn what canaries are signed with; until then they count as traffic."""
+        if not self._marks.key:
+            self._marks.key = marks.secret(self.settings.canary, self._store)
 
     def _measure_store(self) -> None:
         self._store_bytes = engine.size_bytes(self._store)

@@ -70,7 +70,9 @@ class TapSettings(BaseSettings):
     sample_rate: float = Field(
         0.0, ge=0, le=1, description="Share of requests whose text is sampled; 0: no text leaves vLLM"
     )
-    sample_max_bytes: int = Field(65536, ge=0, description="Longest prompt or output kept in a sample, bytes")
+    sample_max_bytes: int = Field(
+        65536, ge=0, description="Longest prompt, and longest sum of outputs, kept in a sample, bytes"
+    )
     redact: str = Field(
         "moe_watch.tap.redact:redact",
         description="module:function applied to every sampled text before it leaves vLLM",
@@ -180,6 +182,9 @@ class CanarySettings(BaseModel):
     loads: tuple[str, ...] = Field(
         ("1", "4", "16", "mixed"),
         description="Batch compositions: requests at a time, or mixed with other requests of random lengths",
+    )
+    secret: Secret | None = Field(
+        None, description="Signs canaries, the same for all who send or see them; unset: one that the store keeps"
     )
     error: float = Field(
         0.001, ge=1e-5, le=0.1, description="Probability that a healthy replay is judged to have moved, at most"

@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 
 from moe_watch import commands, tables, terminal
-from moe_watch.canary import prompts, reference, replay
+from moe_watch.canary import marks, prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
@@ -98,7 +98,8 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
 
         names = ", ".join(load.name for load in loads)
         show()
-        async with replay.client(_address(settings), settings.vllm_api_key) as http:
+        key = marks.secret(settings.canary, store)
+        async with replay.client(_address(settings), settings.vllm_api_key, key) as http:
             server = await replay.probe(http, wanted)
             total = await record(http, server, loads, store, rounds=rounds, add=add, on_round=show)
     scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
@@ -159,7 +160,8 @@ def run_(url: str | None, path: Path | None, loads: str | None, against: str) ->
 
 async def _run(settings: Settings, store: Engine, against: str) -> Checked:
     wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
-    async with replay.client(_address(settings), settings.vllm_api_key) as http:
+    key = marks.secret(settings.canary, store)
+    async with replay.client(_address(settings), settings.vllm_api_key, key) as http:
         server = await replay.probe(http, wanted)
         return await check(http, server, store, loads=loads, error=settings.canary.error, against=against)
 

@@ -20,15 +20,15 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 CountArray = NDArray[np.uint32]
 # Bounds that a store can keep; checked where a frame is decoded.
-_LONGEST_NAME: Final = 255
-Name = Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME)]
+LONGEST_NAME: Final = 255
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Tally = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
-AGAIN: Final = 13  # characters that ``again`` adds to an id
+AGAIN: Final = 13  # characters that an id gets which came before: see ``called.again``
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape"]
@@ -254,24 +254,6 @@ def place(choice: int, prompts: int, outputs: int) -> tuple[int, int]:
         return (0 if prompts == 1 else choice), choice
     prompt, own = divmod(choice, CHOICES)
     return prompt, prompt * each + own
-
-
-def again(request_id: str, nonce: str) -> str:
-    """Return the id of another request with the same id; ``nonce`` is 12 hex digits.
-
-    >>> again("chatcmpl-a", "0123456789ab")
-    'chatcmpl-a~0123456789ab'
-    """
-    return f"{request_id[: _LONGEST_NAME - AGAIN]}~{nonce}"
-
-
-def is_called(request_id: str, asked: str) -> bool:
-    """Say whether a client means ``request_id`` by ``asked``: that id, or what ``again`` made of it.
-
-    >>> [is_called(one, "a") for one in ("a", "a~0123456789ab", "a~0123", "ab")]
-    [True, True, False, False]
-    """
-    return request_id == asked or (request_id[:-AGAIN] == asked and request_id[-AGAIN:].startswith("~"))
 
 
 def user_hash(user: str) -> str:

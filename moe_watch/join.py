@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, Literal
 
-from moe_watch import memory, wire
+from moe_watch import called, memory, wire
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
@@ -162,7 +162,7 @@ class Join:
         key = sent_as
         if hash(sent_as) in self._done or sent_as in self._named:
             nonce = blake2b(f"{frame.source} {frame.seq}".encode(), digest_size=6).hexdigest()
-            key = (frame.replica, wire.again(frame.request_id, nonce))
+            key = (frame.replica, called.again(frame.request_id, nonce))
         if key in self._open:
             self.refused["duplicate"] += 1
             return []

@@ -25,8 +25,8 @@ MOST_LAYERS: Final = 512
 MOST_EXPERTS: Final = 4096
 MOST_CELLS: Final = 1 << 16  # layers x experts
 # Bounds that a store and a memory can keep; checked where a frame is decoded. A range lets no nan and no infinity in.
-_LONGEST_NAME: Final = 255
-Name = Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME)]
+LONGEST_NAME: Final = 255
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_FRAME_BYTES)]
@@ -45,7 +45,7 @@ PerLayer = Annotated[list[Mean], msgspec.Meta(max_length=8 * MOST_LAYERS)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
-AGAIN: Final = 13  # characters that ``again`` adds to an id
+AGAIN: Final = 13  # characters that an id gets which came before: see ``called.again``
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape", "model_too_large", "memory"]
@@ -272,24 +272,6 @@ def place(choice: int, prompts: int, outputs: int) -> tuple[int, int]:
         return (0 if prompts == 1 else choice), choice
     prompt, own = divmod(choice, CHOICES)
     return prompt, prompt * each + own
-
-
-def again(request_id: str, nonce: str) -> str:
-    """Return the id of another request with the same id; ``nonce`` is 12 hex digits.
-
-    >>> again("chatcmpl-a", "0123456789ab")
-    'chatcmpl-a~0123456789ab'
-    """
-    return f"{request_id[: _LONGEST_NAME - AGAIN]}~{nonce}"
-
-
-def is_called(request_id: str, asked: str) -> bool:
-    """Say whether a client means ``request_id`` by ``asked``: that id, or what ``again`` made of it.
-
-    >>> [is_called(one, "a") for one in ("a", "a~0123456789ab", "a~0123", "ab")]
-    [True, True, False, False]
-    """
-    return request_id == asked or (request_id[:-AGAIN] == asked and request_id[-AGAIN:].startswith("~"))
 
 
 def user_hash(user: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch import wire
+from moe_watch.called import is_called
 from moe_watch.store import residue
 from moe_watch.store.engine import empty_log, files, rewrite
 from moe_watch.store.models import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
@@ -42,7 +42,7 @@ class Who:
 
     def has(self, values: dict[str, Any]) -> bool:
         """Say whether a row of ``requests`` is one of these."""
-        if self.request_id is not None and wire.is_called(values["request_id"], self.request_id):
+        if self.request_id is not None and is_called(values["request_id"], self.request_id):
             return True
         return self.user_hash is not None and values["user_hash"] == self.user_hash
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
     TimeoutError,  # noqa: A004 - of the pool
 )
 
-from moe_watch import wire
+from moe_watch import called
 from moe_watch.store import bulk, models
 from moe_watch.store.engine import quick
 
@@ -181,7 +181,7 @@ def _apart(connection: Connection, requests: list[NewRequest]) -> tuple[list[New
         key, at = tuple(_key(request).values()), request.values["finished_at"]
         if there.get(key, at) != at:
             nonce = blake2b(f"{key} {at!r}".encode(), digest_size=6).hexdigest()
-            renamed = {**request.values, "request_id": wire.again(request.values["request_id"], nonce)}
+            renamed = {**request.values, "request_id": called.again(request.values["request_id"], nonce)}
             others.append(request := msgspec.structs.replace(request, values=renamed))
         all_of_them.append(request)
     return all_of_them, others

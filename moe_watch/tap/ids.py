@@ -10,9 +10,9 @@ from typing import Final
 
 from moe_watch import wire
 
-_LONGEST: Final = 255 - wire.AGAIN - 2  # as wire.Name, with room for what tells a repeated id from the first
+_LONGEST: Final = wire.LONGEST_NAME - wire.AGAIN - 2  # with room for what tells a repeated id from the first
 _MOST_USED: Final = 1 << 16
-_AGAIN: Final = re.compile(r"~[0-9a-f]{12}\Z")  # wire.again
+_AGAIN: Final = re.compile(r"~[0-9a-f]{12}\Z")  # moe_watch.called
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
 _CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
 _PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts
@@ -64,7 +64,7 @@ class Used:
         self._hashes: OrderedDict[int, None] = OrderedDict()
 
     def unique(self, prefix: str, chosen: bytes) -> bytes:
-        """Return ``chosen``, or where it came lately what ``wire.again`` makes of it."""
+        """Return ``chosen``, or where it came lately that with 12 random digits behind it."""
         known = hash((prefix, chosen))
         if known in self._hashes:
             self._hashes.move_to_end(known)

@@ -140,8 +140,8 @@ MODEL: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"{SUBJECT} writes worse than the dense model, and worse than it used to",
         description=(
-            'The sequential test on the gap to the dense model raised an alarm: at least {{ $value | printf "%.2f" }} nats '
-            "per token. The dense model answered the same prompts, so harder prompts alone do not raise it."
+            'The sequential test on the gap to the dense model raised an alarm: at least {{ $value | printf "%.2f" }} '
+            "nats per token. The dense model answered the same prompts, so harder prompts alone do not raise it."
         ),
         dashboard="moe-watch-quality",
     ),
@@ -228,7 +228,8 @@ SERVING: Final = (
         summary=f"First tokens of prompts in the length bucket {{{{ $labels.context }}}} come too late on {SUBJECT}",
         description=(
             "{{ $value | humanizePercentage }} of them exceeded the budget of their length; "
-            f"{1 - limit.TTFT_OBJECTIVE_RATIO:.0%} may. Both the long and the short window burn, so it is happening now."
+            f"{1 - limit.TTFT_OBJECTIVE_RATIO:.0%} may. Both the long and the short window burn, so it "
+            "is happening now."
         ),
         dashboard="moe-watch-serving",
     ),
@@ -259,8 +260,8 @@ MONITOR: Final = (
             "{{ with $labels.replica }} on {{ . }}{{ end }}{{ with $labels.instance }} behind {{ . }}{{ end }}"
         ),
         description=(
-            "No routing arrives: the tap inside vLLM is off or blind, or the sidecar is down, no longer scraped, or was "
-            "never scraped. All other moe-watch alerts lack data: that they do not fire does not mean all is well."
+            "No routing arrives: the tap inside vLLM is off or blind, or the sidecar is down, no longer scraped, or "
+            "was never scraped. All other moe-watch alerts lack data: that they do not fire does not mean all is well."
         ),
         dashboard="moe-watch-health",
     ),

@@ -213,7 +213,7 @@ def test_a_person_is_forgotten_while_the_sidecar_runs(tmp_path: Path) -> None:
             process.send(routing, latency, tap.request(routing.request_id, user=ANN, sample=sample, sample_rate=1.0))  # type: ignore[union-attr]
             process.send(*tap.whole())
         process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 60)
-        time.sleep(0.5)  # written
+        process.until_rows("select count(*) from requests", [(60,)])
         assert traces(tmp_path)
         done = subprocess.run(
             [sys.executable, "-m", "moe_watch.cli", "forget", "--user", "ann"],

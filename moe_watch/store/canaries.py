@@ -94,6 +94,16 @@ def reference_sets(engine: Engine, model: str, kind: str = "vllm") -> list[tuple
         return [(version, int(rounds)) for version, rounds in session.execute(query).tuples()]
 
 
+def reference_since(engine: Engine, run: CanaryRun) -> float:
+    """Return when the oldest round was recorded of the reference that ``run`` was held against; 0 without one."""
+    query = select(func.min(CanaryRun.at)).where(
+        *(CanaryRun.reference, CanaryRun.set_version == run.set_version),
+        *(CanaryRun.engine == run.engine, CanaryRun.model_id == run.model_id),
+    )
+    with Session(engine) as session:
+        return float(session.scalar(query) or 0.0)
+
+
 def retire(engine: Engine, model: str, set_version: str, kind: str = "vllm") -> int:
     """Take the rounds of ``model`` out of the reference, keeping them as history; return how many they were."""
     of_model = select(Model.id).where(Model.name == model)

@@ -20,8 +20,8 @@ from moe_watch.shadow import worker
 def command(url: str | None, model: str | None, store_url: str | None) -> None:
     """Replay sampled requests to the dense model until stopped.
 
-    The sidecar does the same by itself if shadow.url is set; a separate process can run near the dense model and needs only
-    the store. In that case set shadow.inside to false for the sidecar, or it processes the samples first.
+    The sidecar does the same by itself if shadow.url is set; a separate process can run near the dense model and needs
+    only the store. In that case set shadow.inside to false for the sidecar, or it processes the samples first.
     """
     settings = commands.settings()
     settings.shadow.url = url or settings.shadow.url

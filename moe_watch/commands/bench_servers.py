@@ -1,4 +1,4 @@
-"""``moe-watch bench-servers``: where does the MoE begin to pay."""
+"""``moe-watch bench-servers``: from which concurrency on the MoE is faster than the dense model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,22 @@ from moe_watch.store.models import ServerBench
 
 @click.command()
 @click.option("--moe", "moe_url", type=commands.ADDRESS, help="Base URL of the MoE's server; by default vllm_url.")
-@click.option("--dense", "dense_url", type=commands.ADDRESS, help="That of the dense model's; by default shadow.url.")
-@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Requests under way at once.")
-@click.option("--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Turns of each server.")
-@click.option("--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts.")
-@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Length of the answers.")
-@click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A file with a prompt a line.")
+@click.option(
+    "--dense", "dense_url", type=commands.ADDRESS, help="Base URL of the dense model's server; by default shadow.url."
+)
+@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Numbers of requests under way at once.")
+@click.option(
+    "--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Number of turns of each server."
+)
+@click.option(
+    "--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts, words."
+)
+@click.option(
+    "--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Maximum length of the answers, tokens."
+)
+@click.option(
+    "--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A file with one prompt per line."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the result in the store for the report.")
 def command(
@@ -50,7 +60,7 @@ def command(
     as_json: bool,
     save: bool,
 ) -> None:
-    """Load both servers in turns, with the same prompts, and say from which concurrency on the MoE is faster.
+    """Load both servers in turns, with the same prompts, and print from which concurrency on the MoE is faster.
 
     This is load on a production server: it is short (a few requests per level and round) but real.
     """

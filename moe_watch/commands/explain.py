@@ -27,7 +27,7 @@ _EPISODE: Final = re.compile(r"(?:episode:|alarm:)?(\d{1,15})")
 
 
 @click.command()
-@click.argument("what", metavar="REQUEST_ID | ALERT | episode:NUMBER")
+@click.argument("what", metavar="REQUEST_ID | ALERT | alarm:NUMBER")
 @click.option("--json", "raw", is_flag=True, help="Print JSON.")
 def command(what: str, *, raw: bool) -> None:
     """Explain a request (its routing against the baseline), an alarm by its number, or an alert by its name."""

@@ -16,10 +16,10 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from moe_watch.demo.servers import ServerError
-from moe_watch.demo.stage import Stage
-from moe_watch.demo.story import run
-from moe_watch.demo.waiting import NotShown
+from demo.servers import ServerError
+from demo.stage import Stage
+from demo.story import run
+from demo.waiting import NotShown
 
 _NOT_SHOWN, _SERVER_ENDED = 1, 3  # 2 is click's, for wrong options
 

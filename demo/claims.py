@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_watch.demo.waiting import NotShown, claim
-from moe_watch.status import Episode, Suspect
+from demo.waiting import NotShown, claim
+from moe_watch.domain.status import Episode, Suspect
 
 _LAYER = re.compile(r"\blayer\s+\d+")
 _EXPERT = re.compile(r"\bexpert\s+\d+")

@@ -11,8 +11,8 @@ import random
 from collections.abc import Iterator
 from functools import partial
 
-from moe_watch.demo import domains, library, unseen
-from moe_watch.demo.exchange import Exchange, Writer
+from demo import domains, library, unseen
+from demo.exchange import Exchange, Writer
 
 GENERATED: dict[str, Writer] = {
     "arithmetic": domains.arithmetic,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from moe_watch.demo.exchange import Exchange, join_until
+from demo.exchange import Exchange, join_until
 
 NAMES = (
     *("Alice", "Bruno", "Carla", "David", "Elena", "Felix", "Grace", "Henry", "Irene", "Jonas", "Karin", "Louis"),

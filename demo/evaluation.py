@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from moe_watch.demo import corpus
-from moe_watch.demo.exchange import Exchange
-from moe_watch.demo.packing import Rows, encode
+from demo import corpus
+from demo.exchange import Exchange
+from demo.packing import Rows, encode
 
 TEXTS_PER_DOMAIN = 16
 MAX_TOKENS = 384

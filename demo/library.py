@@ -10,7 +10,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from moe_watch.demo.exchange import Exchange
+from demo.exchange import Exchange
 
 LEFT_OUT = {
     "__pycache__",

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 
-from moe_watch.demo import corpus, tokenizer
-from moe_watch.demo.exchange import Exchange
+from demo import corpus, tokenizer
+from demo.exchange import Exchange
 
 ROWS, LENGTH = 12, 256
 PLAIN_SHARE = 0.25

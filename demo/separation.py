@@ -15,8 +15,8 @@ from scipy.stats import rankdata
 from tokenizers import Tokenizer
 from torch import nn
 
-from moe_watch.demo import corpus
-from moe_watch.demo.routing import fingerprints
+from demo import corpus
+from demo.routing import fingerprints
 
 NEIGHBOURS = 10
 CHARACTERS = 500

@@ -139,7 +139,7 @@ def start_sidecar(work: Path, *, env: Mapping[str, str], port: int | None = None
     port = port or free_port()
     return start(
         name,
-        [sys.executable, "-m", "moe_watch.cli", "serve"],
+        [sys.executable, "-m", "moe_watch.cli.main", "serve"],
         url=f"http://127.0.0.1:{port}",
         work=work,
         env={**env, "MOE_WATCH_HTTP__PORT": str(port)},

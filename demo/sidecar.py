@@ -5,10 +5,12 @@ from __future__ import annotations
 import httpx
 import msgspec
 
-from moe_watch.demo.servers import Server, ServerError
-from moe_watch.report.figures import plural
-from moe_watch.status import Replica, Status
-from moe_watch.store import engine, episodes, requests, served, shadows
+from demo.servers import Server, ServerError
+from moe_watch.domain.amounts import plural
+from moe_watch.domain.status import Replica, Status
+from moe_watch.store import engine
+from moe_watch.store.read import requests
+from moe_watch.store.records import alarms, served_models, shadows
 
 _ANSWER_S = 10  # of a machine that is busy: it is asked again
 DYING_S = 5.0  # from the end of a server's connections to the end of its process
@@ -72,7 +74,7 @@ class Sidecar:
             return NO_ANSWER
         if replica.routed < sent:
             return f"{replica.routed} are judged ({plural(replica.requests, 'request')} came)"
-        stored = sum(requests.count(self._store, model.id) for model in served.by_name(self._store, self._model))
+        stored = sum(requests.count(self._store, model.id) for model in served_models.by_name(self._store, self._model))
         return "" if stored >= sent else f"all are judged, {stored} are stored"
 
     def unanswered(self) -> str:
@@ -82,6 +84,6 @@ class Sidecar:
 
     def unwritten(self, *kinds: str) -> str:
         """Say which alarms the store does not have yet."""
-        known = {episode.kind for episode in episodes.between(self._store, 0, float("inf"))}
+        known = {episode.kind for episode in alarms.between(self._store, 0, float("inf"))}
         missing = [kind for kind in kinds if kind not in known]
         return f"{', '.join(missing)} not yet" if missing else ""

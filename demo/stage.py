@@ -19,20 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from moe_watch.demo import servers
-from moe_watch.demo.claims import Said
-from moe_watch.demo.servers import ServerError
-from moe_watch.demo.sidecar import DYING_S, NO_ANSWER, Sidecar
-from moe_watch.demo.traffic import Prompt, send
-from moe_watch.demo.waiting import PATIENCE_S, Wait
-from moe_watch.status import Replica
+from demo import servers
+from demo.claims import Said
+from demo.servers import ServerError
+from demo.sidecar import DYING_S, NO_ANSWER, Sidecar
+from demo.traffic import Prompt, send
+from demo.waiting import PATIENCE_S, Wait
+from moe_watch.domain.status import Replica
 
 MODELS = Path(__file__).parent / "models"
 MODEL = "gemma-4-tiny-moe"
 DENSE = "gemma-4-tiny-dense"
 WINDOW_S = 10
 _REPLICA = "demo"
-_COMMAND = (sys.executable, "-m", "moe_watch.cli")
+_COMMAND = (sys.executable, "-m", "moe_watch.cli.main")
 _POLL_S = 0.25
 
 
@@ -90,7 +90,7 @@ class Stage:
             checkpoint,
             work=self.out,
             served_name=MODEL,
-            args=["--middleware", "moe_watch.tap.samples.Middleware"],
+            args=["--middleware", "moe_watch.tap.middleware.Middleware"],
             env=self.env,
             port=self._vllm_port,
         )

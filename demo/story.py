@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 from rich.markup import escape
 
-from moe_watch.demo import claims
-from moe_watch.demo.faults import rotate_experts
-from moe_watch.demo.sidecar import NO_ANSWER
-from moe_watch.demo.stage import MODELS, WINDOW_S, Stage
-from moe_watch.demo.traffic import mixture
-from moe_watch.tables import Prose
+from demo import claims
+from demo.faults import rotate_experts
+from demo.sidecar import NO_ANSWER
+from demo.stage import MODELS, WINDOW_S, Stage
+from demo.traffic import mixture
+from moe_watch.cli.tables import Prose
 
 _LEARN = 900
 _NORMAL = 300

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from moe_watch.demo import corpus
+from demo import corpus
 
 VOCABULARY = 4096
 PAD, EOS, BOS, UNKNOWN, START, END = "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"

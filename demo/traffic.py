@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from openai import AsyncOpenAI
 
-from moe_watch.demo import corpus
+from demo import corpus
 
 
 @dataclass(frozen=True)

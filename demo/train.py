@@ -1,4 +1,4 @@
-"""Train a tiny model of the Gemma-4 architecture: ``python -m moe_watch.demo.train moe|dense --out DIR``."""
+"""Train a tiny model of the Gemma-4 architecture: ``python -m demo.train moe|dense --out DIR``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-from moe_watch.demo import evaluation, tokenizer
-from moe_watch.demo.packing import LENGTH, ROWS, training_rows
-from moe_watch.demo.routing import RouterTap
+from demo import evaluation, tokenizer
+from demo.packing import LENGTH, ROWS, training_rows
+from demo.routing import RouterTap
 
 STEPS = 450
 PEAK_RATE = 4e-3
@@ -130,7 +130,7 @@ def main(kind: str, out: Path, steps: int, seed: int, threads: int) -> None:
     texts = evaluation.load_texts(out.parent) or evaluation.write_texts(out.parent)
     options = f"--steps {steps} --seed {seed} --threads {threads}"
     log = {
-        "command": f"python -m moe_watch.demo.train {kind} --out {out} {options}",
+        "command": f"python -m demo.train {kind} --out {out} {options}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens": steps * ROWS * LENGTH,
         "seconds": seconds,

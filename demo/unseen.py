@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from string import Template
 
-from moe_watch.demo import domains, snippets
-from moe_watch.demo.exchange import Exchange, Writer, join_until
+from demo import domains, snippets
+from demo.exchange import Exchange, Writer, join_until
 
 ANSWER_CHARACTERS = 120
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from moe_watch.detect.canary import Effect, Judgement
-from moe_watch.report.figures import plural, significant
+from moe_watch.detect.canary.comparison import Effect, Judgement
+from moe_watch.domain.amounts import plural, significant
 
 _BLIND = {
     "no_answer": "the server answered no canary",

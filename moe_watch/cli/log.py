@@ -6,14 +6,12 @@ import contextlib
 import io
 import logging
 import sys
-import traceback
-from pathlib import Path
 from typing import Literal, TextIO, cast
 
 import structlog
 
-from moe_watch.report.text import neutralise
-from moe_watch.terminal import flat
+from moe_watch.cli.terminal import flat
+from moe_watch.domain.sanitise import neutralise
 
 
 def configure(style: Literal["console", "json"]) -> None:
@@ -31,14 +29,6 @@ def configure(style: Literal["console", "json"]) -> None:
         ]
     logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
     structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
-
-
-def place_of(error: BaseException) -> str:
-    """Return the class of ``error`` and where it was raised; its message may quote what a server answered."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    return " < ".join([type(error).__name__, *(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))])
 
 
 def _harmless(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

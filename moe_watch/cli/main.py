@@ -1,4 +1,4 @@
-"""The command line: each command is a file of ``moe_watch.commands``, imported when it is used."""
+"""The command line: each command is a file of ``moe_watch.cli.commands``, imported when it is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 
 import click
 
-from moe_watch import __version__, commands
+from moe_watch import __version__
+from moe_watch.cli import commands
 
 
 class Commands(click.Group):
@@ -24,7 +25,7 @@ class Commands(click.Group):
         """Return one command; None for an unknown name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        found = importlib.import_module(f"moe_watch.commands.{cmd_name.replace('-', '_')}").command
+        found = importlib.import_module(f"moe_watch.cli.commands.{cmd_name.replace('-', '_')}").command
         return found if isinstance(found, click.Command) else None
 
     def invoke(self, ctx: click.Context) -> object:
@@ -32,7 +33,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            from moe_watch.terminal import flat  # noqa: PLC0415 - help needs no rich
+            from moe_watch.cli.terminal import flat  # noqa: PLC0415 - help needs no rich
 
             error.message = flat(error.message)  # type: ignore[misc]
             raise

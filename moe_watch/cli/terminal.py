@@ -14,7 +14,7 @@ import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from moe_watch.report.text import neutralise
+from moe_watch.domain.sanitise import neutralise
 
 _WHOLE: Final = sys.maxsize
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import channels, drift, recovery
-from moe_watch.detect.baseline import Baseline
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.ood import OodScores, assess
-from moe_watch.detect.recovery import Recovery
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import channels, recovery, sequential
+from moe_watch.detect.drift.recovery import Recovery
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.detect.ood.score import OodScores, assess
 
 _STEP = 64  # requests accumulated at once
 NAMES = {"part": "ood"}  # kinds of channels that go by the name of another
@@ -49,10 +49,10 @@ class LiveState:
     """Where the detectors stand after the requests seen so far."""
 
     threshold: float
-    bank: drift.Bank
+    bank: sequential.Bank
     kinds: tuple[str, ...]
     layers: tuple[int | None, ...]
-    sums: drift.Sums
+    sums: sequential.Sums
     recovery: Recovery | None = None  # set while a drift is on
 
 
@@ -63,16 +63,16 @@ def start(baseline: Baseline, average_run_length: float, tolerance: float = 0.0)
     """
     kinds, layers = channels.names(baseline.layers, len(baseline.views.groups))
     return begin(
-        drift.bank(baseline.scores, kinds, average_run_length, baseline.kept, tolerance),
+        sequential.bank(baseline.scores, kinds, average_run_length, baseline.kept, tolerance),
         kinds,
         layers,
         average_run_length,
     )
 
 
-def begin(bank: drift.Bank, kinds: tuple[str, ...], layers: tuple[int | None, ...], threshold: float) -> LiveState:
+def begin(bank: sequential.Bank, kinds: tuple[str, ...], layers: tuple[int | None, ...], threshold: float) -> LiveState:
     """Return the state of a bank before the first request; ``kinds`` and ``layers`` are the channels'."""
-    return LiveState(threshold, bank, kinds, layers, drift.Sums.zero(len(bank.weight)))
+    return LiveState(threshold, bank, kinds, layers, sequential.Sums.zero(len(bank.weight)))
 
 
 def observe(baseline: Baseline, state: LiveState, batch: Batch) -> tuple[LiveState, Observation]:
@@ -98,8 +98,8 @@ def follow(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, li
 def _watch(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState, int, Alarm | None]:
     """Feed requests while all is well, up to the one that raises an alarm; return how many that were, too."""
     bank = state.bank
-    worth, rests = drift.factors(bank, scores, state.sums.rest)
-    mass = drift.accumulate(state.sums.mass, worth)
+    worth, rests = sequential.factors(bank, scores, state.sums.rest)
+    mass = sequential.accumulate(state.sums.mass, worth)
     evidence = mass @ bank.weight / state.threshold
     over = np.flatnonzero(evidence >= 1)
     used = int(over[0]) + 1 if over.size else len(scores)
@@ -122,7 +122,7 @@ def _await_end(state: LiveState, scores: NDArray[np.float32]) -> tuple[LiveState
     top = now.bet
     kind, layer = state.kinds[state.bank.channel[top]], state.layers[state.bank.channel[top]]
     alarm = Alarm(0, False, NAMES.get(kind, kind), layer, now.calm, 0.0)  # noqa: FBT003
-    return replace(state, sums=drift.Sums.zero(len(state.bank.weight)), recovery=None), used, alarm
+    return replace(state, sums=sequential.Sums.zero(len(state.bank.weight)), recovery=None), used, alarm
 
 
 def _gauges(state: LiveState) -> tuple[float, dict[str, float]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 import unicodedata
+from pathlib import Path
 from typing import Final
 
 LONGEST: Final = 2_000  # characters of a sample that are shown
@@ -107,3 +109,11 @@ def _visible(character: str) -> str:
     if code < 0x20:
         return chr(0x2400 + code)
     return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def place_of(error: BaseException) -> str:
+    """Return the class of ``error`` and where it was raised; its message may quote what a server answered."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join([type(error).__name__, *(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))])

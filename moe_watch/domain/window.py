@@ -13,16 +13,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moe_watch.detect.batch import Batch
-from moe_watch.export import metrics
-from moe_watch.join import Joined
+from moe_watch.detect.common.batch import Batch
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series
 
 MOST_DOMAINS: Final = 32  # more of them in one window count as "other"
 P_EDGES: Final = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TOKEN_EDGES: Final = tuple(float(2**power) for power in range(4, 18))
 EDGES: Final[dict[str, tuple[float, ...]]] = {  # name of a histogram -> upper bounds, the last bucket is open
-    **{f"ttft_s.{context}": metrics.TTFT_BUCKETS for context in metrics.CONTEXTS},
-    "tpot_s": metrics.TPOT_BUCKETS,
+    **{f"ttft_s.{context}": series.TTFT_BUCKETS for context in series.CONTEXTS},
+    "tpot_s": series.TPOT_BUCKETS,
     "prompt_tokens": TOKEN_EDGES,
     "output_tokens": TOKEN_EDGES,
     "ood_p": P_EDGES,
@@ -77,10 +77,10 @@ class Window:
         self.histogram("prompt_tokens", tokens)
         self.histogram("output_tokens", [latency.output_tokens for latency in timed])
         self.histogram("tpot_s", [latency.tpot_s for latency in timed if latency.output_tokens > 1])
-        contexts = np.searchsorted(list(metrics.CONTEXT_BUCKETS.values()), tokens)
+        contexts = np.searchsorted(list(series.CONTEXT_BUCKETS.values()), tokens)
         ttft = np.array([latency.ttft_s for latency in timed])
         for bucket in np.unique(contexts):
-            self.histogram(f"ttft_s.{metrics.CONTEXTS[bucket]}", ttft[contexts == bucket])
+            self.histogram(f"ttft_s.{series.CONTEXTS[bucket]}", ttft[contexts == bucket])
 
     def add_routing(self, batch: Batch) -> None:
         """Add the fingerprints of ``batch``."""
@@ -187,7 +187,7 @@ def _frames(request: Joined) -> int:
 
 def outcome(request: Joined) -> str:
     """Return how a request ended, as one of ``metrics.OUTCOMES``."""
-    if request.latency is not None and request.latency.finish_reason in metrics.OUTCOMES:
+    if request.latency is not None and request.latency.finish_reason in series.OUTCOMES:
         return request.latency.finish_reason
     if request.request is not None and request.request.status >= 400:
         return "error"

@@ -16,16 +16,16 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import whereabouts
-from moe_watch.aggregate import Window
-from moe_watch.detect import replica
-from moe_watch.detect.localise import localise
-from moe_watch.detect.moments import Moments, of_baseline
-from moe_watch.detect.replica import Standing
+from moe_watch.detect.drift import location, replica
+from moe_watch.detect.drift.localise import localise
+from moe_watch.detect.drift.moments import Moments, of_baseline
+from moe_watch.detect.drift.replica import Standing
+from moe_watch.domain.window import Window
 from moe_watch.settings import Settings
-from moe_watch.store import baselines, fleet, served
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Model
+from moe_watch.store.read import fleet
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.schema import Model
 
 _POLL_S: Final = 5.0
 _GRACE_S: Final = 7.0  # a window is written to its end within so many seconds
@@ -85,7 +85,7 @@ def compare(engine: Engine, settings: Settings, identity: str, now: float) -> bo
     longest = _LONGEST * settings.window_s
     # What was compared far ahead of now was so by a clock that has been set back since.
     since = max(state.through if state.through <= until + longest else 0.0, until - longest)
-    model = served.by_identity(engine, identity)
+    model = served_models.by_identity(engine, identity)
     if model is None or until <= since or 0 <= now - state.claimed < _CLAIM_S:
         return False
     requests = fleet.routed(engine, model, since, until)
@@ -156,4 +156,4 @@ def _say_where(engine: Engine, model: Model, state: State, name: str, *, since: 
         return
     siblings = sum(others[1:], start=others[0])
     ids = list(model.detail.get("layer_ids") or range(model.layers))
-    state.where[name] = whereabouts.evidence(localise(siblings, mine), ids)
+    state.where[name] = location.evidence(localise(siblings, mine), ids)

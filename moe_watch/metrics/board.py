@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moe_watch.export import metrics
-from moe_watch.export.metrics import Metric
-from moe_watch.export.traces import Spans
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.series import Metric
+from moe_watch.metrics.spans import Spans
 
 LabelValues = tuple[str, ...]
 

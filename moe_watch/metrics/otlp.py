@@ -31,8 +31,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from moe_watch import __version__
-from moe_watch.export import metrics, snapshot
-from moe_watch.export.snapshot import Board, Family, Series
+from moe_watch.metrics import board as snapshot
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board, Family, Series
 from moe_watch.settings import OtlpSettings
 
 _UNITS: Final = {"_seconds": "s", "_bytes": "By", "_ratio": "1", "_nats": "nat"}

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as PrometheusExemplar
 
-from moe_watch.export.snapshot import Board, Exemplar, Family, Histogram, Series
+from moe_watch.metrics.board import Board, Exemplar, Family, Histogram, Series
 
 _EXEMPLAR: Final = 128
 

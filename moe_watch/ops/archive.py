@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from moe_watch import private, wire
-from moe_watch.backtest import Recorded
-from moe_watch.detect.batch import Batch
-from moe_watch.store import arrays
-from moe_watch.store.forget import Who
-from moe_watch.store.models import Model
-from moe_watch.store.prune import DAY_S
-from moe_watch.store.requests import unpack_confidence
+from moe_watch import wire
+from moe_watch.detect.common.batch import Batch
+from moe_watch.domain import private_files
+from moe_watch.ops.backtest import Recorded
+from moe_watch.store.codecs import arrays
+from moe_watch.store.lifecycle.forget import Who
+from moe_watch.store.lifecycle.prune import DAY_S
+from moe_watch.store.read.requests import unpack_confidence
+from moe_watch.store.schema import Model
 
 _COLUMNS = (
     *("replica", "request_id", "choice", "finished_at", "outcome", "prompt_tokens", "output_tokens", "domain"),
@@ -58,7 +59,7 @@ def write(chunks: Iterable[Any], model: Model, address: str) -> int:
             yield pa.RecordBatch.from_pydict(table, schema=schema)
 
     filesystem, path = _filesystem(address)
-    with private.umask():
+    with private_files.umask():
         dataset.write_dataset(
             batches(),
             path,
@@ -139,7 +140,7 @@ def forget(address: str, who: Who) -> int:
     for path, table, kept in _holding(address, who):
         folder, _, name = path.rpartition("/")
         part = f"{folder}/.{name}.part"  # a dot hides it from readers
-        with private.umask(), filesystem.open(part, "wb") as file:
+        with private_files.umask(), filesystem.open(part, "wb") as file:
             parquet.write_table(kept, file)
         filesystem.mv(part, path)
         gone += table.num_rows - kept.num_rows

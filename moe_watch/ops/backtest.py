@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import live
-from moe_watch.detect.baseline import Baseline
-from moe_watch.detect.batch import Batch
+from moe_watch.detect import online
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(
     replica: str, stream: Iterable[Recorded], baseline: Baseline, average_run_length: float, alpha: float
 ) -> Outcome:
     """Return what the detectors say of ``stream`` with a promise of ``average_run_length`` requests."""
-    state = live.start(baseline, average_run_length)
+    state = online.start(baseline, average_run_length)
     times: list[NDArray[np.float64]] = []
     fired: list[Fired] = []
     seen = unusual = 0
@@ -65,7 +65,7 @@ def run(
         batch = recorded.batch
         finished = np.zeros(len(batch)) if batch.finished_at is None else batch.finished_at
         times.append(finished)
-        state, observation = live.observe(baseline, state, batch)
+        state, observation = online.observe(baseline, state, batch)
         unusual += int((observation.ood.p <= alpha).sum())
         for alarm in observation.alarms:
             if alarm.started:

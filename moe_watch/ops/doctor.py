@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from moe_watch import ipc
-from moe_watch.addresses import bearer, shown, why
-from moe_watch.client import SidecarError, fetch_status
-from moe_watch.ingest import is_loopback
+from moe_watch.domain.status import Replica, Status
+from moe_watch.ops.sidecar_api import SidecarError, fetch_status
+from moe_watch.servers.urls import bearer, is_loopback, shown, why
 from moe_watch.settings import Settings
-from moe_watch.status import Replica, Status
-from moe_watch.store import baselines, engine, migrate, served
+from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
+from moe_watch.store.records import baselines, served_models
 
 State = Literal["ok", "warn", "fail"]
 _MOST_SKEW_S: Final = 2.0
@@ -191,7 +191,7 @@ def _store(settings: Settings) -> Iterator[Check]:
         if path is not None and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
             yield Check("store", "warn", f"{path} is open to other users (mode {mode:o})", f"chmod 600 {path}*")
         yield from _foreign_baselines(
-            lambda: baselines.active(opened), lambda: served.announced(opened, settings.sidecar)
+            lambda: baselines.active(opened), lambda: served_models.announced(opened, settings.sidecar)
         )
     except StoreError as error:
         remedy = "correct MOE_WATCH_STORE__URL, or start the database"
@@ -203,7 +203,7 @@ def _foreign_baselines(
 ) -> Iterator[Check]:
     """Yield a check when baselines are active, but none of a model that is served."""
     known = active()
-    serving = {served.identity(model): model.model for model in announced() if model.layers}
+    serving = {served_models.identity(model): model.model for model in announced() if model.layers}
     if known and serving and not set(known) & set(serving):
         names = ", ".join(sorted(set(serving.values())))
         remedy = "fit one on the traffic of the model that is served now: a baseline of another model says nothing"

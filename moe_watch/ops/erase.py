@@ -12,14 +12,14 @@ import msgspec
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from moe_watch import batches, history
-from moe_watch.addresses import shown
+from moe_watch.ops import archive
+from moe_watch.servers.urls import shown
 from moe_watch.settings import Settings
-from moe_watch.spool import Spool, waiting
-from moe_watch.store import forget as kept
+from moe_watch.store import batches
 from moe_watch.store.engine import empty_log
-from moe_watch.store.forget import Mine, Who
-from moe_watch.writer import spool_folder
+from moe_watch.store.lifecycle import forget as kept
+from moe_watch.store.lifecycle.forget import Mine, Who
+from moe_watch.store.spool import Spool, spool_folder, waiting
 
 _POLL_S: Final = 0.2
 
@@ -44,7 +44,7 @@ def everywhere(
     found = kept.find(engine, who)
     mine = Mine(found.keys, found.ids | ids)
     yield _store(f"store {shown(settings.store.url)}", engine, who, mine)
-    named = [history.absolute(address) for address in addresses]
+    named = [archive.absolute(address) for address in addresses]
     for address in dict.fromkeys([*named, *kept.exports(engine)]):
         yield _export(address, who, must_be=address in named)
 
@@ -107,9 +107,9 @@ def _count(payloads: Iterator[bytes], who: Who, ids: set[str]) -> Iterator[int]:
 def _export(address: str, who: Who, *, must_be: bool) -> Place:
     name = f"export {shown(address)}"
     try:
-        if not must_be and not history.exists(address):
+        if not must_be and not archive.exists(address):
             return Place(name, {}, 0, note="not there any more: if it was moved, name its new place with --export")
-        gone = history.forget(address, who)
-        return Place(name, {"rows": gone}, history.count(address, who))
-    except (history.HistoryError, ImportError, OSError) as error:
+        gone = archive.forget(address, who)
+        return Place(name, {"rows": gone}, archive.count(address, who))
+    except (archive.HistoryError, ImportError, OSError) as error:
         return Place(name, {}, 0, f"cannot be searched: {error}")

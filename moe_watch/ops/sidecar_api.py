@@ -7,9 +7,9 @@ import ssl
 import httpx
 import msgspec
 
-from moe_watch.addresses import bearer, shown, why
+from moe_watch.domain.status import Status
+from moe_watch.servers.urls import bearer, shown, why
 from moe_watch.settings import HttpSettings
-from moe_watch.status import Status
 
 _TIMEOUT_S = 10.0
 

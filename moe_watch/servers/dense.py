@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from moe_watch.addresses import refused, why
-from moe_watch.serving import stream
+from moe_watch.servers import stream
+from moe_watch.servers.urls import refused, why
 
 _RUNNING = "vllm:num_requests_running"
 _RUNNING_EVERY_S = 1.0

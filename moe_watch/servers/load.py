@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-from moe_watch.addresses import refused, why
-from moe_watch.detect.advantage import rounds as ratio_of_rounds
-from moe_watch.detect.gap import Estimate
-from moe_watch.serving import stream
+from moe_watch.detect.common.weighted_estimates import Estimate
+from moe_watch.detect.quality.advantage import rounds as ratio_of_rounds
+from moe_watch.servers import stream
+from moe_watch.servers.urls import refused, why
 
 _STORY = (
     "the report says that a small team moved its service to new machines last spring and wrote down what went well "

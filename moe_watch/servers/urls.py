@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 import httpx
@@ -53,3 +54,15 @@ def bearer(secret: SecretStr | None) -> dict[str, str]:
     ({'Authorization': 'Bearer x'}, {})
     """
     return {"Authorization": f"Bearer {secret.get_secret_value()}"} if secret else {}
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether ``host`` is reached from this machine alone.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "*", "10.0.0.7")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

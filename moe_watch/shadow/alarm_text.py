@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moe_watch.detect import quality
-from moe_watch.detect.did import Cause
-from moe_watch.detect.gap import Estimate
-from moe_watch.detect.quality import Observed
+from moe_watch.detect.common.weighted_estimates import Estimate
+from moe_watch.detect.quality import against_dense
+from moe_watch.detect.quality.against_dense import Observed
+from moe_watch.detect.quality.difference_in_differences import Cause
 from moe_watch.shadow.trial import Trial
 
 _CONTROL: dict[Cause, str] = {
@@ -22,12 +22,12 @@ _CONTROL: dict[Cause, str] = {
 
 def alarm(trial: Trial, before: Observed, after: Observed, where: str) -> tuple[str, dict[str, Any]]:
     """Return one line for a pager and the evidence behind it, from the requests before and since the change."""
-    old, new = quality.review(before), quality.review(after)
-    compared = quality.compare(before, after)
+    old, new = against_dense.review(before), against_dense.review(after)
+    compared = against_dense.compare(before, after)
     if trial.kind == "quality":
         what = f"the quality gap is {said(new.gap)} nats per token, it was {said(old.gap)}"
     else:
-        kinds = [kind for kind in quality.GARBLED if kind in new.defects]
+        kinds = [kind for kind in against_dense.GARBLED if kind in new.defects]
         worst = sorted(kinds, key=lambda kind: -new.defects[kind].value)
         what = f"{said(new.garbled, percent=True)} of outputs are garbled, it was {said(old.garbled, percent=True)}"
         what += f" (mostly {worst[0]})" if worst else ""

@@ -13,14 +13,14 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import fleet
-from moe_watch.detect.replica import Standing
-from moe_watch.export.snapshot import Board
+from moe_watch.detect.drift.replica import Standing
+from moe_watch.fleet import siblings as fleet
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
 from moe_watch.shadow.watch import Change, QualityWatch
-from moe_watch.store import canaries
-from moe_watch.store.models import CanaryRun
-from moe_watch.store.served import by_identity
+from moe_watch.store.records import canaries
+from moe_watch.store.records.served_models import by_identity
+from moe_watch.store.schema import CanaryRun
 
 _log = structlog.get_logger()
 P = ParamSpec("P")

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 import zmq
 
-from moe_watch.ingest import bind_again
+from moe_watch.sidecar.intake import bind_again
 
 _OWN: Final = 128  # for the store, the spool, libzmq itself and the servers that are asked
 _MOST_CALLERS: Final = 256

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from moe_watch.ingest import is_loopback
+from moe_watch.servers.urls import is_loopback
 from moe_watch.settings import HttpSettings
 
 ANY_NAME: Final = frozenset({"/healthz", "/readyz", "/metrics"})

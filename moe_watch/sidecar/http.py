@@ -21,12 +21,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from moe_watch.export import prometheus
-from moe_watch.hosts import Hosts
-from moe_watch.ingest import is_loopback
-from moe_watch.plain import encodable
+from moe_watch.domain.plain import encodable
+from moe_watch.domain.status import Matrix, Status
+from moe_watch.metrics import prometheus
+from moe_watch.servers.urls import is_loopback
 from moe_watch.settings import HttpSettings, Settings
-from moe_watch.status import Matrix, Status
+from moe_watch.sidecar.hosts import Hosts
 
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _JSON: Final = "application/json"
@@ -41,7 +41,7 @@ class EndedError(RuntimeError):
 
 
 class Pages(Protocol):
-    """What ``moe_watch.report.page`` provides, where it is there."""
+    """What ``moe_watch.report.render.page`` provides, where it is there."""
 
     def routes(self, engine: Engine, settings: Settings, status: Callable[[], Awaitable[Status]]) -> list[Route]:
         """Return the routes of the page."""
@@ -145,9 +145,9 @@ def _as_json(value: object, code: int = 200) -> Response:
 
 def _page_routes(source: Source) -> list[Route]:
     """Return the routes of the page, where the report is installed with one."""
-    if importlib.util.find_spec("moe_watch.report.page") is None:
+    if importlib.util.find_spec("moe_watch.report.render.page") is None:
         return []
-    page: Pages = importlib.import_module("moe_watch.report.page")
+    page: Pages = importlib.import_module("moe_watch.report.render.page")
     return page.routes(source.engine, source.settings, source.status)
 
 

@@ -6,7 +6,6 @@ or of another shape than its replica's model; a frame that never came leaves a g
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections import Counter, OrderedDict
@@ -20,6 +19,7 @@ import structlog
 import zmq
 
 from moe_watch import ipc, wire
+from moe_watch.servers.urls import is_loopback
 
 Refusal = Literal[wire.Reason, "duplicate", "late", "unannounced", "too_many_replicas"]
 MOST_REPLICAS: Final = 256
@@ -84,18 +84,6 @@ def _bind_privately(socket: zmq.Socket[bytes], endpoint: str) -> None:
         socket.bind(endpoint)
     finally:
         os.umask(before)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether ``host`` is reached from this machine alone.
-
-    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "*", "10.0.0.7")]
-    [True, True, True, False, False, False]
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _prepare_ipc(path: Path) -> None:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, Literal
 
-from moe_watch import called, memory, wire
+from moe_watch import wire
+from moe_watch.domain import memory, request_ids
+from moe_watch.domain.request import Joined
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
@@ -27,35 +29,6 @@ _MOST_DONE: Final = 50_000  # requests remembered to recognise what comes twice 
 _MOST_CHOICES: Final = 1024  # a completion may have a list of prompts, each with several choices
 
 Key = tuple[str, str]  # replica, request id
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """One choice of one finished request with the parts that came; ``complete`` when nothing expected is missing."""
-
-    replica: str
-    request_id: str
-    choice: int
-    routing: wire.Routing | None
-    latency: wire.Latency | None
-    request: wire.Request | None
-    complete: bool
-
-    @property
-    def finished_at(self) -> float:
-        """Return when it finished, in seconds since the epoch, by the tap's clock."""
-        part = self.routing or self.latency or self.request
-        return part.finished_at if part is not None else 0.0
-
-    @property
-    def size(self) -> int:
-        """Return about how many bytes of memory it takes."""
-        return sum(map(memory.weigh, (self.request_id, self.routing, self.latency, self.request)))
-
-    @property
-    def canary(self) -> bool:
-        """Say whether moe-watch itself sent it."""
-        return self.request is not None and self.request.canary
 
 
 @dataclass(slots=True)
@@ -162,7 +135,7 @@ class Join:
         key = sent_as
         if hash(sent_as) in self._done or sent_as in self._named:
             nonce = blake2b(f"{frame.source} {frame.seq}".encode(), digest_size=6).hexdigest()
-            key = (frame.replica, called.again(frame.request_id, nonce))
+            key = (frame.replica, request_ids.again(frame.request_id, nonce))
         if key in self._open:
             self.refused["duplicate"] += 1
             return []

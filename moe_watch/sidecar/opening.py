@@ -10,9 +10,10 @@ import structlog
 from sqlalchemy import Engine
 
 from moe_watch import wire
-from moe_watch.store import baselines, engine, episodes, losses, migrate, served
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.store import engine, losses, migrate
 from moe_watch.store.engine import StoreError
-from moe_watch.watch import Normal
+from moe_watch.store.records import alarms, baselines, served_models
 
 _log = structlog.get_logger()
 
@@ -46,8 +47,8 @@ class Opening:
         """
         self.own()
         _prepare(self._store)
-        announced = served.announced(self._store, self._sidecar)
-        episodes.close_open(self._store, [model.replica for model in announced], time.time())
+        announced = served_models.announced(self._store, self._sidecar)
+        alarms.close_open(self._store, [model.replica for model in announced], time.time())
         active = baselines.active(self._store)
         return Known(announced, active, normals(self._store, active), losses.read(self._store, self._sidecar))
 

@@ -17,25 +17,29 @@ import zmq.asyncio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import __version__, descriptors, fleet, memory, retention, supervise, wire
-from moe_watch.addresses import shown
+from moe_watch import __version__, wire
 from moe_watch.canary import marks
 from moe_watch.canary import schedule as canaries
-from moe_watch.companions import Companions
-from moe_watch.export import metrics, otel, traces
-from moe_watch.export.snapshot import Board
-from moe_watch.ingest import HIGH_WATER_FRAMES, Intake
-from moe_watch.join import Join
-from moe_watch.judge import Judge
-from moe_watch.opening import Opening, normals
+from moe_watch.domain import memory
+from moe_watch.domain.status import Matrix, Status, Store
+from moe_watch.fleet import siblings
+from moe_watch.metrics import otlp, series, spans
+from moe_watch.metrics.board import Board
+from moe_watch.servers.urls import shown
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker as shadow
-from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine, losses
-from moe_watch.store.write import Writes
-from moe_watch.waiting import Batch, Waiting
-from moe_watch.watch import Normal
-from moe_watch.writer import Writer, open_spool
+from moe_watch.sidecar import descriptors, retention, supervise
+from moe_watch.sidecar.background import Companions
+from moe_watch.sidecar.intake import HIGH_WATER_FRAMES, Intake
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.opening import Opening, normals
+from moe_watch.sidecar.waiting import Batch, Waiting
+from moe_watch.sidecar.writer import Writer, open_spool
+from moe_watch.store import engine, losses
+from moe_watch.store.records import baselines
+from moe_watch.store.write.batch import Writes
 
 _DRAIN_FRAMES: Final = 512  # taken off the socket before others have their turn
 _CADENCE_S: Final = 0.2  # how often finished requests are judged
@@ -71,7 +75,7 @@ class Sidecar:
         self._waiting = Waiting(self._parts.waiting)
         self._writer = Writer(store, self.board, open_spool(settings), self._parts.written)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
-        self._counted: dict[metrics.Metric, Counter[str]] = {}
+        self._counted: dict[series.Metric, Counter[str]] = {}
         self._store_bytes = 0
         self._active: dict[str, baselines.Active] = {}
         self._ready = "starting"
@@ -115,11 +119,11 @@ class Sidecar:
         settings, store = self.settings, self._store
         yield "connections", lambda: descriptors.guard(self._frames)
         yield "companions", self._follow_companions
-        yield "otlp", lambda: otel.export_forever(self.board, settings.otlp)
-        yield "spans", lambda: traces.export_forever(self.board.spans, settings.otlp)
+        yield "otlp", lambda: otlp.export_forever(self.board, settings.otlp)
+        yield "spans", lambda: spans.export_forever(self.board.spans, settings.otlp)
         yield "canaries", self._once_open(lambda: canaries.run(settings, store))
         yield "retention", self._once_open(lambda: retention.run(settings, store))
-        yield "fleet", self._once_open(lambda: fleet.run(settings, store, self._identities))
+        yield "fleet", self._once_open(lambda: siblings.run(settings, store, self._identities))
         if settings.shadow.inside:
             yield "shadow", self._once_open(lambda: shadow.run(settings, store, lambda: list(self.judge.watches)))
 
@@ -143,12 +147,12 @@ class Sidecar:
 
     def _begin(self) -> None:
         """Show what is known before anything has come; nothing is written before the store is open."""
-        self.board.set(metrics.BUILD_INFO, 1, __version__)
-        for reason in metrics.REFUSAL_REASONS:
-            self.board.add(metrics.FRAMES_REFUSED, 0, reason)
-        for kind in metrics.FRAME_TYPES:
-            self.board.add(metrics.FRAMES_RECEIVED, 0, kind)
-        self.board.add(metrics.SPOOL_DROPPED, 0)
+        self.board.set(series.BUILD_INFO, 1, __version__)
+        for reason in series.REFUSAL_REASONS:
+            self.board.add(series.FRAMES_REFUSED, 0, reason)
+        for kind in series.FRAME_TYPES:
+            self.board.add(series.FRAMES_RECEIVED, 0, kind)
+        self.board.add(series.SPOOL_DROPPED, 0)
         self._writer.hold()
 
     async def _open_store(self) -> None:
@@ -199,7 +203,7 @@ class Sidecar:
         frames = self._intake.take(raws, monotonic)
         self._waiting.put(self._join.add(self._marks.check(frames), monotonic), frames)
         if frames:
-            self.board.set(metrics.INGEST_LAG, max(0.0, now - frames[-1].sent_at))
+            self.board.set(series.INGEST_LAG, max(0.0, now - frames[-1].sent_at))
         return len(raws)
 
     async def _judge_often(self) -> None:
@@ -257,14 +261,14 @@ class Sidecar:
     def _count(self) -> Counter[str]:
         """Put the counts of intake and join on the board; return the frames lost since, by replica."""
         refused = self._refused()
-        for metric, counts in ((metrics.FRAMES_RECEIVED, self._intake.received), (metrics.FRAMES_REFUSED, refused)):
+        for metric, counts in ((series.FRAMES_RECEIVED, self._intake.received), (series.FRAMES_REFUSED, refused)):
             before = self._counted.get(metric, Counter())
             for label, count in (counts - before).items():
                 self.board.add(metric, count, label)
             self._counted[metric] = Counter(counts)
-        before = self._counted.get(metrics.FRAMES_DROPPED, Counter())
-        self._counted[metrics.FRAMES_DROPPED] = Counter(self._intake.lost)
-        self.board.set(metrics.JOIN_PENDING, len(self._join))
+        before = self._counted.get(series.FRAMES_DROPPED, Counter())
+        self._counted[series.FRAMES_DROPPED] = Counter(self._intake.lost)
+        self.board.set(series.JOIN_PENDING, len(self._join))
         return self._intake.lost - before
 
     def _last(self, lost: Counter[str]) -> Writes:
@@ -289,7 +293,7 @@ class Sidecar:
 
     def _measure_store(self) -> None:
         self._store_bytes = engine.size_bytes(self._store)
-        self.board.set(metrics.STORE_BYTES, self._store_bytes)
+        self.board.set(series.STORE_BYTES, self._store_bytes)
 
     async def _use(self, active: dict[str, baselines.Active], of: dict[str, Normal]) -> None:
         self._active = active

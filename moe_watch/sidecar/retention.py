@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.settings import Settings
-from moe_watch.store.prune import prune
+from moe_watch.store.lifecycle.prune import prune
 
 _EVERY_S: Final = 900.0
 _log = structlog.get_logger()

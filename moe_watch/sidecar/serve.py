@@ -15,13 +15,14 @@ import zmq
 from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
-from moe_watch import __version__, descriptors, http
-from moe_watch.callers import Callers, Door, protocol
-from moe_watch.export import prometheus
-from moe_watch.ingest import bind
-from moe_watch.opening import Opening
+from moe_watch import __version__
+from moe_watch.metrics import prometheus
 from moe_watch.settings import HttpSettings, Settings
-from moe_watch.sidecar import Sidecar
+from moe_watch.sidecar import descriptors, http
+from moe_watch.sidecar.callers import Callers, Door, protocol
+from moe_watch.sidecar.intake import bind
+from moe_watch.sidecar.opening import Opening
+from moe_watch.sidecar.pipeline import Sidecar
 from moe_watch.store import engine
 from moe_watch.store.engine import OwnedError, StoreError
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from moe_watch import memory, wire
-from moe_watch.join import Joined
+from moe_watch import wire
+from moe_watch.domain import memory
+from moe_watch.domain.request import Joined
 
 Note = wire.Model | wire.Health | wire.Event
 

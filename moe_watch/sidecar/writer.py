@@ -13,20 +13,18 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 from sqlalchemy import Engine
 
-from moe_watch import batches
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.spool import Spool, SpoolFullError
-from moe_watch.store.engine import sqlite_path
-from moe_watch.store.write import NewModel, Writes, is_away, write
+from moe_watch.store import batches
+from moe_watch.store.spool import Spool, SpoolFullError, spool_folder
+from moe_watch.store.write.batch import NewModel, Writes, is_away, write
 
 _AT_ONCE: Final = 512  # requests in one transaction
 _MOST_QUEUED: Final = 4000  # requests in memory; more go to the spool
@@ -34,12 +32,6 @@ _MOST_BYTES: Final = 64 << 20  # of them, where the settings say nothing; what i
 _RETRY_S: Final = 1.0
 
 _log = structlog.get_logger()
-
-
-def spool_folder(settings: Settings) -> Path:
-    """Return where batches wait: as set, else beside the SQLite file."""
-    path = sqlite_path(settings.store.url)
-    return settings.spool_dir or (path.with_name(path.name + ".spool") if path else Path("moe-watch.spool"))
 
 
 def open_spool(settings: Settings) -> Spool | None:
@@ -137,7 +129,7 @@ class Writer:
     def _step(self) -> bool:
         """Write the oldest batch, from the spool before memory; return False when the store is away."""
         with self._lock:
-            self._board.set(metrics.SPOOL_BYTES, self.spool_bytes)
+            self._board.set(series.SPOOL_BYTES, self.spool_bytes)
             if self._held:
                 self._shelve()
                 return False
@@ -218,8 +210,8 @@ class Writer:
                 _log.error("the store is away", why=str(getattr(error, "orig", error)))
             self._set_up(up=False)
             return False
-        self._board.observe(metrics.STORE_WRITE, [time.monotonic() - began])
-        self._board.add(metrics.STORE_ROWS, fresh)
+        self._board.observe(series.STORE_WRITE, [time.monotonic() - began])
+        self._board.add(series.STORE_ROWS, fresh)
         if not self.up:
             _log.info("the store is back")
         self._set_up(up=True)
@@ -236,7 +228,7 @@ class Writer:
         kind = next((name for name in row.__struct_fields__ if getattr(row, name)), "nothing")
         why = str(getattr(error, "orig", error))
         _log.error("a row can be neither written nor kept and is left out", of=kind, why=why)
-        self._board.add(metrics.STORE_REFUSED, 1)
+        self._board.add(series.STORE_REFUSED, 1)
 
     def _shelve(self) -> None:
         """Put what waits on disk; where there is no spool, the newest is lost beyond what memory may hold."""
@@ -249,7 +241,7 @@ class Writer:
                 self._append(self._spool, batch)
             except SpoolFullError as error:
                 self._lose(batch, why=str(error))
-        self._board.set(metrics.SPOOL_BYTES, self._spool.size)
+        self._board.set(series.SPOOL_BYTES, self._spool.size)
 
     def _append(self, spool: Spool, batch: Writes) -> int:
         """Put ``batch`` into the spool; return the number of its records there."""
@@ -279,8 +271,8 @@ class Writer:
 
     def _lose(self, batch: Writes, why: str = "memory is full") -> None:
         _log.error("requests could neither be written nor kept", requests=len(batch.requests), why=why)
-        self._board.add(metrics.SPOOL_DROPPED, len(batch.requests))
+        self._board.add(series.SPOOL_DROPPED, len(batch.requests))
 
     def _set_up(self, *, up: bool) -> None:
         self.up = up
-        self._board.set(metrics.STORE_UP, float(up))
+        self._board.set(series.STORE_UP, float(up))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
-from moe_watch.plain import encodable
-from moe_watch.store.write import NewModel, Writes
+from moe_watch.domain.plain import encodable
+from moe_watch.store.write.batch import NewModel, Writes
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=encodable)
 _decoder: msgspec.msgpack.Decoder[Writes] = msgspec.msgpack.Decoder(Writes)

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from moe_watch import private
+from moe_watch.domain import private_files
+from moe_watch.settings import Settings
+from moe_watch.store.engine import sqlite_path
 
 _HEADER: Final = struct.Struct("<II")
 _SEGMENT_BYTES: Final = 16 << 20
@@ -31,7 +33,7 @@ class Spool:
 
     def __init__(self, folder: Path, most_bytes: int, segment_bytes: int = _SEGMENT_BYTES) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = private.opened(folder / "lock", "ab")
+        self._lock = private_files.opened(folder / "lock", "ab")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._folder, self._most, self._segment_bytes = folder, most_bytes, segment_bytes
         self._segments = sorted(folder.glob("*.spool"))
@@ -93,7 +95,7 @@ class Spool:
         for path in self._segments:
             records = b"".join(_record(change(payload)) for payload in _whole(path.read_bytes()))
             part = path.with_suffix(".part")
-            with private.opened(part, "wb") as file:
+            with private_files.opened(part, "wb") as file:
                 file.write(records)
                 file.flush()
                 os.fsync(file.fileno())
@@ -111,7 +113,7 @@ class Spool:
             self._close_tail()
             self._number += 1
             path = self._folder / f"{self._number:012d}.spool"
-            self._out = private.opened(path, "wb")
+            self._out = private_files.opened(path, "wb")
             self._segments.append(path)
             self._sizes[path] = 0
         return self._out
@@ -171,3 +173,9 @@ def _parse(raw: bytes, at: int) -> bytes | None:
     length, checksum = _HEADER.unpack_from(raw, at)
     payload = raw[at + _HEADER.size : at + _HEADER.size + length]
     return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
+
+
+def spool_folder(settings: Settings) -> Path:
+    """Return where batches wait: as set, else beside the SQLite file."""
+    path = sqlite_path(settings.store.url)
+    return settings.spool_dir or (path.with_name(path.name + ".spool") if path else Path("moe-watch.spool"))

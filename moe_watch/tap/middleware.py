@@ -8,38 +8,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from moe_watch.tap import switch
+from moe_watch.tap import enabled
+from moe_watch.tap.api.asgi import App, Endpoint, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from moe_watch.tap.bodies import Redact
-    from moe_watch.tap.exchange import Exchange
-    from moe_watch.tap.ids import Used
-    from moe_watch.tap.sender import Sender
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class Endpoint(NamedTuple):
-    """A route of vLLM, and how the ids of its requests begin."""
-
-    path: str
-    prefix: str
-
-
-class Tap(NamedTuple):
-    """What the requests of this process have in common."""
-
-    sender: Sender
-    redact: Redact | None
-    used: Used
-    exchange: type[Exchange]  # imported at the start: no request waits for that
+    from moe_watch.tap.api.exchange import Exchange, Tap
 
 
 _ENDPOINTS: Final = {
@@ -50,29 +25,30 @@ log = logging.getLogger("moe_watch.tap")
 
 
 class Middleware:
-    """``--middleware moe_watch.tap.samples.Middleware``; without the switch it passes everything on untouched."""
+    """``--middleware moe_watch.tap.middleware.Middleware``; without the switch it passes everything on untouched."""
 
     def __init__(self, app: App) -> None:
         self.app = app
         self._tap: Tap | None = None
         try:
-            if switch.is_on():
+            if enabled.is_on():
                 self._start()
         except Exception:
             self._tap = None
             log.exception("moe-watch middleware could not start; serving goes on")
 
     def _start(self) -> None:
-        from moe_watch.tap import exchange, frontend, ids
+        from moe_watch.tap.api import api_sender, exchange
+        from moe_watch.tap.send import ids
 
-        sender, redact = frontend.sender(), None
+        sender, redact = api_sender.sender(), None
         if sender.settings.sample_rate > 0:
             module, _, function = sender.settings.redact.partition(":")
             try:
                 redact = getattr(importlib.import_module(module), function)
             except (ImportError, AttributeError):
                 log.exception("moe-watch samples no text: MOE_WATCH_REDACT=%s cannot be loaded", sender.settings.redact)
-        self._tap = Tap(sender, redact, ids.Used(), exchange.Exchange)
+        self._tap = exchange.Tap(sender, redact, ids.Used(), exchange.Exchange)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and tell of it once it is over."""

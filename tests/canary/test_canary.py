@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from canary_world import Fault, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_watch import wire
-from moe_watch.canary import marks, prompts, replay, rounds, words
+from moe_watch.canary import marks, prompts, replay, rounds, verdict_text
 from moe_watch.canary.rounds import assemble
-from moe_watch.detect.canary import Judgement, judge
-from moe_watch.detect.replay import Round, aligned
-from moe_watch.store.canaries import Routed
-from tests.frames import Tap
+from moe_watch.detect.canary.comparison import Judgement, judge
+from moe_watch.detect.canary.replay import Round, aligned
+from moe_watch.store.records.canaries import Routed
+from tests.support.canary_world import Fault, World
+from tests.support.frames import Tap
 
 KEY = "k" * 64
 
@@ -215,15 +215,15 @@ def test_the_summary_says_where_the_fault_is(fault: Fault, said: str) -> None:
     """One line for a pager, with the layers numbered as in the whole model."""
     world = World()
     judged = judge(world.reference(loads=("1", "16")), world.round(fault, ("1", "16")))
-    assert said in words.summary(judged, layer_ids=[1, 3, 5, 7])
-    json.dumps(words.evidence(judged))
+    assert said in verdict_text.summary(judged, layer_ids=[1, 3, 5, 7])
+    json.dumps(verdict_text.evidence(judged))
 
 
 def test_a_layer_is_not_named_when_none_is_certain() -> None:
     """With few rounds all layers together may be certain and no single one: then the routers are told, not the text."""
     world = World(seed=2, noise=0.1, spread=0.2, n=60)
     judged = judge(world.reference(8), world.round(Fault(0.12, (0, 1, 2, 3))))
-    said = words.summary(dataclasses.replace(judged, first_layer=None))
+    said = verdict_text.summary(dataclasses.replace(judged, first_layer=None))
     assert said.startswith("routing: routers choose otherwise over all layers together (")
 
 
@@ -232,16 +232,16 @@ def test_nan_is_told_and_with_it_that_a_later_layer_may_be_at_fault() -> None:
     world = World()
     one = world.round(Fault(0.4, (0, 1, 2, 3))).replays[0]
     broken = Round((dataclasses.replace(one, output_logprob=np.full_like(one.output_logprob, np.nan)),))
-    said = words.summary(judge(world.reference(), broken))
+    said = verdict_text.summary(judge(world.reference(), broken))
     assert "100% of the log-probabilities are not numbers (NaN), so the fault may also be in a later layer" in said
 
 
 def test_one_canary_is_and_two_are() -> None:
     """As people write it."""
     one = Judgement("healthy", compared=1, rounds=1)
-    assert words.summary(one) == "healthy: 1 canary is routed as in 1 reference round"
+    assert verdict_text.summary(one) == "healthy: 1 canary is routed as in 1 reference round"
     changed = Judgement("deployment", changed_prompts=1, prompts=40, added_tokens=1)
-    assert "1 of 40 canaries is other tokens than before, +1 token each" in words.summary(changed)
+    assert "1 of 40 canaries is other tokens than before, +1 token each" in verdict_text.summary(changed)
 
 
 def test_fingerprints_are_waited_for_as_long_as_some_come(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canary_world import World
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
 from moe_watch.canary import check
 from moe_watch.canary.rounds import Played
 from moe_watch.canary.schedule import Schedule
-from moe_watch.commands.canary import command
-from moe_watch.detect.replay import Round
-from moe_watch.store import canaries, engine, migrate, served
-from moe_watch.store.models import CanaryRun, Episode, Event, Model, Request
+from moe_watch.cli.commands.canary import command
+from moe_watch.detect.canary.replay import Round
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import canaries, served_models
+from moe_watch.store.schema import CanaryRun, Episode, Event, Model, Request
+from tests.support.canary_world import World
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     row = Model(identity="i", name="tiny", layers=4, experts=8, top_k=2, first_seen=0.0, detail={"layer_ids": [1, 2]})
     with Session(opened) as session, session.begin():
         session.add(row)
-    model_id = served.by_name(opened, "tiny")[0].id
+    model_id = served_models.by_name(opened, "tiny")[0].id
     for at, round_ in enumerate(World().reference(4)):
         canaries.save(opened, run(model_id, float(at), round_, reference=True))
     return opened

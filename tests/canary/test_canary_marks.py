@@ -15,8 +15,8 @@ from moe_watch import wire
 from moe_watch.canary import marks
 from moe_watch.settings import CanarySettings
 from moe_watch.store import engine, migrate
-from tests.frames import Tap
-from tests.judge_bench import Bench
+from tests.support.frames import Tap
+from tests.support.judge_bench import Bench
 
 KEY = "k" * 64
 TEXT = wire.Sample(prompt="p", outputs=["o"])

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
-from moe_watch.commands import bench_servers
-from moe_watch.serving import load
-from moe_watch.serving.load import LoadError, Target
-from moe_watch.store import shadows
-from tests import shadow_store
-from tests.fake_openai import FakeOpenAI
+from moe_watch.cli.commands import bench_servers
+from moe_watch.servers import load
+from moe_watch.servers.load import LoadError, Target
+from moe_watch.store.records import shadows
+from tests.support import shadow_store
+from tests.support.fake_openai import FakeOpenAI
 
 
 def side_by_side(moe: FakeOpenAI, dense: FakeOpenAI, **how: int) -> list[load.Level]:

@@ -12,11 +12,12 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from moe_watch.cli import main
-from moe_watch.store import baselines, engine, migrate, references, served
-from moe_watch.store.write import write
-from tests.frames import Tap
-from tests.test_store_write import some_writes
+from moe_watch.cli.main import main
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import baselines, quality_references, served_models
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
+from tests.support.frames import Tap
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_every_command_has_help() -> None:
 
 def test_the_list_of_commands_imports_none_of_them() -> None:
     """Help is quick: numpy and SQLAlchemy are not loaded for the version."""
-    script = "import sys; from moe_watch.cli import main; main(['--version'], standalone_mode=False); "
+    script = "import sys; from moe_watch.cli.main import main; main(['--version'], standalone_mode=False); "
     script += "print('numpy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.split()[-1] == "False"
@@ -112,7 +113,7 @@ def test_normal_quality_is_learned_anew_when_told_so(filled: str) -> None:
     assert found.exit_code == 0, found.output
     assert "0 references of tiny forgotten: the next 500 scored requests" in found.output
     with Session(engine.connect(filled)) as session:
-        assert references.valid_from(session, "tiny") > 0
+        assert quality_references.valid_from(session, "tiny") > 0
 
 
 def test_a_baseline_that_cannot_be_read_is_explained(filled: str) -> None:
@@ -150,7 +151,7 @@ def test_a_dense_model_has_no_baseline(url: str) -> None:
     """Said at once instead of after reading the store."""
     store = engine.connect(url)
     migrate.upgrade(store)
-    write(store, served.announcement(Tap().announce(layers=0, experts=0, top_k=0), 1.0))
+    write(store, served_models.announcement(Tap().announce(layers=0, experts=0, top_k=0), 1.0))
     assert "is a dense model" in run("baseline", "fit").output
 
 

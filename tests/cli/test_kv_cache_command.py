@@ -9,8 +9,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from moe_watch.commands import kv_cache
-from tests.test_kv_cache import DENSE_31B, MIXTRAL
+from moe_watch.cli.commands import kv_cache
+from tests.servers.test_kv_cache import DENSE_31B, MIXTRAL
 
 METRICS = """vllm:cache_config_info{block_size="16",num_gpu_blocks="1000",engine="0"} 1.0
 vllm:kv_cache_usage_perc{engine="0"} 0.25

@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from moe_watch.cli import main
-from moe_watch.report import alarms
-from moe_watch.store import models
-from tests import store_factory
-from tests.store_factory import DAY, NEW_DOMAIN, Story
+from moe_watch.cli.main import main
+from moe_watch.report.explain import alarms
+from moe_watch.store import schema
+from tests.support import store_factory
+from tests.support.store_factory import DAY, NEW_DOMAIN, Story
 
 HOSTILE = "<b>\x1b[2J\u202e[red]{{1+1}}"
 RECENT = ("--since", "2025-11-17", "--until", "2025-11-24")
@@ -26,11 +26,11 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments), env={"MOE_WATCH_STORE__URL": url, "COLUMNS": "160"})
 
 
-def a_request(*where: object) -> models.Request:
+def a_request(*where: object) -> schema.Request:
     """Return the most unusual stored request that matches."""
     with Session(store_factory.shared()) as session:
-        query = select(models.Request).where(models.Request.ood_p.is_not(None), *where)  # type: ignore[arg-type]
-        found = session.scalars(query.order_by(models.Request.ood_p, models.Request.ood_score.desc())).first()
+        query = select(schema.Request).where(schema.Request.ood_p.is_not(None), *where)  # type: ignore[arg-type]
+        found = session.scalars(query.order_by(schema.Request.ood_p, schema.Request.ood_score.desc())).first()
     assert found is not None
     return found
 
@@ -90,7 +90,7 @@ def test_a_store_that_is_not_there_is_explained(tmp_path: Path) -> None:
 
 def test_explain_names_layers_and_experts_of_a_request() -> None:
     """A request of the new topic is unusual, with p-value, layers, experts in words, and its neighbours."""
-    row = a_request(models.Request.domain == NEW_DOMAIN)
+    row = a_request(schema.Request.domain == NEW_DOMAIN)
     result = run("explain", row.request_id)
     assert result.exit_code == 0, result.output
     assert f"{row.request_id} of google/gemma-4-26b-a4b-it: unusual (p = 0.00" in result.output
@@ -112,7 +112,7 @@ def test_explain_agrees_with_what_was_stored() -> None:
 def test_explain_says_when_there_is_nothing_to_compare() -> None:
     """A request without routing is explained as far as it is known."""
     with Session(store_factory.shared()) as session:
-        row = session.scalars(select(models.Request).where(models.Request.prompt_routed.is_(None))).first()
+        row = session.scalars(select(schema.Request).where(schema.Request.prompt_routed.is_(None))).first()
     assert row is not None
     result = run("explain", row.request_id)
     assert result.exit_code == 0
@@ -158,7 +158,7 @@ def test_explain_shows_hostile_text_harmlessly(tmp_path: Path) -> None:
     )  # fmt: skip
     engine = store_factory.make(tmp_path / "hostile.db", story)
     with Session(engine) as session:
-        request_id = session.scalars(select(models.Request.request_id)).first()
+        request_id = session.scalars(select(schema.Request.request_id)).first()
     assert request_id is not None
     result = CliRunner().invoke(main, ["explain", request_id], env={"MOE_WATCH_STORE__URL": str(engine.url)})
     assert result.exit_code == 0, result.output

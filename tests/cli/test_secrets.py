@@ -19,13 +19,13 @@ import zmq
 from click.testing import CliRunner
 from pydantic import BaseModel, SecretStr
 
+from demo.servers import Server, free_port, start
 from moe_watch import wire
-from moe_watch.cli import main
-from moe_watch.demo.servers import Server, free_port, start
+from moe_watch.cli.main import main
 from moe_watch.settings import HttpSettings, Settings, ShadowSettings
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
-from tests.postgres import Postgres
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
+from tests.support.postgres import Postgres
 
 MARK = "hunter2"
 ANYWHERE = "0.0.0.0"  # noqa: S104 - that is the point
@@ -120,7 +120,7 @@ def environment(tmp_path: Path, postgres_server: Postgres, refusing: int) -> dic
 def sidecar(tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
     """Run ``moe-watch serve`` on all addresses, by TLS, and let it see a request whose text is sampled."""
     url = f"https://127.0.0.1:{environment['MOE_WATCH_HTTP__PORT']}"
-    command = [sys.executable, "-m", "moe_watch.cli", "serve"]
+    command = [sys.executable, "-m", "moe_watch.cli.main", "serve"]
     made = start("serve", command, url=url, work=tmp_path / "log", env=environment)
     try:
         _wait(lambda: httpx.get(f"{url}/readyz", verify=False).status_code == 200, made)  # noqa: S501 - its own
@@ -167,7 +167,7 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
     shown = {path: answer.text for path, answer in said.items()}
     running = {
         words[0]: subprocess.Popen(
-            [sys.executable, "-m", "moe_watch.cli", *words],
+            [sys.executable, "-m", "moe_watch.cli.main", *words],
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -197,7 +197,7 @@ def test_no_secret_is_shown_by_a_sidecar_and_its_commands(
 def _command_lines(commands: list[str]) -> str:
     """Return the command lines of moe-watch's processes once ``commands`` are among them; an exec takes a moment."""
     seen, deadline = "", time.monotonic() + PATIENCE_S
-    while not all(f"moe_watch.cli {name}" in seen for name in commands):
+    while not all(f"moe_watch.cli.main {name}" in seen for name in commands):
         assert time.monotonic() < deadline, seen
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # it has ended
@@ -226,7 +226,7 @@ def test_a_store_address_that_fails_is_not_quoted(
     """However wrong it is: a password with special characters is the usual mistake."""
     monkeypatch.chdir(tmp_path)
     # Serve would wait for the store; at this point it has tried once.
-    monkeypatch.setattr("moe_watch.sidecar.Sidecar._take_frames", lambda _: sys.exit(1))
+    monkeypatch.setattr("moe_watch.sidecar.pipeline.Sidecar._take_frames", lambda _: sys.exit(1))
     env = {"MOE_WATCH_STORE__URL": url, "MOE_WATCH_HTTP__PORT": "9", "MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/s"}
     done = CliRunner(env=env).invoke(main, words)
     assert done.exit_code == 1

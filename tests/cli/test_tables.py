@@ -15,18 +15,20 @@ from rich.console import Console
 from rich.text import Text
 from sqlalchemy.orm import Session
 
-from moe_watch import status, tables
-from moe_watch.cli import main
-from moe_watch.commands import bench_servers
-from moe_watch.commands import status as status_command
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.store import baselines, canaries, engine, migrate, models, served
-from tests import store_factory
-from tests.fake_openai import FakeOpenAI
-from tests.test_kv_cache import DENSE_31B
-from tests.test_report_command import a_request
-from tests.test_terminal import a_replica
+from moe_watch.cli import tables
+from moe_watch.cli.commands import bench_servers
+from moe_watch.cli.commands import status as status_command
+from moe_watch.cli.main import main
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.domain import status
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.records import baselines, canaries, served_models
+from tests.cli.test_report_command import a_request
+from tests.cli.test_terminal import a_replica
+from tests.servers.test_kv_cache import DENSE_31B
+from tests.support import store_factory
+from tests.support.fake_openai import FakeOpenAI
 
 NAME = "organisation/a-model-with-a-rather-long-name-27b"
 NOTE = "fitted after the tokenizer of the customers in the north was changed to the one that everybody else has"
@@ -46,7 +48,7 @@ MEASURED = {
     "moe_ttft_s": 0.12,
     "dense_ttft_s": 0.2,
 }
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WIDTHS = (60, 80, 120)
 
 
@@ -58,8 +60,8 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     store = engine.connect(made)
     migrate.upgrade(store)
     with Session(store) as session, session.begin():
-        session.add(models.Model(identity="i" * 32, name=NAME, layers=2, experts=4, top_k=1, first_seen=0.0, detail={}))
-    model = served.by_name(store, NAME)[0]
+        session.add(schema.Model(identity="i" * 32, name=NAME, layers=2, experts=4, top_k=1, first_seen=0.0, detail={}))
+    model = served_models.by_name(store, NAME)[0]
     builder = BaselineBuilder(minimum=50)
     counts = np.random.default_rng(0).multinomial(40, [0.4, 0.3, 0.2, 0.1], size=(200, 2)).astype(np.uint32)
     builder.add(Batch(counts, counts, 1))
@@ -73,7 +75,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "replica": "gpu-a",
             "evidence": {"by_load": by_load},
         }
-        canaries.save(store, models.CanaryRun(model_id=model.id, at=at, reference=False, **columns, **found))
+        canaries.save(store, schema.CanaryRun(model_id=model.id, at=at, reference=False, **columns, **found))
     return made
 
 
@@ -81,7 +83,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def printed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
     """Return a function that runs a command at a terminal of some width, or in a pipe, and returns what it prints."""
     monkeypatch.setattr(bench_servers, "_http", lambda *_: FakeOpenAI().client())
-    monkeypatch.setattr(bench_servers, "_row", lambda *_: models.ServerBench(**MEASURED))
+    monkeypatch.setattr(bench_servers, "_row", lambda *_: schema.ServerBench(**MEASURED))
     monkeypatch.setattr(status_command, "fetch_status", lambda *_: ("", seen()))
     (tmp_path / "config.json").write_text(json.dumps(DENSE_31B | {"max_position_embeddings": 262_144}))
     commands = {

@@ -16,17 +16,19 @@ from click.testing import CliRunner
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from moe_watch import log, status
-from moe_watch.cli import main
-from moe_watch.commands.status import view
-from moe_watch.store import canaries, engine, migrate, models, served
-from moe_watch.store.models import CanaryRun
-from moe_watch.store.write import write
-from moe_watch.terminal import Screen
-from tests import hostile_server
-from tests.frames import Tap
-from tests.hostile_server import HOSTILE, a_replica
-from tests.test_store_write import some_writes
+from moe_watch.cli import log
+from moe_watch.cli.commands.status import view
+from moe_watch.cli.main import main
+from moe_watch.cli.terminal import Screen
+from moe_watch.domain import status
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.records import canaries, served_models
+from moe_watch.store.schema import CanaryRun
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
+from tests.support import hostile_server
+from tests.support.frames import Tap
+from tests.support.hostile_server import HOSTILE, a_replica
 
 # What each command is asked. A new command fails the test until it is here.
 ASKED = {
@@ -67,11 +69,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     migrate.upgrade(store)
     write(store, some_writes(120, Tap(replica=HOSTILE, model=HOSTILE), sample=False))
     with Session(store) as session, session.begin():
-        session.execute(update(models.Episode).values(summary=HOSTILE))
-        session.execute(update(models.Event).values(detail=HOSTILE))
-        session.execute(update(models.Request).where(models.Request.id == 1).values(request_id=HOSTILE))
-        session.execute(update(models.Model).values(detail={"revision": HOSTILE}))
-    model = served.by_name(store, HOSTILE)[0]
+        session.execute(update(schema.Episode).values(summary=HOSTILE))
+        session.execute(update(schema.Event).values(detail=HOSTILE))
+        session.execute(update(schema.Request).where(schema.Request.id == 1).values(request_id=HOSTILE))
+        session.execute(update(schema.Model).values(detail={"revision": HOSTILE}))
+    model = served_models.by_name(store, HOSTILE)[0]
     columns = {"set_version": HOSTILE, "engine": HOSTILE, "load": "idle", "first_layer": None, "blob": b""}
     found = {"verdict": "healthy", "effect": 0.0, "summary": HOSTILE, "replica": HOSTILE, "evidence": {}}
     canaries.save(store, CanaryRun(model_id=model.id, at=1.0, reference=False, **columns, **found))

@@ -14,21 +14,21 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from moe_watch.demo import __main__ as demo
-from moe_watch.demo import claims, servers, story
-from moe_watch.demo.claims import Said
-from moe_watch.demo.servers import Server, ServerError
-from moe_watch.demo.sidecar import Sidecar
-from moe_watch.demo.stage import MODEL, Stage
-from moe_watch.demo.waiting import PATIENCE_S, Clock, NotShown, Wait
-from moe_watch.report import as_json
-from moe_watch.report.gather import gather
-from moe_watch.report.terms import Period
+from demo import __main__ as demo
+from demo import claims, servers, story
+from demo.claims import Said
+from demo.servers import Server, ServerError
+from demo.sidecar import Sidecar
+from demo.stage import MODEL, Stage
+from demo.waiting import PATIENCE_S, Clock, NotShown, Wait
+from moe_watch.domain.status import Episode, Suspect
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.types import Period
+from moe_watch.report.render import as_json
 from moe_watch.settings import Settings
-from moe_watch.status import Episode, Suspect
 from moe_watch.store import engine, migrate
-from tests import store_factory
-from tests.patience import PATIENCE_S as PATIENT_S
+from tests.support import store_factory
+from tests.support.patience import PATIENCE_S as PATIENT_S
 
 FAKE = Path(__file__).parent / "fake_demo.py"
 
@@ -134,7 +134,7 @@ def test_a_server_that_ends_under_a_command_ends_the_command(tmp_path: Path, mon
         command = [sys.executable, "-c", "import time; time.sleep(1)"]
         stage._track(servers.start("sidecar", command, url="http://x", work=tmp_path, env={}))
         hangs = [sys.executable, "-c", "import time; time.sleep(3600)"]
-        monkeypatch.setattr("moe_watch.demo.stage._COMMAND", hangs)
+        monkeypatch.setattr("demo.stage._COMMAND", hangs)
         with pytest.raises(ServerError, match="sidecar ended with code 0"):
             stage.command("status")
 

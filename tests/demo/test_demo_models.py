@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_watch.demo import corpus, evaluation, separation, shapes, tokenizer
-from moe_watch.demo.exchange import Exchange
-from moe_watch.demo.routing import RouterTap, fingerprints
+from demo import corpus, evaluation, separation, shapes, tokenizer
+from demo.exchange import Exchange
+from demo.routing import RouterTap, fingerprints
 
 MODELS = Path(corpus.__file__).parent / "models"
 MUST_BE_TOLD_APART = ("cyrillic", "chinese", "hex", "sql", "repeated", "german")

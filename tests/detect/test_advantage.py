@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import advantage
+from moe_watch.detect.quality import advantage
 
 
 def test_rounds_cover_the_true_ratio() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import dead as module
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.dead import FEWEST, Use, dead_experts, use
-from moe_watch.recent import Recent
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.load import dead as module
+from moe_watch.detect.load.dead import FEWEST, Use, dead_experts, use
+from moe_watch.sidecar.monitor.rolling_window import Recent
 
 REQUESTS, EXPERTS, RUN_LENGTH = 4000, 64, 2000.0
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from canary_world import Fault, World
 from scipy.stats import binom
 
-from moe_watch.detect.canary import Judgement, TooFewRounds, judge
-from moe_watch.detect.reach import unreached
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary.comparison import Judgement, TooFewRounds, judge
+from moe_watch.detect.canary.expert_coverage import unreached
+from moe_watch.detect.canary.replay import Replay, Round
+from tests.support.canary_world import Fault, World
 
 ALL = (0, 1, 2, 3)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import drift, live
-from moe_watch.detect.baseline import Baseline, BaselineBuilder
-from moe_watch.detect.batch import Batch
+from moe_watch.detect import online
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import sequential
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder
 
 LAYERS, EXPERTS, TOP_K, TOPICS = 3, 12, 2, 5
 PROMISE = 1000.0
@@ -51,8 +52,8 @@ def streams_in_alarm(streams: int, *, session: int = 1, day: bool = False) -> in
     )
 
 
-def alarms(baseline: Baseline, batch: Batch, tolerance: float = 0.0) -> list[live.Alarm]:
-    return live.observe(baseline, live.start(baseline, PROMISE, tolerance), batch)[1].alarms
+def alarms(baseline: Baseline, batch: Batch, tolerance: float = 0.0) -> list[online.Alarm]:
+    return online.observe(baseline, online.start(baseline, PROMISE, tolerance), batch)[1].alarms
 
 
 def test_sessions_raise_no_more_alarms_than_promised() -> None:
@@ -62,14 +63,16 @@ def test_sessions_raise_no_more_alarms_than_promised() -> None:
 
 def test_without_the_length_of_sessions_the_promise_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Taken for independent, the same requests raise an alarm in most streams."""
-    monkeypatch.setattr(drift, "_session", lambda _scores, _kinds: 1)
-    monkeypatch.setattr(drift, "_uneven", lambda _scores, _kinds, _session: False)  # a session looks like a short day
+    monkeypatch.setattr(sequential, "_session", lambda _scores, _kinds: 1)
+    monkeypatch.setattr(
+        sequential, "_uneven", lambda _scores, _kinds, _session: False
+    )  # a session looks like a short day
     assert streams_in_alarm(10, session=SESSION) >= 6
 
 
 def test_sessions_are_seen_and_independent_requests_are_left_alone() -> None:
     """The bank rests for about a session; without sessions it never does."""
-    states = [live.start(fitted(3, session=session), PROMISE) for session in (SESSION, 1)]
+    states = [online.start(fitted(3, session=session), PROMISE) for session in (SESSION, 1)]
     assert SESSION - 2 <= states[0].bank.session <= SESSION + 3
     assert states[1].bank.session == 1
 
@@ -81,7 +84,7 @@ def test_the_day_is_no_drift() -> None:
 
 def test_without_the_busiest_stretch_of_the_baseline_every_day_is_a_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held against the average of the day, its busy hours raise an alarm in most streams."""
-    monkeypatch.setattr(drift, "_uneven", lambda _scores, _kinds, _session: False)
+    monkeypatch.setattr(sequential, "_uneven", lambda _scores, _kinds, _session: False)
     assert streams_in_alarm(10, day=True) >= 6
 
 

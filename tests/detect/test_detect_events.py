@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_watch.detect.events import Happening, date
+from moe_watch.detect.common.attribution import Happening, date
 
 SECONDS = np.arange(1000.0)  # a request a second
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from canary_world import Fault, World
 from scipy.stats import binom
 
-from moe_watch.detect.noise_floor import Deviations, Feature, deviations, permutation, prediction, prediction_bound
+from moe_watch.detect.canary.noise_floor import (
+    Deviations,
+    Feature,
+    deviations,
+    permutation,
+    prediction,
+    prediction_bound,
+)
+from tests.support.canary_world import Fault, World
 
 ERROR = 0.05
 SIMULATIONS = 600

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moe_watch.detect.baseline import Baseline, BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.conformal import Calibration, calibrate, p_values, realised
-from moe_watch.detect.ood import score
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder
+from moe_watch.detect.ood.conformal import Calibration, calibrate, p_values, realised
+from moe_watch.detect.ood.score import score
 
 Formula = Callable[[Calibration, NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 LAYERS, EXPERTS, TOP_K, TOPICS = 3, 12, 2, 5

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import drift, live
-from moe_watch.detect.baseline import Baseline, BaselineBuilder, TooFewRequests
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.ood import score
+from moe_watch.detect import online
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import sequential
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder, TooFewRequests
+from moe_watch.detect.ood.score import score
 
 LAYERS, EXPERTS, TOP_K, TOPICS = 3, 12, 2, 5
 PROMISE = 1000.0
@@ -32,8 +33,8 @@ def fitted(seed: int, n: int = 1500) -> Baseline:
     return builder.build()
 
 
-def alarms(baseline: Baseline, batch: Batch, promise: float = PROMISE) -> list[live.Alarm]:
-    return live.observe(baseline, live.start(baseline, promise), batch)[1].alarms
+def alarms(baseline: Baseline, batch: Batch, promise: float = PROMISE) -> list[online.Alarm]:
+    return online.observe(baseline, online.start(baseline, promise), batch)[1].alarms
 
 
 def false_alarms(streams: int = 16, length: int = 1500) -> int:
@@ -59,7 +60,7 @@ def test_false_drift_alarms_keep_their_distance() -> None:
 
 def test_a_bound_that_forgets_the_finite_baseline_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a quarter of the observed rate for a bound instead of its upper limit, every stream is in alarm."""
-    monkeypatch.setattr(drift, "_upper", lambda events, n, _run_length: max(0.25 * events / n, 1e-4))
+    monkeypatch.setattr(sequential, "_upper", lambda events, n, _run_length: max(0.25 * events / n, 1e-4))
     assert false_alarms(streams=6) >= 6
 
 
@@ -81,9 +82,9 @@ def test_unseen_traffic_is_flagged_soon_and_its_end_is_noticed() -> None:
 def test_in_pieces_or_at_once_is_the_same() -> None:
     """Live batches of any size give the verdict of the whole stream."""
     baseline, batch = fitted(1), traffic(600, 3, unseen=0.15)
-    state, pieces = live.start(baseline, PROMISE), []
+    state, pieces = online.start(baseline, PROMISE), []
     for start in range(0, 600, 37):
-        state, seen = live.observe(baseline, state, batch.select(slice(start, start + 37)))
+        state, seen = online.observe(baseline, state, batch.select(slice(start, start + 37)))
         pieces += [(start + alarm.at, alarm.started) for alarm in seen.alarms]
     assert pieces == [(alarm.at, alarm.started) for alarm in alarms(baseline, batch)]
 
@@ -121,9 +122,9 @@ def test_requests_without_one_part_or_any_are_borne() -> None:
     builder.add(Batch(both.prompt, both.prompt, TOP_K, finished_at=both.finished_at))
     baseline = builder.build()
     nothing = traffic(4, 2)
-    prompts_only = live.observe(baseline, live.start(baseline, PROMISE), nothing)[1].ood
+    prompts_only = online.observe(baseline, online.start(baseline, PROMISE), nothing)[1].ood
     assert np.isnan(prompts_only.p_decode).all()
     assert np.isfinite(prompts_only.p_prompt).all()
     short = Batch(nothing.prompt * 0, nothing.decode, TOP_K, finished_at=nothing.finished_at)
     for batch in (short, nothing.select(slice(0, 0))):
-        assert np.isnan(live.observe(baseline, live.start(baseline, PROMISE), batch)[1].ood.p).all()
+        assert np.isnan(online.observe(baseline, online.start(baseline, PROMISE), batch)[1].ood.p).all()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from moe_watch.detect import gap
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common import weighted_estimates
+from moe_watch.detect.common.weighted_estimates import Floats
 
 TRUE_MEAN = 0.15 + 0.05 * 0.6
 TRUE_SHARE = 0.02 * 0.95 + 0.3 * 0.05
@@ -32,23 +32,23 @@ def samples() -> list[tuple[Floats, Floats, Floats]]:
     return [traffic(rng, 1000) for _ in range(600)]
 
 
-def covered(estimates: list[gap.Estimate], truth: float) -> float:
+def covered(estimates: list[weighted_estimates.Estimate], truth: float) -> float:
     return float(np.mean([e.lower <= truth <= e.upper for e in estimates]))
 
 
 def test_mean_interval_covers_the_traffic_mean(samples: list[tuple[Floats, Floats, Floats]]) -> None:
     """The 95 % interval of the weighted mean holds the mean of all traffic about 95 % of the time, no less, no more."""
-    assert 0.93 <= covered([gap.mean(y, w) for y, _, w in samples], TRUE_MEAN) <= 0.98
+    assert 0.93 <= covered([weighted_estimates.mean(y, w) for y, _, w in samples], TRUE_MEAN) <= 0.98
 
 
 def test_unweighted_mean_would_fail(samples: list[tuple[Floats, Floats, Floats]]) -> None:
     """Without weights the over-sampled requests bias the mean and its interval almost never holds the truth."""
-    assert covered([gap.mean(y, np.ones_like(w)) for y, _, w in samples], TRUE_MEAN) < 0.2
+    assert covered([weighted_estimates.mean(y, np.ones_like(w)) for y, _, w in samples], TRUE_MEAN) < 0.2
 
 
 def test_share_interval_covers_the_traffic_share(samples: list[tuple[Floats, Floats, Floats]]) -> None:
     """The Korn-Graubard interval holds the true share of defects at least 94 % of the time and is not vacuous."""
-    estimates = [gap.share(d, w) for _, d, w in samples]
+    estimates = [weighted_estimates.share(d, w) for _, d, w in samples]
     assert 0.94 <= covered(estimates, TRUE_SHARE) <= 0.995
     assert np.mean([e.upper - e.lower for e in estimates]) < 0.1
 
@@ -59,37 +59,37 @@ def test_share_interval_knows_that_weights_cost_certainty() -> None:
     for _ in range(600):
         weights = np.where(rng.random(80) < 0.7, 1.0, 10.0)
         flags = (rng.random(80) < 0.2).astype(float)
-        found.append(gap.share(flags, weights))
+        found.append(weighted_estimates.share(flags, weights))
         n, x = 80, 80 * found[-1].value
         lower, upper = stats.beta.ppf([0.025, 0.975], [x, x + 1], [n - x + 1, n - x])
-        plain.append(gap.Estimate(found[-1].value, lower, upper, n, n))
+        plain.append(weighted_estimates.Estimate(found[-1].value, lower, upper, n, n))
     assert covered(found, 0.2) >= 0.94
     assert covered(plain, 0.2) < 0.93
 
 
 def test_share_of_nothing_seen_is_still_an_interval() -> None:
     """No defect among 20 equal requests leaves up to 16.8 % possible, as Clopper and Pearson say."""
-    found = gap.share(np.zeros(20), np.ones(20))
+    found = weighted_estimates.share(np.zeros(20), np.ones(20))
     assert (found.value, found.lower) == (0, 0)
     assert found.upper == pytest.approx(0.1684, abs=1e-3)
 
 
 def test_share_matches_clopper_pearson_with_equal_weights() -> None:
     """Equal weights give the textbook interval of 10 in 100, up to the n / (n - 1) of the variance."""
-    found = gap.share(np.r_[np.ones(10), np.zeros(90)], np.full(100, 7.0))
+    found = weighted_estimates.share(np.r_[np.ones(10), np.zeros(90)], np.full(100, 7.0))
     assert (found.lower, found.upper) == (pytest.approx(0.049, abs=1e-3), pytest.approx(0.176, abs=2e-3))
 
 
 def test_too_few_requests_say_nothing() -> None:
     """One known request gives no interval, and the estimate is false."""
-    assert not gap.mean(np.array([1.0, np.nan]), np.ones(2))
+    assert not weighted_estimates.mean(np.array([1.0, np.nan]), np.ones(2))
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.1, 100)), min_size=3, max_size=30), st.floats(0.01, 1000))
 def test_only_ratios_of_weights_matter(rows: list[tuple[float, float]], factor: float) -> None:
     """Multiplying every weight by the same factor changes nothing, and the value is inside its interval."""
     values, weights = (np.array(column) for column in zip(*rows, strict=True))
-    one, other = gap.mean(values, weights), gap.mean(values, weights * factor)
+    one, other = weighted_estimates.mean(values, weights), weighted_estimates.mean(values, weights * factor)
     assert other.value == pytest.approx(one.value, abs=1e-9)
     assert other.upper == pytest.approx(one.upper, abs=1e-6)
     assert one.lower <= one.value <= one.upper
@@ -97,5 +97,5 @@ def test_only_ratios_of_weights_matter(rows: list[tuple[float, float]], factor: 
 
 def test_groups_are_estimated_alone() -> None:
     """Each group's mean uses its own requests only."""
-    found = gap.by_group(np.array([0.0, 0.0, 1.0, 3.0]), np.ones(4), ["a", "a", "b", "b"])
+    found = weighted_estimates.by_group(np.array([0.0, 0.0, 1.0, 3.0]), np.ones(4), ["a", "a", "b", "b"])
     assert {name: estimate.value for name, estimate in found.items()} == {"a": 0, "b": 2}

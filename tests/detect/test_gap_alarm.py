@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import gap_alarm
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality import gap_alarm
 
 RUN_LENGTH = 300.0
 

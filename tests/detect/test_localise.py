@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bench.simulate import World
-from moe_watch.detect import localise as module
-from moe_watch.detect.localise import FEWEST, Localisation, localise
-from moe_watch.detect.moments import Moments, of_baseline, of_batch
-from tests.test_detect_promise import fitted
+from moe_watch.detect.drift import localise as module
+from moe_watch.detect.drift.localise import FEWEST, Localisation, localise
+from moe_watch.detect.drift.moments import Moments, of_baseline, of_batch
+from tests.detect.test_detect_promise import fitted
 
 WORLD = World(layers=8, experts=32, top_k=4, topics=6, unseen=2, length=4.0, longest=600)
 TRIALS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_watch.detect import ood_curve
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality import ood_curve
 
 
 def sampled(rng: np.random.Generator, slope: float, requests: int = 4000) -> tuple[Floats, Floats, Floats]:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from moe_watch.detect import quality
-from moe_watch.detect.quality import Observed
-from moe_watch.store import shadows
-from tests import shadow_store
+from moe_watch.detect.quality import against_dense
+from moe_watch.detect.quality.against_dense import Observed
+from moe_watch.store.records import shadows
+from tests.support import shadow_store
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def seen(tmp_path: Path) -> Observed:
 
 def test_groups_are_told_apart(seen: Observed) -> None:
     """Modality, context, domain, batch and version each have their own gap with an interval."""
-    found = quality.review(seen).by_group
+    found = against_dense.review(seen).by_group
     assert found["modality"]["image"].lower > found["modality"]["text"].upper
     assert set(found["context"]) == {"4k", "32k"}
     assert set(found["domain"]) == {"law", "code"}
@@ -52,7 +52,7 @@ def test_groups_are_told_apart(seen: Observed) -> None:
 
 def test_gap_rises_along_the_ood_score(seen: Observed) -> None:
     """The curve's last decile is above its first and the trend says so."""
-    found = quality.review(seen)
+    found = against_dense.review(seen)
     assert found.curve.deciles[9].value > found.curve.deciles[0].value + 0.1
     assert found.trend.p < 0.001
     assert found.curve.monotone
@@ -60,7 +60,7 @@ def test_gap_rises_along_the_ood_score(seen: Observed) -> None:
 
 def test_defects_are_shares_of_what_was_looked_at(seen: Observed) -> None:
     """The MoE's defects count over all samples, the dense model's over replays; refusals are not garbled."""
-    found = quality.review(seen)
+    found = against_dense.review(seen)
     assert found.defects["json"].requests == 300
     assert found.dense_defects["refusal"].requests == 280
     assert found.garbled.value == pytest.approx(5 / 300, abs=1e-6)
@@ -70,7 +70,7 @@ def test_defects_are_shares_of_what_was_looked_at(seen: Observed) -> None:
 def test_an_empty_period_has_estimates_that_are_false(tmp_path: Path) -> None:
     """No rows, no numbers, no error."""
     with Session(shadow_store.make(tmp_path)) as session:
-        found = quality.review(shadows.observed(session, 0, 1e9))
+        found = against_dense.review(shadows.observed(session, 0, 1e9))
     assert not found.gap
     assert not found.garbled
     assert not any(found.curve.deciles)
@@ -81,7 +81,7 @@ def test_rows_of_a_part_are_a_part(seen: Observed) -> None:
     """Taking rows keeps every column and group in step."""
     part = seen.rows(seen.at <= 10)
     assert len(part.gap) == len(part.groups["domain"]) == len(part.defects["json"]) == 10
-    assert quality.compare(part, seen).cause in {"none", "moe", "traffic", "both"}
+    assert against_dense.compare(part, seen).cause in {"none", "moe", "traffic", "both"}
 
 
 def test_judge_is_held_to_the_likelihood(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_judge_is_held_to_the_likelihood(tmp_path: Path) -> None:
             judge = 0.0 if pk % 4 == 0 else -1.0 if gap > 0 else 1.0
             shadow_store.add_shadow(session, pk, at=float(pk), gap=gap, judge=-judge if pk <= 3 else judge)
     with Session(store) as session:
-        found = quality.review(shadows.observed(session, 0, 1e9)).judge_agreement
+        found = against_dense.review(shadows.observed(session, 0, 1e9)).judge_agreement
     assert found.requests == 30
     assert found.value == pytest.approx(27 / 30)
     assert found.lower > 0.5
@@ -104,8 +104,8 @@ def test_the_usual_requests_are_compared_apart(seen: Observed) -> None:
     rows = np.arange(len(seen.at))
     unusual = seen.ood > np.nanquantile(seen.ood, 0.7)
     before, after = seen.rows(rows % 4 < 2), seen.rows((rows % 4 >= 2) & (unusual | (rows % 3 == 0)))
-    assert quality.compare(before, after).effect.value > 0.02
-    alike = quality.compare_alike(before, after).effect
+    assert against_dense.compare(before, after).effect.value > 0.02
+    alike = against_dense.compare_alike(before, after).effect
     assert alike.lower < 0 < alike.upper
     broken = replace(after, nll_moe=after.nll_moe + 0.3)
-    assert quality.compare_alike(before, broken).effect.value == pytest.approx(alike.value + 0.3)
+    assert against_dense.compare_alike(before, broken).effect.value == pytest.approx(alike.value + 0.3)

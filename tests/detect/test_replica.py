@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bench.simulate import World
-from moe_watch.detect import replica
-from moe_watch.detect.moments import Moments, of_batch
-from moe_watch.detect.replica import Standing
+from moe_watch.detect.drift import replica
+from moe_watch.detect.drift.moments import Moments, of_batch
+from moe_watch.detect.drift.replica import Standing
 
 WORLD = World(layers=4, experts=16, top_k=4, topics=6, unseen=2, length=4.0, longest=600)
 RUN_LENGTH = 1000.0

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_watch import wire
-from moe_watch.aggregate import EDGES, MOST_DOMAINS, Clock, Window, outcome
-from moe_watch.detect.batch import Batch
-from moe_watch.join import Join, Joined
-from tests.frames import Tap
+from moe_watch.detect.common.batch import Batch
+from moe_watch.domain.request import Joined
+from moe_watch.domain.window import EDGES, MOST_DOMAINS, Clock, Window, outcome
+from moe_watch.sidecar.join import Join
+from tests.support.frames import Tap
 
 
 def _requests(n: int, seed: int) -> list[Joined]:

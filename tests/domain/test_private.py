@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from moe_watch import history, private
-from moe_watch.cli import main
-from moe_watch.spool import Spool
+from moe_watch.cli.main import main
+from moe_watch.domain import private_files
+from moe_watch.ops import archive
 from moe_watch.store import engine, migrate
-from moe_watch.store.forget import Who
-from moe_watch.store.write import write
-from tests.test_store_write import some_writes
+from moe_watch.store.lifecycle.forget import Who
+from moe_watch.store.spool import Spool
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_store_spool_reports_and_exports_are_private(tmp_path: Path) -> None:
     for asked in (["report", "--out", "reports"], ["report", "--out", "one.html"], ["export", "--to", "exported"]):
         done = CliRunner().invoke(main, asked)
         assert done.exit_code == 0, done.output
-    assert history.forget("exported", Who(request_id="cmpl-1")) == 1
+    assert archive.forget("exported", Who(request_id="cmpl-1")) == 1
     names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert {".db", ".lock", ".spool", ".html", ".md", ".json", ".parquet"} <= names
     assert open_files(tmp_path) == []
@@ -61,7 +62,7 @@ def test_a_report_over_an_open_one_is_private(tmp_path: Path) -> None:
     path.write_text("old")
     path.chmod(0o666)
     with path.open() as reader:
-        private.replace(path, "new")
+        private_files.replace(path, "new")
         assert reader.read() == "old"
     assert path.read_text() == "new"
     assert open_files(tmp_path) == []
@@ -71,7 +72,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -
     """Neither half a file nor one of another name."""
     (tmp_path / "a.html").mkdir()
     with pytest.raises(OSError, match="directory"):
-        private.replace(tmp_path / "a.html", "new")
+        private_files.replace(tmp_path / "a.html", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 

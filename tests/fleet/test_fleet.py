@@ -11,32 +11,33 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from bench.simulate import World
-from moe_watch import fleet, wire
-from moe_watch.aggregate import Window
-from moe_watch.commands.status import _replica
-from moe_watch.companions import Companions, Served
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.moments import of_batch
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
+from moe_watch import wire
+from moe_watch.cli.commands.status import _replica
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift.moments import of_batch
+from moe_watch.domain.window import Window
+from moe_watch.fleet import siblings
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import DetectSettings, Settings
-from moe_watch.store import fleet as stored
-from moe_watch.store import served, windows
-from moe_watch.store.write import Writes, write
-from tests.judge_bench import Bench
+from moe_watch.sidecar.background import Companions, Served
+from moe_watch.store.read import fleet as stored
+from moe_watch.store.records import served_models, windows
+from moe_watch.store.write.batch import Writes, write
+from tests.support.judge_bench import Bench
 
 WORLD = World(layers=4, experts=16, top_k=4, topics=6, unseen=2, length=4.0, longest=600)
 START = 1_000_020.0
 MODEL = wire.Model(
     replica="r0", source="e", seq=0, sent_at=START, model="tiny", layers=4, layer_ids=[1, 3, 5, 7], experts=16, top_k=4
 )
-IDENTITY = served.identity(MODEL)
+IDENTITY = served_models.identity(MODEL)
 SETTINGS = Settings(detect=DetectSettings(average_run_length=1000))
 
 
 @pytest.fixture
 def database(store: Engine) -> Engine:
-    write(store, served.announcement(MODEL, START))
+    write(store, served_models.announcement(MODEL, START))
     return store
 
 
@@ -64,14 +65,14 @@ def minutes(database: Engine, first: int, n: int, k: int = 6, bad: int | None = 
 def watch(database: Engine, first: int, n: int) -> int:
     """Look every ten seconds, as two sidecars do; return how many blocks were compared."""
     looks = [START + 60 * first + 10 * step for step in range(1, 6 * n + 3)]
-    return sum(fleet.compare(database, SETTINGS, IDENTITY, now) for now in looks for _ in range(2))
+    return sum(siblings.compare(database, SETTINGS, IDENTITY, now) for now in looks for _ in range(2))
 
 
 def test_a_deviant_is_flagged_with_its_layer_and_each_block_is_compared_once(database: Engine) -> None:
     """Two sidecars look at six replicas; the state names replica, time, layer and experts."""
     minutes(database, 0, 15, bad=4)
     assert watch(database, 0, 15) == 15
-    state = fleet.read(database, IDENTITY)
+    state = siblings.read(database, IDENTITY)
     assert [name for name, one in state.standings.items() if one.deviates] == ["r4"]
     assert all(one.blocks == 15 for one in state.standings.values())
     where = state.where["r4"]
@@ -92,10 +93,10 @@ def test_only_one_of_two_writes_a_block(database: Engine) -> None:
 def test_a_claim_that_led_to_nothing_is_void_after_a_minute(database: Engine) -> None:
     """A sidecar that died while it compared does not end the comparison."""
     minutes(database, 0, 2)
-    claimed = msgspec.json.encode(fleet.State(claimed=START + 130)).decode()
+    claimed = msgspec.json.encode(siblings.State(claimed=START + 130)).decode()
     stored.swap(database, IDENTITY, "", claimed)
-    assert not fleet.compare(database, SETTINGS, IDENTITY, START + 140)
-    assert fleet.compare(database, SETTINGS, IDENTITY, START + 200)
+    assert not siblings.compare(database, SETTINGS, IDENTITY, START + 140)
+    assert siblings.compare(database, SETTINGS, IDENTITY, START + 200)
 
 
 def test_quiet_replicas_make_longer_blocks(database: Engine) -> None:
@@ -115,9 +116,9 @@ def test_merged_is_pooled(database: Engine) -> None:
     batches = [WORLD.draw(n, random) for n in (30, 50, 80)]
     rows = [windows.row(IDENTITY, f"r{i}", START, 60.0, window(batch, i)) for i, batch in enumerate(batches)]
     write(database, Writes(windows=rows))
-    model = served.by_identity(database, IDENTITY)
+    model = served_models.by_identity(database, IDENTITY)
     assert model is not None
-    parts = [fleet.moments(one) for one in stored.by_replica(database, model, 0.0, START + 1).values()]
+    parts = [siblings.moments(one) for one in stored.by_replica(database, model, 0.0, START + 1).values()]
     pooled = Batch(*(np.concatenate([getattr(one, side) for one in batches]) for side in ("prompt", "decode")), 4)
     whole = of_batch(pooled)
     merged = parts[0] + parts[1] + parts[2]
@@ -155,8 +156,8 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     companions = Companions(database, SETTINGS, Board())
     bench.judge.learn(companions.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
     assert bench.verdict == "deployment"
-    assert bench.value(metrics.REPLICA_DEVIATES) == 1
-    assert bench.value(metrics.REPLICA_EVIDENCE) >= 1
+    assert bench.value(series.REPLICA_DEVIATES) == 1
+    assert bench.value(series.REPLICA_EVIDENCE) >= 1
     (replica,) = bench.judge.describe(bench.now)
     assert "routes differently than its 5 siblings, most in layer 5" in replica.episodes[0].summary
     assert replica.episodes[0].where is not None
@@ -171,4 +172,4 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     watch(database, 12, 20)
     bench.judge.learn(companions.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
     assert bench.verdict == "healthy"
-    assert bench.value(metrics.REPLICA_DEVIATES) == 0
+    assert bench.value(series.REPLICA_DEVIATES) == 0

@@ -16,15 +16,16 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.export import metrics, otel, prometheus
-from moe_watch.export.snapshot import Board, Exemplar
-from moe_watch.join import Join
-from moe_watch.judge import Judge
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.metrics import otlp, prometheus
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board, Exemplar
 from moe_watch.settings import OtlpSettings, Settings
-from moe_watch.store.baselines import Active
-from moe_watch.watch import Normal
-from tests.frames import Tap
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.store.records.baselines import Active
+from tests.support.frames import Tap
 
 
 def _board() -> Board:
@@ -222,7 +223,7 @@ def test_otlp_carries_the_same_values(collector: tuple[str, list[ExportMetricsSe
     url, got = collector
 
     async def once() -> None:
-        task = asyncio.create_task(otel.export_forever(_board(), OtlpSettings(endpoint=url, interval_s=0.01)))
+        task = asyncio.create_task(otlp.export_forever(_board(), OtlpSettings(endpoint=url, interval_s=0.01)))
         while not got:  # noqa: ASYNC110 - the receiver is a thread
             await asyncio.sleep(0.02)
         task.cancel()
@@ -245,7 +246,7 @@ def test_otlp_carries_the_same_values(collector: tuple[str, list[ExportMetricsSe
 def test_both_ways_know_the_same_families() -> None:
     """One definition: what is scraped is exported, family by family."""
     board = _board()
-    (resource,) = otel.metrics_data(board, 3.0).resource_metrics
+    (resource,) = otlp.metrics_data(board, 3.0).resource_metrics
     assert len(resource.scope_metrics[0].metrics) == len(board.read()) == 3
 
 

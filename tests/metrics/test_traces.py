@@ -10,12 +10,13 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from moe_watch.export import metrics, otel, prometheus, traces
-from moe_watch.export.snapshot import Board, Exemplar
-from moe_watch.export.traces import Flagged, Spans
+from moe_watch.metrics import otlp, prometheus, series
+from moe_watch.metrics import spans as traces
+from moe_watch.metrics.board import Board, Exemplar
+from moe_watch.metrics.spans import Flagged, Spans
 from moe_watch.settings import OtlpSettings
-from tests.judge_bench import Bench
-from tests.otlp_receiver import Received, attributes, receiver
+from tests.support.judge_bench import Bench
+from tests.support.otlp_receiver import Received, attributes, receiver
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -134,7 +135,7 @@ def test_every_flagged_request_has_a_span_and_the_worst_is_the_exemplar() -> Non
     exemplars = {s.name: s.exemplar for f in parse_openmetrics(body.decode()) for s in f.samples if s.exemplar}
     for name in ("moe_watch_ood_requests_total", "moe_watch_time_to_first_token_seconds_bucket"):
         assert exemplars[name].labels["trace_id"] == TRACE
-    (resource,) = otel.metrics_data(bench.board, 1.0).resource_metrics
+    (resource,) = otlp.metrics_data(bench.board, 1.0).resource_metrics
     points = {m.name: m.data.data_points[0] for m in resource.scope_metrics[0].metrics}
     assert points["moe_watch.ood_requests"].exemplars[0].trace_id == int(TRACE, 16)
 
@@ -142,7 +143,7 @@ def test_every_flagged_request_has_a_span_and_the_worst_is_the_exemplar() -> Non
 def test_an_exemplar_has_room_for_its_trace() -> None:
     """Of a long request id only as much stays as the 128 characters of OpenMetrics allow beside the trace."""
     board = Board()
-    board.add(metrics.OOD_REQUESTS, 1, "m", "r", exemplar=Exemplar("x" * 255, 1.0, 2.0, TRACE))
+    board.add(series.OOD_REQUESTS, 1, "m", "r", exemplar=Exemplar("x" * 255, 1.0, 2.0, TRACE))
     body, _ = prometheus.render(prometheus.registry(board), "application/openmetrics-text")
     (found,) = (s.exemplar for f in parse_openmetrics(body.decode()) for s in f.samples if s.exemplar)
     assert sum(len(name) + len(value) for name, value in found.labels.items()) == 128

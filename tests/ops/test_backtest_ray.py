@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine
 
-from moe_watch import backtest, history
-from moe_watch.commands import backtest as command
-from moe_watch.store import baselines, served
-from moe_watch.store import history as rows
-from tests.test_history import store
+from moe_watch.cli.commands import backtest as command
+from moe_watch.ops import archive, backtest
+from moe_watch.store.read import history as rows
+from moe_watch.store.records import baselines, served_models
+from tests.ops.test_history import store
 
 __all__ = ["store"]
 pytestmark = [
@@ -33,17 +33,17 @@ pytestmark = [
 def exported(store: Engine, tmp_path: Path) -> tuple[Engine, str]:
     """Export the store's two replicas to Parquet."""
     address = str(tmp_path / "parquet")
-    history.write(rows.rows(store, served.by_name(store)[0], 0, 4e9), served.by_name(store)[0], address)
+    archive.write(rows.rows(store, served_models.by_name(store)[0], 0, 4e9), served_models.by_name(store)[0], address)
     return store, address
 
 
 def test_a_cluster_says_what_one_process_says(exported: tuple[Engine, str]) -> None:
     """The same outcomes, replica by replica, alarms and their times included; two workers share the work."""
     store, address = exported
-    model = served.by_name(store)[0]
+    model = served_models.by_name(store)[0]
     baseline = baselines.load(store, baselines.active(store)[model.identity].id)
-    source = history.ParquetSource(address, history.shapes(address)[model.identity])
-    names = history.replicas(address, model.identity)
+    source = archive.ParquetSource(address, archive.shapes(address)[model.identity])
+    names = archive.replicas(address, model.identity)
     here = list(backtest.run_here(names, source, baseline, 1000, 0.01))
     there = list(backtest.run_on_ray(names, source, baseline, 1000, 0.01, address="local"))
     assert there == here

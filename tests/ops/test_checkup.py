@@ -13,15 +13,17 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch import checkup, status
-from moe_watch.checkup import Check
-from moe_watch.export import metrics
+from moe_watch.domain import status
+from moe_watch.metrics import series
+from moe_watch.ops import doctor
+from moe_watch.ops.doctor import Check
 from moe_watch.settings import HttpSettings, Settings, StoreSettings
-from moe_watch.store import baselines, engine, migrate, served
-from moe_watch.store.models import Baseline, Model
-from moe_watch.store.write import write
-from tests.frames import Tap
-from tests.test_store_write import some_writes
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.schema import Baseline, Model
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
+from tests.support.frames import Tap
 
 
 def _replica(**more: object) -> status.Replica:
@@ -60,7 +62,7 @@ def _states(checks: Iterator[Check]) -> dict[str, str]:
 
 def test_a_tap_in_order_is_ok() -> None:
     """And so is its baseline."""
-    assert _states(checkup._tap(_replica())) == {"tap of r0": "ok", "baseline": "ok"}
+    assert _states(doctor._tap(_replica())) == {"tap of r0": "ok", "baseline": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_a_tap_in_order_is_ok() -> None:
 )
 def test_what_is_wrong_with_a_tap_is_found(more: dict[str, object], expected: dict[str, str]) -> None:
     """Each with a remedy."""
-    assert _states(checkup._tap(_replica(**more))) == expected
+    assert _states(doctor._tap(_replica(**more))) == expected
 
 
 def _seen(**more: object) -> status.Status:
@@ -89,18 +91,18 @@ def _seen(**more: object) -> status.Status:
     return msgspec.structs.replace(told, **(values | more))
 
 
-@pytest.mark.parametrize("reason", sorted(metrics.REFUSAL_REASONS))
+@pytest.mark.parametrize("reason", sorted(series.REFUSAL_REASONS))
 def test_whatever_is_refused_is_told_with_what_to_do(reason: str) -> None:
     """A client that hides behind one request id is seen as frames that came late or twice."""
-    (check,) = checkup._frames(_seen(frames_refused={reason: 7, "other": 0}))
+    (check,) = doctor._frames(_seen(frames_refused={reason: 7, "other": 0}))
     assert (check.state, check.finding) == ("warn", f"7 {reason}")
     assert "FramesRefused" in check.remedy or f"{reason}:" in check.remedy
-    assert [check.state for check in checkup._frames(_seen())] == ["ok"]
+    assert [check.state for check in doctor._frames(_seen())] == ["ok"]
 
 
 def test_a_model_that_is_not_watched_is_told_with_the_reason() -> None:
     """Too large, or too much beside the others."""
-    _, check = checkup._frames(_seen(impossible={"r1": "131072 layers of 1 experts"}))
+    _, check = doctor._frames(_seen(impossible={"r1": "131072 layers of 1 experts"}))
     assert (check.state, check.subject) == ("fail", "model of r1")
     assert "131072 layers" in check.finding
 
@@ -136,32 +138,32 @@ def test_the_version_of_vllm_is_judged(version: object, expected: str, vllm: tup
         del answers["/version"]
     else:
         answers["/version"] = version
-    assert _states(checkup._vllm(Settings(vllm_url=url))) == {"vLLM": expected}
+    assert _states(doctor._vllm(Settings(vllm_url=url))) == {"vLLM": expected}
 
 
 def test_an_open_socket_is_a_warning(tmp_path: Path) -> None:
     """A private one is ok, a missing one a failure."""
     path = tmp_path / "tap.sock"
-    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "fail"}
+    assert _states(doctor._socket(f"ipc://{path}")) == {"socket": "fail"}
     path.touch(mode=0o600)
-    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "ok"}
+    assert _states(doctor._socket(f"ipc://{path}")) == {"socket": "ok"}
     path.chmod(0o666)
-    assert _states(checkup._socket(f"ipc://{path}")) == {"socket": "warn"}
+    assert _states(doctor._socket(f"ipc://{path}")) == {"socket": "warn"}
 
 
 def test_a_baseline_of_another_model_is_pointed_out(tmp_path: Path) -> None:
     """After a redeployment the active baseline may be of weights that are gone."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
     store = engine.connect(settings.store.url)
-    assert _states(checkup._store(settings)) == {"store": "fail"}
+    assert _states(doctor._store(settings)) == {"store": "fail"}
     migrate.upgrade(store)
     write(store, some_writes(0))
-    old = served.by_name(store)[0]
+    old = served_models.by_name(store)[0]
     _activate(store, old)
-    write(store, served.announcement(Tap().announce(), 1.0, settings.sidecar))
-    assert _states(checkup._store(settings)) == {"store": "ok"}
-    write(store, served.announcement(Tap().announce(weights="new"), 1.0, settings.sidecar))
-    assert _states(checkup._store(settings)) == {"store": "ok", "baseline": "warn"}
+    write(store, served_models.announcement(Tap().announce(), 1.0, settings.sidecar))
+    assert _states(doctor._store(settings)) == {"store": "ok"}
+    write(store, served_models.announcement(Tap().announce(weights="new"), 1.0, settings.sidecar))
+    assert _states(doctor._store(settings)) == {"store": "ok", "baseline": "warn"}
 
 
 def test_a_store_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_store_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
     migrate.upgrade(engine.connect(settings.store.url))
     (tmp_path / "a.db").chmod(0o644)
-    assert [check.state for check in checkup._store(settings)] == ["ok", "warn"]
+    assert [check.state for check in doctor._store(settings)] == ["ok", "warn"]
 
 
 def _activate(store: Engine, model: Model) -> None:
@@ -183,10 +185,10 @@ def test_an_open_address_needs_a_token() -> None:
     """Loopback is ok without one; beyond it the token is readable on the way, unless TLS hides it."""
     guarded, tls = {"host": "0.0.0.0", "token": "x" * 16}, {"tls_cert": Path("c"), "tls_key": Path("k")}  # noqa: S104
     anywhere = "0.0.0.0"  # noqa: S104
-    assert _states(checkup._http(Settings())) == {"http": "ok"}
-    assert _states(checkup._http(Settings(http=HttpSettings(host=anywhere)))) == {"http": "fail"}
-    assert _states(checkup._http(Settings(http=HttpSettings.model_validate(guarded)))) == {"http": "warn"}
-    assert _states(checkup._http(Settings(http=HttpSettings.model_validate(guarded | tls)))) == {"http": "ok"}
+    assert _states(doctor._http(Settings())) == {"http": "ok"}
+    assert _states(doctor._http(Settings(http=HttpSettings(host=anywhere)))) == {"http": "fail"}
+    assert _states(doctor._http(Settings(http=HttpSettings.model_validate(guarded)))) == {"http": "warn"}
+    assert _states(doctor._http(Settings(http=HttpSettings.model_validate(guarded | tls)))) == {"http": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -200,4 +202,4 @@ def test_an_open_address_needs_a_token() -> None:
 )
 def test_frames_from_other_machines_are_a_warning(endpoint: str, expected: str) -> None:
     """They are neither encrypted nor authenticated."""
-    assert _states(checkup._socket(endpoint)) == {"socket": expected}
+    assert _states(doctor._socket(endpoint)) == {"socket": expected}

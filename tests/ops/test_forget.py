@@ -17,15 +17,17 @@ from pyarrow import parquet
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch import rows, wire
-from moe_watch.cli import main
-from moe_watch.join import Join
-from moe_watch.spool import Spool
-from moe_watch.store import engine, migrate, models, served
-from moe_watch.store.write import NewEpisode, Writes, write
-from tests.frames import Tap
-from tests.test_sidecar import Process
-from tests.test_store_write import episode_values
+from moe_watch import wire
+from moe_watch.cli.main import main
+from moe_watch.sidecar.join import Join
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.records import served_models
+from moe_watch.store.spool import Spool
+from moe_watch.store.write import request_rows
+from moe_watch.store.write.batch import NewEpisode, Writes, write
+from tests.sidecar.test_sidecar import Process
+from tests.store.test_store_write import episode_values
+from tests.support.frames import Tap
 
 ANN = wire.user_hash("ann")
 SAID = "the words of ann, long enough for a page of its own " * 400
@@ -43,13 +45,13 @@ def batch(start: int, n: int) -> Writes:
         sample = wire.Sample(prompt=SAID if mine else "bob's", outputs=[SAID if mine else "bob's"])
         user = {"user": ANN} if mine else {}
         frames += [tap.routing(name), tap.latency(name), tap.request(name, sample=sample, sample_rate=1.0, **user)]
-    made = served.announcement(model, 1.0)
-    made.requests = rows.new_requests(
-        served.identity(model), join.add(frames, 0.0), [], None, baseline_id=None, fingerprint_rate=1.0,
+    made = served_models.announcement(model, 1.0)
+    made.requests = request_rows.new_requests(
+        served_models.identity(model), join.add(frames, 0.0), [], None, baseline_id=None, fingerprint_rate=1.0,
         keep_samples_days=1.0,
     )  # fmt: skip
     values = episode_values(tap.replica, flagged_at=float(start), evidence={"channel": "ood", "requests": names})
-    made.episodes = [NewEpisode(served.identity(model), values)]
+    made.episodes = [NewEpisode(served_models.identity(model), values)]
     return made
 
 
@@ -92,7 +94,7 @@ def _plain(path: Path) -> bytes:
     return path.read_bytes() + repr(columns).encode()
 
 
-def count(store: Engine, table: type[models.Base]) -> int:
+def count(store: Engine, table: type[schema.Base]) -> int:
     with Session(store) as session:
         return int(session.scalar(select(func.count()).select_from(table)) or 0)
 
@@ -107,7 +109,7 @@ def test_no_byte_of_a_person_is_left_anywhere(store: Engine, tmp_path: Path) -> 
     assert "deleted 10 requests, 10 fingerprints, 10 samples, 0 shadow results, 10 mentions; 0 left" in done.output
     assert "copies/one: deleted 10 rows; 0 left" in done.output
     assert traces(tmp_path) == {}
-    assert {count(store, table) for table in (models.Request, models.Fingerprint, models.Sample)} == {20}
+    assert {count(store, table) for table in (schema.Request, schema.Fingerprint, schema.Sample)} == {20}
     spool = Spool(tmp_path / "spool", 1 << 24)
     kept = [msgspec.msgpack.decode(payload, type=Writes) for payload in spool.payloads()]
     assert [len(writes.requests) for writes in kept] == [10, 10]
@@ -118,7 +120,7 @@ def test_no_byte_of_a_person_is_left_anywhere(store: Engine, tmp_path: Path) -> 
 def test_one_request_is_forgotten_by_its_id(store: Engine, tmp_path: Path) -> None:
     """In the store or in the spool, wherever it is; the others of the same person stay."""
     assert run("forget", "--request", "cmpl-ann-0").exit_code == 0
-    assert count(store, models.Request) == 29
+    assert count(store, schema.Request) == 29
     done = run("forget", "--request", "cmpl-ann-33")
     assert "spool: deleted 2 rows" in done.output  # the request, and the alarm that names it
     assert done.exit_code == 0
@@ -136,7 +138,7 @@ def test_all_requests_that_had_one_id_are_forgotten_by_it(store: Engine) -> None
     done = run("forget", "--request", "cmpl-bob-1")
     assert "deleted 3 requests" in done.output
     assert "copies/one: deleted 3 rows; 0 left" in done.output
-    assert count(store, models.Request) == 30
+    assert count(store, schema.Request) == 30
 
 
 def test_what_a_running_sidecar_has_in_its_spool_is_waited_for(store: Engine, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_what_a_running_sidecar_has_in_its_spool_is_waited_for(store: Engine, tm
     spool.close()
     assert done.exit_code == 0, done.output
     assert "deleted 10 requests" in done.output
-    assert count(store, models.Request) == 40
+    assert count(store, schema.Request) == 40
     assert traces(tmp_path) == {}
 
 
@@ -216,7 +218,7 @@ def test_a_person_is_forgotten_while_the_sidecar_runs(tmp_path: Path) -> None:
         process.until_rows("select count(*) from requests", [(60,)])
         assert traces(tmp_path)
         done = subprocess.run(
-            [sys.executable, "-m", "moe_watch.cli", "forget", "--user", "ann"],
+            [sys.executable, "-m", "moe_watch.cli.main", "forget", "--user", "ann"],
             env={**os.environ, **process.environment},
             check=False,
             capture_output=True,

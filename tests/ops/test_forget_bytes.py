@@ -14,11 +14,12 @@ from sqlalchemy import Engine
 
 from moe_watch import wire
 from moe_watch.settings import StoreSettings
-from moe_watch.store import engine, forget, migrate, residue
-from moe_watch.store.prune import prune
-from moe_watch.store.write import Writes, write
-from tests.test_forget import run
-from tests.test_store_write import some_writes
+from moe_watch.store import engine, migrate
+from moe_watch.store.lifecycle import forget, residue
+from moe_watch.store.lifecycle.prune import prune
+from moe_watch.store.write.batch import Writes, write
+from tests.ops.test_forget import run
+from tests.store.test_store_write import some_writes
 
 PEOPLE = [f"person {number}" for number in range(12)]
 Tune = Callable[[Any, object], None]

@@ -11,15 +11,18 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, delete
 from sqlalchemy.orm import Session
 
-from moe_watch import backtest, history, wire
-from moe_watch.commands import backtest as backtest_command
-from moe_watch.commands import export, forget
-from moe_watch.detect.baseline import Baseline, BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.store import arrays, baselines, engine, migrate, served
-from moe_watch.store import history as rows
-from moe_watch.store.forget import Who
-from moe_watch.store.models import Fingerprint, Model, Request, Sample
+from moe_watch import wire
+from moe_watch.cli.commands import backtest as backtest_command
+from moe_watch.cli.commands import export, forget
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder
+from moe_watch.ops import archive, backtest
+from moe_watch.store import engine, migrate
+from moe_watch.store.codecs import arrays
+from moe_watch.store.lifecycle.forget import Who
+from moe_watch.store.read import history as rows
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.schema import Fingerprint, Model, Request, Sample
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
 START = 1_790_020_000.0  # 2026-09-21 19:06 UTC, so that the stream crosses midnight
@@ -84,12 +87,12 @@ def request_rows(model: Model, replica: str, batch: Batch) -> list[Request | Fin
 
 
 def outcomes(store: Engine, tmp_path: Path) -> tuple[list[backtest.Outcome], list[backtest.Outcome]]:
-    model = served.by_name(store)[0]
+    model = served_models.by_name(store)[0]
     address = str(tmp_path / "parquet")
-    history.write(rows.rows(store, model, 0, 4e9), model, address)
+    archive.write(rows.rows(store, model, 0, 4e9), model, address)
     baseline = baselines.load(store, baselines.active(store)[model.identity].id)
-    source = history.ParquetSource(address, history.shapes(address)[model.identity])
-    names = history.replicas(address, model.identity)
+    source = archive.ParquetSource(address, archive.shapes(address)[model.identity])
+    names = archive.replicas(address, model.identity)
     here = list(backtest.run_here(names, source, baseline, 1000, 0.01))
     live = list(backtest.run_here(rows.replicas(store, model), from_store(store, model), baseline, 1000, 0.01))
     return here, live
@@ -126,7 +129,7 @@ def test_an_export_is_partitioned_by_model_and_day_and_may_be_repeated(store: En
     assert "800 requests" in done.output
     days = {path.name for path in (tmp_path / "out").glob("model=org--moe/identity=*/day=*")}
     assert days == {"day=2026-09-21", "day=2026-09-22"}
-    assert len(history.replicas(str(tmp_path / "out"), "a" * 32)) == 2
+    assert len(archive.replicas(str(tmp_path / "out"), "a" * 32)) == 2
 
 
 def test_a_day_that_is_archived_is_never_replaced_by_a_part_of_it(store: Engine, tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_day_that_is_archived_is_never_replaced_by_a_part_of_it(store: Engine,
         session.execute(delete(Request).where(Request.finished_at < START + 0.01 * 86_400))
     done = kept.invoke(export.command, [*out, "--since", "2026-09-01"])
     assert done.exit_code == 0, done.output
-    assert history._open(str(tmp_path / "out")).count_rows() == 800
+    assert archive._open(str(tmp_path / "out")).count_rows() == 800
 
 
 def test_a_folder_without_files_is_explained(store: Engine, tmp_path: Path) -> None:
@@ -159,12 +162,12 @@ def test_a_folder_without_files_is_explained(store: Engine, tmp_path: Path) -> N
 def test_a_person_is_forgotten_in_store_and_export(store: Engine, tmp_path: Path) -> None:
     """Nothing of their requests is left, everyone else's stay."""
     address = str(tmp_path / "out")
-    model = served.by_name(store)[0]
-    history.write(rows.rows(store, model, 0, 4e9), model, address)
+    model = served_models.by_name(store)[0]
+    archive.write(rows.rows(store, model, 0, 4e9), model, address)
     done = CliRunner().invoke(forget.command, ["--user", "ann", "--export", address])
     assert done.exit_code == 0, done.output
     assert "200 requests, 200 fingerprints" in done.output
-    assert history.count(address, Who(user_hash=wire.user_hash("ann"))) == 0
+    assert archive.count(address, Who(user_hash=wire.user_hash("ann"))) == 0
     with Session(store) as session:
         assert session.query(Request).count() == 600
         assert session.query(Fingerprint).count() == 600
@@ -196,6 +199,6 @@ def test_the_command_prints_each_drift(store: Engine) -> None:
 
 def test_a_baseline_survives_its_bytes(store: Engine) -> None:
     """What a worker elsewhere judges by is what is in the store."""
-    model = served.by_name(store)[0]
+    model = served_models.by_name(store)[0]
     loaded = baselines.load(store, baselines.active(store)[model.identity].id)
     assert Baseline.from_bytes(loaded.to_bytes()).requests == loaded.requests

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
-from grafana_view import metric_names
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alerts.__main__ import files
-from moe_watch.export.metrics import ALL
+from moe_watch.metrics.series import ALL
 from moe_watch.provision import assets, grafana_rules, prometheus
 from moe_watch.provision.alert import Alert, Links
 from moe_watch.provision.catalogue import ALERTS
 from moe_watch.provision.inhibition import SILENCES, silencers
+from tests.support.grafana_view import metric_names
 
-FOLDER = Path(__file__).parents[1] / "alerts"
+FOLDER = Path(__file__).parents[2] / "alerts"
 NAMES = [alert.name for alert in ALERTS]
 BY_NAME = {alert.name: alert for alert in ALERTS}
 SEVERITY = {"critical": 2, "warning": 1}

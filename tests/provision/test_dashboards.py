@@ -14,12 +14,12 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from grafana_view import fill, metric_names, panels, queries
 
 from dashboards.__main__ import files
-from moe_watch.export.metrics import ALL
+from moe_watch.metrics.series import ALL
 from moe_watch.provision import assets, thresholds
 from moe_watch.provision.catalogue import ALERTS
+from tests.support.grafana_view import fill, metric_names, panels, queries
 
 BUILT = {path.stem: json.loads(text) for path, text in files().items()}
 PAGES = {uid: content for uid, content in BUILT.items() if uid != "moe-watch-runbooks"}

@@ -12,7 +12,7 @@ import pytest
 
 from moe_watch.provision import assets
 from moe_watch.provision.catalogue import ALERTS
-from tests.provisioning import PAGE, grafana, load, no_token_in_the_environment, run, state
+from tests.support.provisioning import PAGE, grafana, load, no_token_in_the_environment, run, state
 
 __all__ = ["grafana", "no_token_in_the_environment", "state"]
 
@@ -116,7 +116,7 @@ def test_kubernetes_objects_are_valid(tmp_path: Path) -> None:
 
 def test_the_helm_chart_ships_these_rules_and_dashboards() -> None:
     """The chart's files are links to the committed ones, so they cannot differ."""
-    files = Path(__file__).parents[1] / "deploy" / "helm" / "moe-watch" / "files"
-    rules = Path(__file__).parents[1] / "alerts" / "moe-watch.rules.yml"
+    files = Path(__file__).parents[2] / "deploy" / "helm" / "moe-watch" / "files"
+    rules = Path(__file__).parents[2] / "alerts" / "moe-watch.rules.yml"
     assert (files / "rules.yaml").resolve() == rules
     assert {path.stem for path in (files / "dashboards").glob("*.json")} == set(assets.dashboards())

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 import pytest
-from fake_grafana import TOKEN, VIEWER, State, running
 
 from moe_watch.provision import assets
 from moe_watch.provision.catalogue import ALERTS
-from tests.provisioning import PAGE, RULE, UID, grafana, no_token_in_the_environment, push, run, state
+from tests.support.fake_grafana import TOKEN, VIEWER, State, running
+from tests.support.provisioning import PAGE, RULE, UID, grafana, no_token_in_the_environment, push, run, state
 
 __all__ = ["grafana", "no_token_in_the_environment", "state"]
 

@@ -8,7 +8,7 @@ import shlex
 import click
 import pytest
 
-from moe_watch.cli import main
+from moe_watch.cli.main import main
 from moe_watch.provision import assets, thresholds
 from moe_watch.provision.catalogue import ALERTS
 from moe_watch.settings import Settings

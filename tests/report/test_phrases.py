@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moe_watch import status
-from moe_watch.report import phrases
+from moe_watch.domain import status
+from moe_watch.report.say import phrases
 
 
 def test_a_place_is_told_in_shares_and_with_its_bound() -> None:

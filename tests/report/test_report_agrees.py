@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch import severity
-from moe_watch.endings import Ending
-from moe_watch.export import metrics
-from moe_watch.report import phrases, words
-from moe_watch.report.review import Review
-from moe_watch.report.sections import Drift, Quality, Shift
-from moe_watch.report.terms import Interval
-from moe_watch.verdict import decide
-from moe_watch.watch import Watch
-from tests.judge_bench import Bench
-from tests.reviews import NOTHING, drifted
-from tests.store_factory import DAY, UNTIL
+from moe_watch import alarms as severity
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.metrics import series
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Drift, Quality, Shift
+from moe_watch.report.data.types import Interval
+from moe_watch.report.say import phrases, verdict
+from moe_watch.sidecar.monitor.replica_monitor import Watch
+from moe_watch.sidecar.monitor.verdict import decide
+from tests.support.judge_bench import Bench
+from tests.support.reviews import NOTHING, drifted
+from tests.support.store_factory import DAY, UNTIL
 
 KINDS: Final = ("garbled", "blind", "routing", "quality", "replica", "traffic", "dead_experts", "one to come")
 CAUSES: Final = ("moe", "both", "traffic", "none", "unknown")
@@ -80,7 +80,7 @@ def reviews(draw: st.DrawFn) -> Review:
 @given(reviews())
 def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Review) -> None:
     """A red headline has a red answer and something to do; calm is what no part of the report has anything against."""
-    found = words.verdict(review)
+    found = verdict.verdict(review)
     quality, routing, _ = found.answers
     tones = {answer.tone for answer in found.answers}
     nothing = any(NOTHING_TO_DO in action.text for action in found.actions)
@@ -109,7 +109,7 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
 @given(reviews())
 def test_advice_comes_from_every_kind_of_alarm_of_the_period(review: Review) -> None:
     """From open ones as from those that ended, the gravest first; that something recovered is said of that alone."""
-    found = words.verdict(review)
+    found = verdict.verdict(review)
     told = [action for action in found.actions if "episode:" in action.command]
     kinds = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.drifts)))
     by_number = {f"moe-watch explain episode:{drift.id}": drift for drift in review.timeline.drifts}
@@ -125,7 +125,7 @@ def test_how_an_alarm_ended_is_told(ending: Ending) -> None:
     """Only a recovery is one; another configuration is no good news, and the demo's report once said that it was."""
     began = UNTIL - DAY
     drift = Drift(7, "garbled", "gpu-a", began, began + 60, began + 3600, "summary", "", None, ending)
-    found = words.verdict(replace(drifted(), timeline=replace(drifted().timeline, drifts=(drift,))))
+    found = verdict.verdict(replace(drifted(), timeline=replace(drifted().timeline, drifts=(drift,))))
     (sentence, *_) = found.answers[0].sentences
     assert sentence.startswith("Garbled output from about")
     if ending == "recovered":
@@ -157,7 +157,7 @@ def test_sidecar_and_report_speak_of_the_same_alarm_first(one: str, other: str) 
     began = UNTIL - DAY
     drifts = tuple(Drift(n, k, "a", began, began + 60, None, "", "", None) for n, k in enumerate((other, one)))
     quiet = replace(drifted(), timeline=replace(drifted().timeline, drifts=drifts))
-    assert live in metrics.VERDICTS
-    assert words.verdict(quiet).state == live
+    assert live in series.VERDICTS
+    assert verdict.verdict(quiet).state == live
     worst = min((one, other), key=severity.rank)
     assert live == severity.verdict_of(worst)

@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from moe_watch import aggregate
-from moe_watch.periods import period
-from moe_watch.report import alarms, from_history, from_windows, leads, tables, words
-from moe_watch.report.plots import estimates, heatmap
-from moe_watch.report.sections import Advantage, Canaries, Change, Context, Latency, Mark, Replay, Speed
-from moe_watch.report.terms import Interval, Missing, Period
+from moe_watch.cli.time_ranges import period
+from moe_watch.domain import window
+from moe_watch.report.build import from_history, from_windows
+from moe_watch.report.data.sections import Advantage, Canaries, Change, Context, Latency, Mark, Replay, Speed
+from moe_watch.report.data.types import Interval, Missing, Period
+from moe_watch.report.explain import alarms
+from moe_watch.report.render import tables
+from moe_watch.report.render.plots import estimates, heatmap
+from moe_watch.report.say import captions
+from moe_watch.report.say import verdict as words
 from moe_watch.settings import Settings
-from moe_watch.store import canaries, engine, episodes, migrate
-from moe_watch.store.models import CanaryRun, Episode, Event, Model
-from tests import store_factory
-from tests.reviews import drifted, quiet
-from tests.store_factory import DAY, UNTIL, Story
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import canaries
+from moe_watch.store.schema import CanaryRun, Episode, Event, Model
+from tests.support import store_factory
+from tests.support.reviews import drifted, quiet
+from tests.support.store_factory import DAY, UNTIL, Story
 
 
 def test_a_handful_of_scored_requests_is_called_neither_steady_nor_without_baseline() -> None:
@@ -69,7 +75,7 @@ def test_where_the_moe_pays_is_told_from_where_it_pays_throughout(lows: tuple[fl
         Speed(name, Interval(low + 0.1, low, low + 0.2, 20), None, None)
         for name, low in zip(("1", "4", "16"), lows, strict=True)
     )
-    found = leads.leads(replace(quiet(), advantage=Advantage("live", UNTIL, "dense", steps)))
+    found = captions.leads(replace(quiet(), advantage=Advantage("live", UNTIL, "dense", steps)))
     assert said in found["advantage"]
 
 
@@ -95,14 +101,14 @@ def test_a_period_before_all_time_is_that_since_the_beginning() -> None:
 
 def test_a_budget_beyond_the_histogram_is_not_called_kept() -> None:
     """Times above the last bound of the histogram may be within a budget that is larger still, or not: not known."""
-    counts = np.zeros(len(aggregate.EDGES["ttft_s.4k"]) + 1)
+    counts = np.zeros(len(window.EDGES["ttft_s.4k"]) + 1)
     counts[-1] = 40.0
     measured = from_windows.Measured(Period(0, 3600), 60)
     measured.whole.vectors["ttft_s.4k"] = counts
     latency = from_windows.latency(measured, {"4k": 90.0}, 32_768)
     assert isinstance(latency, Latency)
     assert latency.contexts[0].over is None
-    assert leads.leads(replace(quiet(), latency=latency))["latency"].startswith("Too few requests")
+    assert captions.leads(replace(quiet(), latency=latency))["latency"].startswith("Too few requests")
     counts[-1], counts[3] = 0.0, 40.0
     known = from_windows.latency(measured, {"4k": 90.0}, 32_768)
     assert isinstance(known, Latency)
@@ -121,7 +127,7 @@ def test_a_budget_beyond_the_histogram_is_not_called_kept() -> None:
 def test_a_blind_replay_is_no_changed_model(by_verdict: dict[str, int], said: str) -> None:
     """What saw no routing is counted apart."""
     replays = tuple(Replay(UNTIL, "idle", verdict, None, "") for verdict, n in by_verdict.items() for _ in range(n))
-    assert said in leads.leads(replace(quiet(), canaries=Canaries(replays, by_verdict)))["canaries"]
+    assert said in captions.leads(replace(quiet(), canaries=Canaries(replays, by_verdict)))["canaries"]
 
 
 def a_run(verdict: str, at: float, engine_: str = "vllm", *, reference: bool = False) -> CanaryRun:

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import Engine, delete, event, func, select, text, update
 from sqlalchemy.orm import Session
 
-from moe_watch.report import from_routing, from_windows
-from moe_watch.report.gather import gather
-from moe_watch.report.review import Report, Review
-from moe_watch.report.sections import Change, Load, Ood, Quality, Suspects
-from moe_watch.report.terms import Missing, Period
+from moe_watch.report.build import from_routing, from_windows
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Report, Review
+from moe_watch.report.data.sections import Change, Load, Ood, Quality, Suspects
+from moe_watch.report.data.types import Missing, Period
 from moe_watch.settings import Settings
-from moe_watch.store import models
-from moe_watch.store import review as store_review
-from tests import store_factory
-from tests.store_factory import DAY, MODEL, NEW_DOMAIN, UNTIL, Story
+from moe_watch.store import schema
+from moe_watch.store.read import report_queries as store_review
+from tests.support import store_factory
+from tests.support.store_factory import DAY, MODEL, NEW_DOMAIN, UNTIL, Story
 
 WEEK = Period(UNTIL - 7 * DAY, UNTIL)
 SHORT = Story(days=2.0, per_day=900, baseline_day=1.0, drift=(1.4, 2.0), drift_share=0.3, silent=None, sample_rate=0.4)
@@ -40,19 +40,19 @@ def week() -> Review:
 def count(engine: Engine, *where: object) -> int:
     """Return how many rows of requests match."""
     with Session(engine) as session:
-        return session.scalar(select(func.count()).select_from(models.Request).where(*where)) or 0  # type: ignore[arg-type]
+        return session.scalar(select(func.count()).select_from(schema.Request).where(*where)) or 0  # type: ignore[arg-type]
 
 
 def test_totals_are_those_of_the_rows() -> None:
     """Requests, coverage and the out-of-distribution share add up to what the rows of requests say."""
-    in_week = models.Request.finished_at.between(WEEK.since, WEEK.until)
+    in_week = schema.Request.finished_at.between(WEEK.since, WEEK.until)
     engine = store_factory.shared()
     requests = count(engine, in_week)
     assert week().totals.requests == requests
-    assert week().coverage.routed == count(engine, in_week, models.Request.prompt_routed.is_not(None))
+    assert week().coverage.routed == count(engine, in_week, schema.Request.prompt_routed.is_not(None))
     ood = week().totals.ood
     assert ood is not None
-    assert round(ood.value * ood.requests) == count(engine, in_week, models.Request.ood_p <= 0.01)
+    assert round(ood.value * ood.requests) == count(engine, in_week, schema.Request.ood_p <= 0.01)
     assert sum(bucket.requests for bucket in week().timeline.buckets) == requests
 
 
@@ -142,16 +142,16 @@ def test_latencies_of_both_models_are_compared_with_the_period_before(tmp_path: 
     """Where the MoE alone got slower that is its own; where both did it is not."""
     engine = store_factory.make(tmp_path / "slow.db", SHORT)
     period = Period(UNTIL - 0.5 * DAY, UNTIL)
-    slower = models.Request.finished_at > period.since
+    slower = schema.Request.finished_at > period.since
     with Session(engine) as session, session.begin():
-        session.execute(update(models.Request).values(batch_mean=4.0))
-        session.execute(update(models.Request).where(slower).values(tpot_s=models.Request.tpot_s * 1.6))
+        session.execute(update(schema.Request).values(batch_mean=4.0))
+        session.execute(update(schema.Request).where(slower).values(tpot_s=schema.Request.tpot_s * 1.6))
     tpot, ttft = report_of(engine, period).reviews[0].slowdowns
     assert (tpot.cause, ttft.cause) == ("moe", "none")
     assert tpot.effect.value == pytest.approx(0.6, abs=0.2)
     with Session(engine) as session, session.begin():
-        both = models.Shadow.at > period.since
-        session.execute(update(models.Shadow).where(both).values(dense_tpot_s=models.Shadow.dense_tpot_s * 1.6))
+        both = schema.Shadow.at > period.since
+        session.execute(update(schema.Shadow).where(both).values(dense_tpot_s=schema.Shadow.dense_tpot_s * 1.6))
     assert report_of(engine, period).reviews[0].slowdowns[0].cause == "traffic"
 
 
@@ -159,14 +159,14 @@ def test_versions_are_compared(tmp_path: Path) -> None:
     """Two configurations under one name each have their own gap, and the report on one says which it is."""
     engine = store_factory.make(tmp_path / "versions.db", SHORT)
     with Session(engine) as session, session.begin():
-        first = session.scalar(select(models.Model))
+        first = session.scalar(select(schema.Model))
         assert first is not None
         shape = {"layers": first.layers, "experts": first.experts, "top_k": first.top_k, "detail": first.detail}
-        session.add(models.Model(identity="other", name=first.name, first_seen=UNTIL - 3600, **shape))
+        session.add(schema.Model(identity="other", name=first.name, first_seen=UNTIL - 3600, **shape))
         session.flush()
-        second = session.scalar(select(models.Model.id).where(models.Model.identity == "other"))
+        second = session.scalar(select(schema.Model.id).where(schema.Model.identity == "other"))
         late = UNTIL - 0.25 * DAY
-        session.execute(update(models.Request).where(models.Request.finished_at > late).values(model_id=second))
+        session.execute(update(schema.Request).where(schema.Request.finished_at > late).values(model_id=second))
     quality = report_of(engine, Period(UNTIL - DAY, UNTIL)).reviews[0].quality
     assert isinstance(quality, Quality)
     versions = quality.groups["version"]
@@ -231,18 +231,18 @@ def test_another_configuration_of_the_model_is_told(tmp_path: Path) -> None:
     """A model of the same name but other weights is a review of its own, and an event of both."""
     engine = store_factory.make(tmp_path / "two.db", SHORT)
     with Session(engine) as session, session.begin():
-        first = session.scalar(select(models.Model))
+        first = session.scalar(select(schema.Model))
         assert first is not None
         detail = {**first.detail, "revision": "ffff", "vllm_version": "0.33.0"}
         session.add(
-            models.Model(
+            schema.Model(
                 identity="other", name=first.name, layers=first.layers, experts=first.experts, top_k=first.top_k,
                 first_seen=UNTIL - 3600, detail=detail,
             )
         )  # fmt: skip
         session.flush()
-        second = session.scalar(select(models.Model.id).where(models.Model.identity == "other"))
-        session.execute(update(models.Window).where(models.Window.start >= UNTIL - 3600).values(model_id=second))
+        second = session.scalar(select(schema.Model.id).where(schema.Model.identity == "other"))
+        session.execute(update(schema.Window).where(schema.Window.start >= UNTIL - 3600).values(model_id=second))
     reviews = report_of(engine, Period(UNTIL - DAY, UNTIL)).reviews
     assert len(reviews) == 2
     for review in reviews:
@@ -258,7 +258,7 @@ def test_pruned_rows_leave_the_totals(tmp_path: Path) -> None:
     before = report_of(engine, Period(UNTIL - 2 * DAY, UNTIL)).reviews[0]
     with Session(engine) as session, session.begin():
         session.execute(text("PRAGMA foreign_keys=ON"))
-        session.execute(delete(models.Request).where(models.Request.finished_at < UNTIL - 0.4 * DAY))
+        session.execute(delete(schema.Request).where(schema.Request.finished_at < UNTIL - 0.4 * DAY))
     after = report_of(engine, Period(UNTIL - 2 * DAY, UNTIL)).reviews[0]
     assert after.totals == before.totals
     assert (after.coverage.rows_since or 0) >= UNTIL - 0.4 * DAY

@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from moe_watch.report import as_html, as_json, as_markdown, words
-from moe_watch.report.gather import gather
-from moe_watch.report.plots.timeline import draw
-from moe_watch.report.review import Report
-from moe_watch.report.sections import Bucket, Mark, Ood, Quality, Timeline
-from moe_watch.report.terms import Interval, Period
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Report
+from moe_watch.report.data.sections import Bucket, Mark, Ood, Quality, Timeline
+from moe_watch.report.data.types import Interval, Period
+from moe_watch.report.render import as_html, as_json, as_markdown
+from moe_watch.report.render.plots.timeline import draw
+from moe_watch.report.say import verdict as words
 from moe_watch.settings import Settings
-from tests import store_factory
-from tests.store_factory import DAY, UNTIL, Story
+from tests.support import store_factory
+from tests.support.store_factory import DAY, UNTIL, Story
 
 WEEK = Period(UNTIL - 7 * DAY, UNTIL)
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b[31m\u202egnp.exe {{7*7}} `| @all"

@@ -8,12 +8,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from moe_watch import status
-from moe_watch.report import page
+from moe_watch.domain import status
+from moe_watch.report.render import page
 from moe_watch.settings import Settings
 from moe_watch.store import engine as engines
-from tests import store_factory
-from tests.store_factory import UNTIL
+from tests.support import store_factory
+from tests.support.store_factory import UNTIL
 
 
 def a_status(verdict: str, reason: str) -> status.Status:

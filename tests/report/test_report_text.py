@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from moe_watch.report.text import code, conversation, fenced, markdown, neutralise, one_line
+from moe_watch.domain.sanitise import code, conversation, fenced, markdown, neutralise, one_line
 
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 ANY_TEXT = st.text(st.characters(), max_size=300)

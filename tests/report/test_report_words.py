@@ -6,21 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from moe_watch.report import words
-from moe_watch.report.leads import leads, unknowns
-from moe_watch.report.review import Review
-from moe_watch.report.sections import (
-    Canaries,
-    Context,
-    Latency,
-    LayerLoad,
-    Load,
-    Replay,
-    Slowdown,
-)
-from moe_watch.report.terms import Interval, Missing, Period
-from tests.reviews import NOTHING, drifted, quiet, with_drift, with_shift
-from tests.store_factory import DAY, UNTIL
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Canaries, Context, Latency, LayerLoad, Load, Replay, Slowdown
+from moe_watch.report.data.types import Interval, Missing, Period
+from moe_watch.report.say import verdict as words
+from moe_watch.report.say.captions import leads, unknowns
+from tests.support.reviews import NOTHING, drifted, quiet, with_drift, with_shift
+from tests.support.store_factory import DAY, UNTIL
 
 
 def everything_said(review: Review) -> str:

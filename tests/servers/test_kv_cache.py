@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_watch.serving import kv_cache
-from moe_watch.serving.kv_cache import ConfigError, Layer
+from moe_watch.servers import kv_cache
+from moe_watch.servers.kv_cache import ConfigError, Layer
 
 GIB = 2**30
 FIVE_TO_ONE = ["sliding_attention"] * 5 + ["full_attention"]

@@ -13,17 +13,17 @@ import httpx
 import pytest
 import structlog
 
-from moe_watch import log
 from moe_watch.canary import prompts
 from moe_watch.canary import replay as canary
-from moe_watch.serving.load import LoadError, Target, load
+from moe_watch.cli import log
+from moe_watch.servers.dense import DenseClient, DenseError, RefusedError
+from moe_watch.servers.load import LoadError, Target, load
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
-from moe_watch.shadow.client import DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.worker import Worker, _Chosen
-from tests.dense import CHAT, REQUEST
-from tests.fake_openai import FakeOpenAI
+from tests.support.dense import CHAT, REQUEST
+from tests.support.fake_openai import FakeOpenAI
 
 WORD = "Rumpelstilzchen"
 PATHS = ("/v1/models", "/metrics", "/tokenize", "/v1/completions", "/v1/chat/completions")

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from moe_watch.report import answers, leads
-from moe_watch.report.from_shadow import section
-from moe_watch.report.sections import Quality
-from moe_watch.report.terms import Period
-from moe_watch.serving import load
+from moe_watch.report.build.from_shadow import section
+from moe_watch.report.data.sections import Quality
+from moe_watch.report.data.types import Period
+from moe_watch.report.say import captions, summary
+from moe_watch.servers import load
+from moe_watch.servers.dense import DenseClient, RefusedError
 from moe_watch.settings import Settings, ShadowSettings
-from moe_watch.shadow.client import DenseClient, RefusedError
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.worker import Worker
-from moe_watch.store import shadows
-from moe_watch.store.models import Model
-from moe_watch.store.shadows import Pending
-from tests import shadow_store
-from tests.dense import REQUEST, replayed, use
-from tests.fake_openai import LIKELY, UNLIKELY, FakeOpenAI
-from tests.other_servers import FakeOllama, FakeTGI
-from tests.reviews import quiet
+from moe_watch.store.records import shadows
+from moe_watch.store.records.shadows import Pending
+from moe_watch.store.schema import Model
+from tests.support import shadow_store
+from tests.support.dense import REQUEST, replayed, use
+from tests.support.fake_openai import LIKELY, UNLIKELY, FakeOpenAI
+from tests.support.other_servers import FakeOllama, FakeTGI
+from tests.support.reviews import quiet
 
 Make = Callable[[], FakeOpenAI]
 BOTH = pytest.mark.parametrize("server", [FakeTGI, FakeOllama])
@@ -113,9 +113,11 @@ def test_a_report_says_why_there_is_no_gap(tmp_path: Path, server: Make) -> None
         assert shadows.dense_model(session, "moe", "r0") is None
     assert isinstance(found, Quality)
     why = "the server of dense does not say how likely a text is"
-    assert why in answers.quality(replace(quiet(), quality=found)).sentences[0]
-    assert why in leads.leads(replace(quiet(), quality=found))["quality"]
-    assert "no dense model answered" in leads.leads(replace(quiet(), quality=replace(found, dense_model="")))["quality"]
+    assert why in summary.quality(replace(quiet(), quality=found)).sentences[0]
+    assert why in captions.leads(replace(quiet(), quality=found))["quality"]
+    assert (
+        "no dense model answered" in captions.leads(replace(quiet(), quality=replace(found, dense_model="")))["quality"]
+    )
 
 
 @BOTH

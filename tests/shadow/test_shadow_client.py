@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from moe_watch.servers.dense import DenseClient, DenseError, RefusedError
 from moe_watch.shadow import likelihood
-from moe_watch.shadow.client import DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.replay import asked, garbled, unsupported
-from tests.dense import CHAT, REQUEST, replayed, use
-from tests.fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
+from tests.support.dense import CHAT, REQUEST, replayed, use
+from tests.support.fake_openai import LIKELY, MAX_MODEL_LEN, UNLIKELY, FakeOpenAI
 
 
 def test_everything_is_measured_where_the_server_can() -> None:

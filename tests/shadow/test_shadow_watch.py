@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow.watch import QualityWatch
-from moe_watch.store import references
-from moe_watch.store.models import ServerBench
-from tests import shadow_store
+from moe_watch.store.records import quality_references
+from moe_watch.store.schema import ServerBench
+from tests.support import shadow_store
 
 START, HOUR = 1_000_000.0, 3600.0
 LABELS = ("moe", "r0")
@@ -121,7 +121,7 @@ def test_another_dense_model_ends_the_alarm_and_is_learned_from_its_own_replays(
     assert {(change.kind, change.started) for change in changes} == {("quality", False), ("garbled", False)}
     assert {change.ending for change in changes} == {"reference_replaced"}
     with Session(store) as session:
-        known = references.load(session, (*LABELS, "another"), "quality")
+        known = quality_references.load(session, (*LABELS, "another"), "quality")
     assert known is not None
     assert known.mean_upper > 1.0
 
@@ -133,7 +133,7 @@ def test_a_restart_after_a_change_of_the_dense_model_reads_one_of_them(tmp_path:
     more_traffic(store, end, dense_model="another")
     assert QualityWatch(store, settings(), board).update(*LABELS, end + 5.0 * 300 + 10) == []
     with Session(store) as session:
-        known = references.load(session, (*LABELS, "another"), "quality")
+        known = quality_references.load(session, (*LABELS, "another"), "quality")
     assert known is not None
     assert known.mean_upper > 1.0
     assert value(board, metrics.QUALITY_GAP, *LABELS) > 1.0
@@ -147,8 +147,8 @@ def test_after_an_accepted_change_normal_is_learned_anew(tmp_path: Path, *, rest
     watch = QualityWatch(store, settings(), Board())
     watch.update(*LABELS, end)
     with Session(store) as session, session.begin():
-        assert references.relearn(session, "other", end) == 0
-        assert references.relearn(session, "moe", end) == 2
+        assert quality_references.relearn(session, "other", end) == 0
+        assert quality_references.relearn(session, "moe", end) == 2
     if restarted:
         assert QualityWatch(store, settings(), Board()).update(*LABELS, end + 1) == []
     else:
@@ -158,7 +158,7 @@ def test_after_an_accepted_change_normal_is_learned_anew(tmp_path: Path, *, rest
     later = QualityWatch(store, settings(), Board()) if restarted else watch
     assert later.update(*LABELS, end + 5.0 * 300 + 10) == []
     with Session(store) as session:
-        known = references.load(session, (*LABELS, "dense"), "quality")
+        known = quality_references.load(session, (*LABELS, "dense"), "quality")
     assert known is not None
     assert known.mean_upper > 1.0
 

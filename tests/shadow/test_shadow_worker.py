@@ -14,18 +14,18 @@ import structlog
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from moe_watch.commands import shadow as command
+from moe_watch.cli.commands import shadow as command
+from moe_watch.servers.dense import DenseClient
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow import worker
 from moe_watch.shadow.budget import Breaker
-from moe_watch.shadow.client import DenseClient
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.sampling import chosen
 from moe_watch.shadow.worker import Worker
-from moe_watch.store import shadows
-from moe_watch.store.models import Request, Shadow
-from tests import shadow_store
-from tests.fake_openai import FakeOpenAI
+from moe_watch.store.records import shadows
+from moe_watch.store.schema import Request, Shadow
+from tests.support import shadow_store
+from tests.support.fake_openai import FakeOpenAI
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from moe_watch import fleet
-from moe_watch.heard import TAP_SILENT_S, Heard
-from moe_watch.store import engine, migrate, served, windows
-from moe_watch.store import fleet as stored
-from moe_watch.store.write import write
-from tests.frames import Tap
-from tests.test_fleet import IDENTITY, MODEL, SETTINGS, START, minutes
-from tests.test_sidecar import Process, _fit
+from moe_watch.fleet import siblings
+from moe_watch.sidecar.monitor.tap_health import TAP_SILENT_S, Heard
+from moe_watch.store import engine, migrate
+from moe_watch.store.read import fleet as stored
+from moe_watch.store.records import served_models, windows
+from moe_watch.store.write.batch import write
+from tests.fleet.test_fleet import IDENTITY, MODEL, SETTINGS, START, minutes
+from tests.sidecar.test_sidecar import Process, _fit
+from tests.support.frames import Tap
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 # Python runs this in the sidecar's process before anything else.
@@ -98,8 +99,8 @@ def _windows_add_up(process: Jumping, n: int) -> None:
     """Each request is in exactly one window, with all of its counts."""
     assert process.rows("select sum(requests), count(*) - count(distinct start) from windows") == [(n, 0)]
     store = engine.connect(process.store_url)
-    identity = served.identity(Tap().announce())
-    model = served.by_identity(store, identity)
+    identity = served_models.identity(Tap().announce())
+    model = served_models.by_identity(store, identity)
     assert model is not None
     total = windows.pooled(store, model, 0, 4e9)
     assert total.counts.sum() == n * 64 * 2 * 3  # tokens x top-k x layers
@@ -121,11 +122,11 @@ def test_siblings_are_compared_on_though_the_clock_was_set_back(tmp_path: Path) 
     """A comparison that a clock a day ahead wrote does not stop all that follow for a day."""
     store = engine.connect(f"sqlite:///{tmp_path}/a.db")
     migrate.upgrade(store)
-    write(store, served.announcement(MODEL, START))
+    write(store, served_models.announcement(MODEL, START))
     minutes(store, 0, 2)
-    ahead = msgspec.json.encode(fleet.State(through=START + DAY_S, claimed=START + DAY_S)).decode()
+    ahead = msgspec.json.encode(siblings.State(through=START + DAY_S, claimed=START + DAY_S)).decode()
     stored.swap(store, IDENTITY, "", ahead)
-    assert fleet.compare(store, SETTINGS, IDENTITY, START + 130)
-    assert fleet.read(store, IDENTITY).through == START + 120
-    assert not fleet.compare(store, SETTINGS, IDENTITY, START + 130)
+    assert siblings.compare(store, SETTINGS, IDENTITY, START + 130)
+    assert siblings.read(store, IDENTITY).through == START + 120
+    assert not siblings.compare(store, SETTINGS, IDENTITY, START + 130)
     store.dispose()

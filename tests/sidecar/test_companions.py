@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from moe_watch.companions import Companions, Served
-from moe_watch.export.snapshot import Board
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.store import canaries, engine, served
-from moe_watch.store.models import CanaryRun
-from moe_watch.store.write import write
-from tests.frames import Tap
-from tests.judge_bench import Bench
-from tests.test_store_write import some_writes
+from moe_watch.sidecar.background import Companions, Served
+from moe_watch.store import engine
+from moe_watch.store.records import canaries, served_models
+from moe_watch.store.schema import CanaryRun
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
+from tests.support.frames import Tap
+from tests.support.judge_bench import Bench
 
 
 def _check(store: Engine, tap: Tap, verdict: str, at: float, *, reference: bool = False, **announced: object) -> None:
-    model = served.by_identity(store, served.identity(tap.announce(**announced)))
+    model = served_models.by_identity(store, served_models.identity(tap.announce(**announced)))
     assert model is not None
     run = CanaryRun(
         model_id=model.id,
@@ -43,7 +44,7 @@ def test_a_check_is_news_once(store: Engine) -> None:
     """The last check is reported when it is new, and not again."""
     tap = Tap()
     write(store, some_writes(0, tap))
-    one = Served("tiny", "r0", served.identity(tap.announce()))
+    one = Served("tiny", "r0", served_models.identity(tap.announce()))
     companions = Companions(store, Settings(), Board())
     assert companions.news([one], 10.0) == []
     _check(store, tap, "healthy", 20.0)
@@ -77,9 +78,9 @@ def test_a_check_of_another_model_under_the_same_name_is_no_news(store: Engine) 
     """After a redeployment the verdict on the old weights says nothing."""
     tap = Tap()
     write(store, some_writes(0, tap))
-    write(store, served.announcement(tap.announce(weights="new"), 1.0))
+    write(store, served_models.announcement(tap.announce(weights="new"), 1.0))
     _check(store, tap, "routing", 20.0)
-    one = Served("tiny", "r0", served.identity(tap.announce(weights="new")))
+    one = Served("tiny", "r0", served_models.identity(tap.announce(weights="new")))
     companions = Companions(store, Settings(), Board())
     assert companions.news([one], 30.0) == []
     _check(store, tap, "healthy", 40.0, weights="new")
@@ -94,5 +95,5 @@ def test_a_store_that_is_away_gives_no_news(tmp_path: Path, monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("moe_watch.companions.canaries.latest", broken)
+    monkeypatch.setattr("moe_watch.sidecar.background.canaries.latest", broken)
     assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []

@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from moe_watch import process, wire
-from moe_watch.callers import _ANSWER_S, _ASK_S, Callers, Door
-from moe_watch.demo.servers import Server, free_port, start
+from demo.servers import Server, free_port, start
+from moe_watch import wire
 from moe_watch.settings import HttpSettings
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
+from moe_watch.sidecar import serve
+from moe_watch.sidecar.callers import _ANSWER_S, _ASK_S, Callers, Door
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
 
 _FEW = 256  # descriptors that the sidecar may have
 _MANY = 400  # connections
@@ -50,7 +51,7 @@ class Limited:
         }
         # The soft limit is lower still: the sidecar raises it by itself.
         command = ["sh", "-c", f'ulimit -Sn {_FEW // 2} && ulimit -Hn {_FEW} && exec "$@"', "sh"]
-        command += [sys.executable, "-m", "moe_watch.cli", "serve"]
+        command += [sys.executable, "-m", "moe_watch.cli.main", "serve"]
         return start("limited", command, url=f"http://127.0.0.1:{self.port}", work=work, env=env)
 
     def send(self, *frames: wire.AnyFrame) -> None:
@@ -212,7 +213,7 @@ def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() ->
         now = 0.0
         callers = Callers(5, lambda: now)
         listening = socket.create_server(("127.0.0.1", 0))
-        async with process._http_server(_alive(), listening, HttpSettings(), asyncio.Event(), callers):
+        async with serve._http_server(_alive(), listening, HttpSettings(), asyncio.Event(), callers):
             answers, asked = await asyncio.open_connection(*listening.getsockname())
             ended, slow = await asyncio.open_connection(*listening.getsockname())
             for piece in (b"GET /healthz ", b"HTTP/1.1\r\n", b"Host: x\r\n"):

@@ -21,28 +21,32 @@ from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 import moe_watch
-from moe_watch import http, severity, wire
-from moe_watch.cli import main
-from moe_watch.companions import News, Siblings
-from moe_watch.detect.canary import FAULTS
-from moe_watch.detect.replica import Standing
-from moe_watch.export import otel, prometheus
-from moe_watch.export.snapshot import Board
-from moe_watch.join import Joined
-from moe_watch.plain import plain
-from moe_watch.report import alarms
+from moe_watch import alarms as severity
+from moe_watch import wire
+from moe_watch.cli.main import main
+from moe_watch.detect.canary.comparison import FAULTS
+from moe_watch.detect.drift.replica import Standing
+from moe_watch.domain.plain import plain
+from moe_watch.domain.request import Joined
+from moe_watch.domain.status import Matrix, Status, Store
+from moe_watch.metrics import otlp, prometheus
+from moe_watch.metrics.board import Board
+from moe_watch.report.explain import alarms
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow.trial import Kind
 from moe_watch.shadow.watch import QualityWatch
-from moe_watch.spool import Spool
-from moe_watch.status import Matrix, Status, Store
-from moe_watch.store import baselines, engine, episodes, migrate, served
-from moe_watch.store.models import CanaryRun
-from moe_watch.store.write import Writes, write
-from moe_watch.writer import Writer
-from tests import shadow_store
-from tests.judge_bench import Bench
-from tests.test_shadow_watch import LABELS, START, traffic
+from moe_watch.sidecar import http
+from moe_watch.sidecar.background import News, Siblings
+from moe_watch.sidecar.writer import Writer
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.schema import CanaryRun
+from moe_watch.store.spool import Spool
+from moe_watch.store.write.batch import Writes, write
+from tests.shadow.test_shadow_watch import LABELS, START, traffic
+from tests.support import shadow_store
+from tests.support.judge_bench import Bench
 
 PROMISE = DetectSettings(average_run_length=1000)
 
@@ -105,7 +109,7 @@ class Everything:
     def _learn(self) -> None:
         self.bench.learn()
         (normal,) = self.bench.judge._normals.values()
-        (model,) = served.by_name(self.store, "tiny")
+        (model,) = served_models.by_name(self.store, "tiny")
         row = baselines.save(self.store, model, normal.fitted, now=self.bench.now)
         baselines.promote(self.store, model, row.version, now=self.bench.now)
         self.bench.send(100)
@@ -224,7 +228,7 @@ def test_the_backtest_runs_over_it(everything: Everything, monkeypatch: pytest.M
 
 def test_the_metrics_can_be_sent_by_otlp(everything: Everything) -> None:
     """As the exporter of the SDK encodes them."""
-    assert encode_metrics(otel.metrics_data(everything.bench.board, time.time())).SerializeToString()
+    assert encode_metrics(otlp.metrics_data(everything.bench.board, time.time())).SerializeToString()
 
 
 def without_alarms(everything: Everything, folder: Path) -> Engine:

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from moe_watch import wire
-from moe_watch.export.snapshot import Board
-from moe_watch.ingest import MOST_REPLICAS, MOST_SOURCES, Intake
-from moe_watch.join import Join
-from moe_watch.judge import Judge
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
+from moe_watch.sidecar.intake import MOST_REPLICAS, MOST_SOURCES, Intake
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.writer import Writer
 from moe_watch.store import engine, migrate
-from moe_watch.store.write import Writes
-from moe_watch.writer import Writer
-from tests.frames import Tap
-from tests.test_sidecar import Process
+from moe_watch.store.write.batch import Writes
+from tests.sidecar.test_sidecar import Process
+from tests.support.frames import Tap
 
 FRAMES: Final = 100_000
 _AT_ONCE: Final = 2_000

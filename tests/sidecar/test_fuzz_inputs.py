@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from moe_watch import cli, commands
+from moe_watch.cli import main, setup
 from moe_watch.settings import Settings, TapSettings
-from tests.test_http import client
+from tests.sidecar.test_http import client
 
 __all__ = ["client"]
 _SAME = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +65,7 @@ def _names() -> list[str]:
 def _complaint() -> str:
     """Return what is said of the settings as they are; nothing when they can be used."""
     try:
-        commands.settings()
+        setup.settings()
     except click.ClickException as error:
         return error.message
     return ""
@@ -109,7 +109,7 @@ def test_no_command_line_ends_in_a_stack_trace(tmp_path: Path, name: str, words:
         patch.setenv("MOE_WATCH_STORE__URL", f"sqlite:///{tmp_path}/none.db")
         patch.setenv("MOE_WATCH_HTTP__PORT", "1")
         patch.setenv("MOE_WATCH_VLLM_URL", "http://127.0.0.1:1")
-        done = CliRunner().invoke(cli.main, [name, *words])
+        done = CliRunner().invoke(main.main, [name, *words])
     shown = f"{shlex.join([name, *words])}: {done.output}"
     assert done.exception is None or isinstance(done.exception, SystemExit), shown
     assert done.exit_code in {0, 1, 2}, shown

@@ -14,18 +14,18 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from moe_watch import writer as writing
-from moe_watch.export.snapshot import Board
-from moe_watch.spool import Spool
+from moe_watch.metrics.board import Board
+from moe_watch.sidecar import writer as writing
+from moe_watch.sidecar.writer import Writer
 from moe_watch.store import engine, migrate
-from moe_watch.store.write import Writes, write
-from moe_watch.writer import Writer
-from tests import postgres
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
-from tests.postgres import Postgres
-from tests.test_sidecar import Process
-from tests.test_writer import _batches, _requests, _until
+from moe_watch.store.spool import Spool
+from moe_watch.store.write.batch import Writes, write
+from tests.sidecar.test_sidecar import Process
+from tests.sidecar.test_writer import _batches, _requests, _until
+from tests.support import postgres
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
+from tests.support.postgres import Postgres
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_commit_that_succeeds_after_it_was_given_up_counts_once(
     server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server stands still when it is told to commit, commits when it goes on, and gets the batch again."""
-    monkeypatch.setattr("moe_watch.store.write._PATIENCE_S", 1.0)
+    monkeypatch.setattr("moe_watch.store.write.batch._PATIENCE_S", 1.0)
     store = engine.connect(server.url("hang"))
     migrate.upgrade(store)
     stopped = threading.Event()

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from moe_watch import http
-from moe_watch.export import metrics, prometheus
-from moe_watch.export.snapshot import Board
-from moe_watch.http import BindError, listen
+from moe_watch.domain.status import Matrix, Status, Store
+from moe_watch.metrics import prometheus, series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings, Settings
-from moe_watch.status import Matrix, Status, Store
+from moe_watch.sidecar import http
+from moe_watch.sidecar.http import BindError, listen
 from moe_watch.store import engine
 
 Make = Callable[..., TestClient]
@@ -29,7 +29,7 @@ def client(tmp_path: Path) -> Make:
 
     def make(*, ready: str = "", **settings: object) -> TestClient:
         board = Board()
-        board.set(metrics.OOD_RATIO, 0.5, "m", "r")
+        board.set(series.OOD_RATIO, 0.5, "m", "r")
 
         async def status() -> Status:
             return Status("0", 1.0, 0.0, "ipc://x", Store("sqlite://", True, 0, 0), {}, {}, {}, 0, [])  # noqa: FBT003

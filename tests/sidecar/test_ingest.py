@@ -11,9 +11,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch import ingest, wire
-from moe_watch.ingest import EndpointError, Intake, bind
-from tests.frames import Tap
+from moe_watch import wire
+from moe_watch.sidecar import intake as ingest
+from moe_watch.sidecar.intake import EndpointError, Intake, bind
+from tests.support.frames import Tap
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import pytest
 import structlog
 import zmq
 
-from moe_watch import checkup, ipc, wire
-from moe_watch.ingest import EndpointError, bind
+from moe_watch import ipc, wire
+from moe_watch.ops import doctor
 from moe_watch.settings import Settings, TapSettings
-from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status
-from tests.patience import PATIENCE_S
+from moe_watch.sidecar.intake import EndpointError, bind
+from moe_watch.tap.send.sender import Sender
+from moe_watch.tap.send.status import Status
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_folder_that_somebody_else_made_is_refused(
     folder = plant(everybodys, how, monkeypatch) / below
     with zmq.Context() as context, pytest.raises(EndpointError, match=f"{why}.*MOE_WATCH_ENDPOINT"):
         bind(context, f"ipc://{folder}/tap.sock")
-    found = next(checkup._socket(f"ipc://{folder}/tap.sock"))
+    found = next(doctor._socket(f"ipc://{folder}/tap.sock"))
     assert (found.state, found.subject) == ("fail", "socket")
     assert why in found.finding
 

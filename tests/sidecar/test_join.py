@@ -7,10 +7,11 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_watch import join as joining
 from moe_watch import wire
-from moe_watch.join import Join, Joined
-from tests.frames import Tap
+from moe_watch.domain.request import Joined
+from moe_watch.sidecar import join as joining
+from moe_watch.sidecar.join import Join
+from tests.support.frames import Tap
 
 _TIMEOUT = 5.0
 

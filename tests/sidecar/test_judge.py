@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from moe_watch import wire
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
-from moe_watch.join import Joined
-from moe_watch.judge import Judge
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings, StoreSettings
-from tests.frames import Tap
-from tests.judge_bench import Bench, bench
+from moe_watch.sidecar.monitor.replicas import Judge
+from tests.support.frames import Tap
+from tests.support.judge_bench import Bench, bench
 
 __all__ = ["bench"]
 
@@ -80,7 +80,7 @@ def test_a_tap_that_does_not_see_is_blind(bench: Bench, state: str) -> None:
     bench.written.extend(bench.judge.tick(bench.now))
     (replica,) = bench.judge.describe(bench.now)
     assert (replica.verdict, replica.reason) == ("blind", "because")
-    assert bench.value(metrics.TAP_UP) == 0
+    assert bench.value(series.TAP_UP) == 0
     assert bench.written.episodes[-1].values["kind"] == "blind"
     assert bench.verdict == "healthy"
     assert bench.written.episodes[-1].values["ended_at"] is not None
@@ -92,7 +92,7 @@ def test_a_silent_tap_is_blind(bench: Bench) -> None:
     (replica,) = bench.judge.describe(bench.now + 31.0)
     assert replica.verdict == "blind"
     assert "silent" in replica.reason
-    assert bench.value(metrics.TAP_UP) == 0
+    assert bench.value(series.TAP_UP) == 0
 
 
 def test_requests_without_routing_are_blindness(bench: Bench) -> None:
@@ -135,8 +135,8 @@ def test_another_model_under_the_same_name_starts_anew(bench: Bench) -> None:
     assert bench.verdict == "traffic"
     bench.judge.announce(bench.tap.announce(weights="other"), bench.now)
     assert bench.verdict == "learning"
-    assert bench.value(metrics.BASELINE_INFO, "1") is None
-    assert bench.value(metrics.DRIFT_ACTIVE, "traffic") == 0
+    assert bench.value(series.BASELINE_INFO, "1") is None
+    assert bench.value(series.DRIFT_ACTIVE, "traffic") == 0
     assert bench.written.episodes[-1].values["ended_at"] is not None
 
 
@@ -186,7 +186,7 @@ def test_what_the_tap_dropped_is_counted_across_its_restarts(bench: Bench) -> No
     for source, count in (("a", 5), ("a", 7), ("b", 2), ("b", 3)):
         health = msgspec.structs.replace(bench.tap.health(dropped={"queue_full": count}), source=source)
         bench.judge.hear(health, bench.now)
-    assert bench.value(metrics.FRAMES_DROPPED, "queue_full") == 10
+    assert bench.value(series.FRAMES_DROPPED, "queue_full") == 10
 
 
 def test_requests_that_wait_for_an_announcement_are_bounded_in_bytes() -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from moe_watch import wire
-from moe_watch.companions import News
-from moe_watch.export import metrics
-from moe_watch.join import Joined
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series
 from moe_watch.settings import DetectSettings
 from moe_watch.shadow.watch import Change
-from moe_watch.store.models import CanaryRun
-from tests.judge_bench import NOW, Bench, bench
+from moe_watch.sidecar.background import News
+from moe_watch.store.schema import CanaryRun
+from tests.support.judge_bench import NOW, Bench, bench
 
 __all__ = ["bench"]
 
@@ -27,12 +27,12 @@ def test_normal_traffic_is_healthy_and_unseen_traffic_is_not(bench: Bench) -> No
     bench.learn()
     bench.send(300)
     assert bench.verdict == "healthy"
-    assert bench.value(metrics.DRIFT_ACTIVE, "traffic") == 0
+    assert bench.value(series.DRIFT_ACTIVE, "traffic") == 0
     bench.send(200, unseen=True)
     assert bench.verdict == "traffic"
-    assert bench.value(metrics.DRIFT_ACTIVE, "traffic") == bench.value(metrics.VERDICT, "traffic") == 1
-    assert bench.value(metrics.EPISODES, "traffic") == 1
-    assert bench.value(metrics.OOD_RATIO) > 0.2
+    assert bench.value(series.DRIFT_ACTIVE, "traffic") == bench.value(series.VERDICT, "traffic") == 1
+    assert bench.value(series.EPISODES, "traffic") == 1
+    assert bench.value(series.OOD_RATIO) > 0.2
     episode = bench.written.episodes[0]
     assert {one.values["flagged_at"] for one in bench.written.episodes} == {episode.values["flagged_at"]}
     assert episode.values["summary"].startswith("tiny at r0: expert routing left baseline 1")
@@ -57,7 +57,7 @@ def test_another_configuration_of_the_same_model_is_an_event_once(bench: Bench) 
     )
     kept = [msgspec.json.decode(value, type=wire.Model) for value in bench.written.meta.values()]
     assert kept[-1].vllm_version == "0.33.0"
-    assert bench.value(metrics.EVENTS, "model_changed") == 1
+    assert bench.value(series.EVENTS, "model_changed") == 1
 
 
 @pytest.mark.parametrize("between", [0, 3])
@@ -82,9 +82,9 @@ def test_a_promotion_is_taken_up(bench: Bench) -> None:
     bench.send(200, unseen=True)
     bench.learn(version=2)
     assert bench.verdict == "idle"
-    assert bench.value(metrics.BASELINE_INFO, "2") == 1
-    assert bench.value(metrics.BASELINE_INFO, "1") is None
-    assert bench.value(metrics.EVENTS, "baseline_promoted") == 2
+    assert bench.value(series.BASELINE_INFO, "2") == 1
+    assert bench.value(series.BASELINE_INFO, "1") is None
+    assert bench.value(series.EVENTS, "baseline_promoted") == 2
 
 
 def test_what_ended_an_alarm_is_written_wherever_it_ends(bench: Bench) -> None:
@@ -141,9 +141,9 @@ def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("moe_watch.watch.live.observe", broken)
+    monkeypatch.setattr("moe_watch.sidecar.monitor.replica_monitor.online.observe", broken)
     bench.send(50)
-    assert bench.value(metrics.DETECTOR_ERRORS) == 1
+    assert bench.value(series.DETECTOR_ERRORS) == 1
     assert len(bench.written.requests) == 50
     assert bench.verdict == "idle"
 
@@ -158,7 +158,7 @@ def test_a_canary_that_moved_is_routing_drift_and_names_the_deployment(bench: Be
 
     bench.judge.learn([News("r0", [], check("routing", bench.now))], bench.now + 1)
     assert bench.verdict == "routing"
-    assert bench.value(metrics.DRIFT_ACTIVE, "routing") == 1
+    assert bench.value(series.DRIFT_ACTIVE, "routing") == 1
     bench.judge.learn([News("r0", [], check("healthy", bench.now))], bench.now)
     assert bench.verdict == "healthy"
     bench.judge.learn([News("r0", [], check("weights", bench.now))], bench.now)
@@ -182,8 +182,8 @@ def test_layers_go_by_their_index_in_the_whole_model() -> None:
     bench.judge.announce(bench.tap.announce(revision="b", layer_ids=[1, 3, 5]), bench.now)
     bench.send(60)
     bench.tick(6.0)
-    assert bench.value(metrics.EXPERT_LOAD_ENTROPY, "5") is not None
-    assert bench.value(metrics.EXPERT_LOAD_ENTROPY, "2") is None
+    assert bench.value(series.EXPERT_LOAD_ENTROPY, "5") is not None
+    assert bench.value(series.EXPERT_LOAD_ENTROPY, "2") is None
     matrix = bench.judge.matrix("r0")
     assert matrix is not None
     assert matrix.layer_ids == [1, 3, 5]
@@ -199,7 +199,7 @@ def test_ranks_are_judged_where_their_experts_are_known(bench: Bench) -> None:
         routing = bench.tap.routing(f"e{eplb}", prompt=wire.pack_counts(counts), decode=wire.pack_counts(counts))
         bench.judge.process([Joined("r0", f"e{eplb}", 0, routing, None, None, complete=True)], bench.now)
         bench.tick(6.0)
-        assert bench.value(metrics.RANK_LOAD_MAX, "1") == (None if expected is None else pytest.approx(expected))
+        assert bench.value(series.RANK_LOAD_MAX, "1") == (None if expected is None else pytest.approx(expected))
 
 
 def test_an_open_drift_says_where_once_enough_fresh_requests_came(bench: Bench) -> None:
@@ -221,20 +221,20 @@ def test_an_open_drift_says_where_once_enough_fresh_requests_came(bench: Bench) 
     assert where.experts
     first = where.experts[0]
     assert abs(first.now - first.before) > 0.02
-    assert bench.value(metrics.MOVED_EXPERTS, str(first.layer)) >= 1
+    assert bench.value(series.MOVED_EXPERTS, str(first.layer)) >= 1
     kept = bench.written.episodes[-1].values["evidence"]["where"]
     assert kept["experts"][0]["expert"] == first.expert
     msgspec.json.encode(kept)
     bench.send(2000)
     bench.tick(6.0)
-    assert bench.value(metrics.MOVED_EXPERTS, str(first.layer)) is None
+    assert bench.value(series.MOVED_EXPERTS, str(first.layer)) is None
 
 
 def test_an_expert_that_falls_silent_is_an_alarm_of_the_deployment(bench: Bench) -> None:
     """It has users in the baseline and none for hundreds of requests; the alarm names it and ends with a choice."""
     bench.learn()
     bench.send(300)
-    assert bench.value(metrics.DEAD_EXPERTS, "1") == 0
+    assert bench.value(series.DEAD_EXPERTS, "1") == 0
 
     def silent(request: Joined) -> Joined:
         routing = request.routing
@@ -250,14 +250,14 @@ def test_an_expert_that_falls_silent_is_an_alarm_of_the_deployment(bench: Bench)
     for _ in range(8):
         bench.written.extend(bench.judge.process([silent(one) for one in bench.joined(50)], bench.now))
         bench.tick(6.0)
-    assert bench.value(metrics.DEAD_EXPERTS, "1") == 1
+    assert bench.value(series.DEAD_EXPERTS, "1") == 1
     assert "dead_experts" in {episode.kind for episode in bench.judge.describe(bench.now)[0].episodes}
     episode = next(one for one in bench.written.episodes if one.values["kind"] == "dead_experts")
     assert "expert 5 of layer 1 got no token in" in episode.values["summary"]
     assert episode.values["evidence"]["probability"] < 1e-4
     bench.send(100)
     bench.tick(6.0)
-    assert bench.value(metrics.DEAD_EXPERTS, "1") == 0
+    assert bench.value(series.DEAD_EXPERTS, "1") == 0
     ended = [one for one in bench.written.episodes if one.values["kind"] == "dead_experts"][-1]
     assert ended.values["ended_at"] is not None
 
@@ -267,5 +267,5 @@ def test_the_routers_entropy_stands_beside_its_baseline(bench: Bench) -> None:
     bench.learn()
     bench.send(60)
     bench.tick(6.0)
-    assert bench.value(metrics.ROUTER_ENTROPY, "2") == pytest.approx(1.5)
-    assert bench.value(metrics.ROUTER_ENTROPY_BASELINE, "2") == pytest.approx(1.5)
+    assert bench.value(series.ROUTER_ENTROPY, "2") == pytest.approx(1.5)
+    assert bench.value(series.ROUTER_ENTROPY_BASELINE, "2") == pytest.approx(1.5)

@@ -9,16 +9,16 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from moe_watch.export import metrics
-from moe_watch.report import words
-from moe_watch.report.gather import gather
-from moe_watch.report.leads import unknowns
-from moe_watch.report.review import Review
-from moe_watch.report.terms import Period
+from moe_watch.metrics import series
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.types import Period
+from moe_watch.report.say import verdict
+from moe_watch.report.say.captions import unknowns
 from moe_watch.settings import Settings
 from moe_watch.store import engine, losses, migrate
-from moe_watch.store.write import write
-from tests.judge_bench import Bench
+from moe_watch.store.write.batch import write
+from tests.support.judge_bench import Bench
 
 SIDECAR = Settings().sidecar
 
@@ -65,8 +65,8 @@ def test_the_report_says_how_many_frames_were_lost(empty: Engine) -> None:
     assert review.coverage.dropped == {"queue_full": 40, "lost": 2, "error": 1}
     assert review.coverage.received == 150
     assert "What was in 43 lost frames: 1 error, 2 lost and 40 queue full." in unknowns(review)
-    assert any(action.text.startswith("Frames were lost (22") for action in words.verdict(review).actions)
-    assert bench.value(metrics.FRAMES_DROPPED, "queue_full") == 40
+    assert any(action.text.startswith("Frames were lost (22") for action in verdict.verdict(review).actions)
+    assert bench.value(series.FRAMES_DROPPED, "queue_full") == 40
 
 
 def test_losses_without_any_request_are_told_too(empty: Engine) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_watch.detect.batch import Batch
-from moe_watch.recent import FINGERPRINTS, Recent, Ring
+from moe_watch.detect.common.batch import Batch
+from moe_watch.sidecar.monitor.rolling_window import FINGERPRINTS, Recent, Ring
 
 
 @given(st.integers(1, 9), st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=10))

@@ -14,15 +14,18 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch import retention, wire
-from moe_watch.export.snapshot import Board
-from moe_watch.join import Join, Joined
-from moe_watch.judge import Judge
+from moe_watch import wire
+from moe_watch.domain.request import Joined
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings, StoreSettings
-from moe_watch.store import engine, migrate, models, served, windows
-from moe_watch.store.prune import DAY_S
-from moe_watch.store.write import Writes, write
-from tests.frames import Tap
+from moe_watch.sidecar import retention
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.lifecycle.prune import DAY_S
+from moe_watch.store.records import served_models, windows
+from moe_watch.store.write.batch import Writes, write
+from tests.support.frames import Tap
 
 START = 1_790_000_000.0 // 86_400 * 86_400
 STEP_S = 7200.0  # what passes in a pause
@@ -87,14 +90,14 @@ def _holds(month: Month, days: int, kept_days: int) -> None:
     """Check what is left of single requests, and that the sums are those of everything that was sent."""
     assert month.sent == days * PER_DAY
     with Session(month.store) as session:
-        oldest = session.scalar(select(func.min(models.Request.finished_at)))
+        oldest = session.scalar(select(func.min(schema.Request.finished_at)))
     assert oldest is not None
     assert oldest >= month.now - STEP_S - kept_days * DAY_S  # pruned one step ago
-    assert kept_days * PER_DAY <= month.count(models.Request) <= kept_days * PER_DAY + 3 * EACH
-    assert month.count(models.Fingerprint) == month.count(models.Request)
-    assert PER_DAY / 4 <= month.count(models.Sample) <= PER_DAY / 4 + 3 * EACH
-    assert month.count(models.Window) <= days * DAY_S / STEP_S + 3 * (DAY_S / STEP_S + 1)  # hours, and a day of minutes
-    (model,) = served.by_name(month.store)
+    assert kept_days * PER_DAY <= month.count(schema.Request) <= kept_days * PER_DAY + 3 * EACH
+    assert month.count(schema.Fingerprint) == month.count(schema.Request)
+    assert PER_DAY / 4 <= month.count(schema.Sample) <= PER_DAY / 4 + 3 * EACH
+    assert month.count(schema.Window) <= days * DAY_S / STEP_S + 3 * (DAY_S / STEP_S + 1)  # hours, and a day of minutes
+    (model,) = served_models.by_name(month.store)
     total = windows.pooled(month.store, model, 0, 4e9)
     assert (total.requests, total.routed_requests) == (month.sent, month.sent)
     assert total.counts.sum() == month.sent * 64 * 2 * 3  # tokens x top-k x layers

@@ -18,12 +18,12 @@ import pytest
 import zmq
 from sqlalchemy import text
 
+from demo.servers import Server, start_sidecar
 from moe_watch import wire
-from moe_watch.demo.servers import Server, start_sidecar
 from moe_watch.store import engine, migrate
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
-from tests.postgres import Postgres
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
+from tests.support.postgres import Postgres
 
 
 class Process:
@@ -157,7 +157,7 @@ def _wait_for_metric(process: Process, line: str) -> None:
 
 def _fit(process: Process) -> str:
     environment = {**os.environ, **process.environment}
-    command = [sys.executable, "-m", "moe_watch.cli", "baseline", "fit", "--promote"]
+    command = [sys.executable, "-m", "moe_watch.cli.main", "baseline", "fit", "--promote"]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
@@ -186,7 +186,7 @@ def test_from_learning_to_an_alarm_and_back_to_silence(process: Process) -> None
     matrix = httpx.get(f"{process.server.url}/api/v1/matrix").json()
     assert (len(matrix["share"]), len(matrix["baseline"][0])) == (3, 8)
     shown = subprocess.run(
-        [sys.executable, "-m", "moe_watch.cli", "status", "--url", process.server.url],
+        [sys.executable, "-m", "moe_watch.cli.main", "status", "--url", process.server.url],
         env={**os.environ, **process.environment, "COLUMNS": "200"},
         check=False,
         capture_output=True,
@@ -221,7 +221,16 @@ def test_a_kill_loses_at_most_seconds_and_the_next_start_goes_on(process: Proces
 def test_a_second_sidecar_on_the_same_file_is_refused(process: Process, tmp_path: Path) -> None:
     """It ends at once, and says why; the first goes on."""
     second = subprocess.run(
-        [sys.executable, "-m", "moe_watch.cli", "serve", "--port", "0", "--endpoint", f"ipc://{tmp_path}/other.sock"],
+        [
+            sys.executable,
+            "-m",
+            "moe_watch.cli.main",
+            "serve",
+            "--port",
+            "0",
+            "--endpoint",
+            f"ipc://{tmp_path}/other.sock",
+        ],
         env={**os.environ, **process.environment},
         check=False,
         capture_output=True,
@@ -239,7 +248,7 @@ def test_doctor_finds_a_running_sidecar_in_order(process: Process) -> None:
     process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 1)
     port = process.server.url.rsplit(":", 1)[1]
     found = subprocess.run(
-        [sys.executable, "-m", "moe_watch.cli", "doctor"],
+        [sys.executable, "-m", "moe_watch.cli.main", "doctor"],
         env={**os.environ, **process.environment, "MOE_WATCH_HTTP__PORT": port},
         check=False,
         capture_output=True,
@@ -292,7 +301,7 @@ def test_two_sidecars_share_one_postgres(tmp_path: Path, postgres_server: Postgr
         late.send(tap.announce(), *tap.whole("cmpl-late"))
         late.until(lambda s: s["store"]["spool_bytes"] > 0 and s["replicas"] and s["replicas"][0]["requests"] == 1)
         assert "run `moe-watch db upgrade`" in late.server.log_tail()
-        command = [sys.executable, "-m", "moe_watch.cli", "db", "upgrade"]
+        command = [sys.executable, "-m", "moe_watch.cli.main", "db", "upgrade"]
         subprocess.run(command, env={**os.environ, **late.environment}, check=True, capture_output=True)
         late.until(lambda s: s["store"]["up"] and not s["store"]["spool_bytes"])
     finally:

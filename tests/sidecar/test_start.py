@@ -13,10 +13,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from moe_watch.store import engine, migrate
-from tests import postgres
-from tests.frames import Tap
-from tests.postgres import Postgres
-from tests.test_sidecar import Process
+from tests.sidecar.test_sidecar import Process
+from tests.support import postgres
+from tests.support.frames import Tap
+from tests.support.postgres import Postgres
 
 Heal = Callable[[], None]
 Broken = contextlib.AbstractContextManager[tuple[str, Heal]]

@@ -15,13 +15,14 @@ import zmq
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from moe_watch import http, process, sidecar, supervise
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
-from moe_watch.http import BindError, EndedError
-from moe_watch.opening import Opening
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings, Settings
-from moe_watch.sidecar import Sidecar
+from moe_watch.sidecar import http, pipeline, supervise
+from moe_watch.sidecar import serve as process
+from moe_watch.sidecar.http import BindError, EndedError
+from moe_watch.sidecar.opening import Opening
+from moe_watch.sidecar.pipeline import Sidecar
 from moe_watch.store import engine, migrate
 
 
@@ -71,7 +72,7 @@ def test_everything_beside_the_pipeline_is_supervised(running: Sidecar, monkeypa
     async def done(*_: object) -> None:
         running.stopping.set()
 
-    monkeypatch.setattr(sidecar.supervise, "keep", _keep_then(done))
+    monkeypatch.setattr(pipeline.supervise, "keep", _keep_then(done))
     asyncio.run(running.run())
     named = {
         series.labels[0]
@@ -152,7 +153,7 @@ def test_a_certificate_that_cannot_be_used_ends_serve_at_once(tmp_path: Path) ->
         "MOE_WATCH_STORE__URL": f"sqlite:///{tmp_path}/store.db",
         "MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/tap.sock",
     }
-    command = [sys.executable, "-m", "moe_watch.cli", "serve"]
+    command = [sys.executable, "-m", "moe_watch.cli.main", "serve"]
     ended = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "http.tls_cert" in ended.stderr

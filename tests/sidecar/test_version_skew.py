@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from moe_watch import wire
-from moe_watch.export.snapshot import Board
-from moe_watch.ingest import Intake
-from moe_watch.join import Join
-from moe_watch.judge import Judge
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from tests.frames import Tap
+from moe_watch.sidecar.intake import Intake
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replicas import Judge
+from tests.support.frames import Tap
 
-CORPUS = sorted((Path(__file__).parent / "corpus" / "wire").glob("*.json"), key=lambda path: int(path.stem))
+CORPUS = sorted((Path(__file__).parents[1] / "corpus" / "wire").glob("*.json"), key=lambda path: int(path.stem))
 Refused = str | None
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from moe_watch import wire
-from moe_watch.join import Joined
-from moe_watch.waiting import Waiting
-from tests.frames import Tap
+from moe_watch.domain.request import Joined
+from moe_watch.sidecar.waiting import Waiting
+from tests.support.frames import Tap
 
 _MOST = 1 << 20
 

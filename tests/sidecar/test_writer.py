@@ -13,15 +13,15 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, exc, func, select, text
 
-from moe_watch.batches import ended, pack
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
-from moe_watch.spool import Spool
-from moe_watch.store import engine, migrate, models
-from moe_watch.store.write import NewEpisode, NewRequest, Writes, is_away, write
-from moe_watch.writer import Writer
-from tests import postgres
-from tests.test_store_write import some_writes
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
+from moe_watch.sidecar.writer import Writer
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.batches import ended, pack
+from moe_watch.store.spool import Spool
+from moe_watch.store.write.batch import NewEpisode, NewRequest, Writes, is_away, write
+from tests.store.test_store_write import some_writes
+from tests.support import postgres
 
 
 def _batches(n: int) -> list[Writes]:
@@ -34,13 +34,13 @@ def _batches(n: int) -> list[Writes]:
     return made
 
 
-def _value(board: Board, metric: metrics.Metric) -> Any:
+def _value(board: Board, metric: series.Metric) -> Any:
     return next((family.series[0].value for family in board.read() if family.metric is metric), 0)
 
 
 def _requests(store: Engine) -> int:
     with store.connect() as connection:
-        return int(connection.scalar(select(func.count()).select_from(models.Request)) or 0)
+        return int(connection.scalar(select(func.count()).select_from(schema.Request)) or 0)
 
 
 async def _until(true: Callable[[], bool]) -> None:
@@ -62,8 +62,8 @@ def test_everything_is_written_before_the_end(store: Engine, tmp_path: Path) -> 
     board = Board()
     asyncio.run(_write(Writer(store, board, Spool(tmp_path / "spool", 10**6)), _batches(50)))
     assert _requests(store) == 50
-    assert _value(board, metrics.STORE_ROWS) == 50
-    assert _value(board, metrics.STORE_UP) == 1
+    assert _value(board, series.STORE_ROWS) == 50
+    assert _value(board, series.STORE_UP) == 1
 
 
 def test_a_row_that_the_store_refuses_costs_that_row_alone(store: Engine, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_row_that_the_store_refuses_costs_that_row_alone(store: Engine, tmp_pa
     batches[4].requests[0].values["outcome"] = None
     asyncio.run(_write(Writer(store, board, None), batches))
     assert _requests(store) == 8
-    assert _value(board, metrics.STORE_REFUSED) == 1
+    assert _value(board, series.STORE_REFUSED) == 1
 
 
 def test_a_number_that_no_column_holds_costs_its_row_alone(store: Engine) -> None:
@@ -120,7 +120,7 @@ def test_an_outage_of_postgres_loses_nothing(own_postgres: postgres.Postgres, tm
 
     asyncio.run(story())
     assert _requests(store) == 60
-    assert _value(board, metrics.SPOOL_DROPPED) == 0
+    assert _value(board, series.SPOOL_DROPPED) == 0
     store.dispose()
 
 
@@ -136,12 +136,12 @@ def test_what_could_not_be_written_is_there_at_the_next_start(tmp_path: Path) ->
 
 def test_without_a_spool_memory_is_bounded_and_the_loss_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest batches beyond the bound are lost, and said to be."""
-    monkeypatch.setattr("moe_watch.writer._MOST_QUEUED", 10)
+    monkeypatch.setattr("moe_watch.sidecar.writer._MOST_QUEUED", 10)
     away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
     board = Board()
     asyncio.run(_write(Writer(away, board, None), _batches(30), wait_s=0.5))
-    assert _value(board, metrics.SPOOL_DROPPED) == 30
-    assert _value(board, metrics.STORE_UP) == 0
+    assert _value(board, series.SPOOL_DROPPED) == 30
+    assert _value(board, series.STORE_UP) == 0
 
 
 def test_a_full_spool_drops_the_newest_and_counts_it(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_full_spool_drops_the_newest_and_counts_it(tmp_path: Path) -> None:
         await running
 
     asyncio.run(story())
-    assert _value(board, metrics.SPOOL_DROPPED) == 20
+    assert _value(board, series.SPOOL_DROPPED) == 20
     store = engine.connect(f"sqlite:///{tmp_path}/store.db")
     migrate.upgrade(store)
     asyncio.run(_write(Writer(store, board, Spool(tmp_path / "spool", 10**6)), [], wait_s=0.5))
@@ -194,7 +194,7 @@ def test_a_locked_sqlite_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_batch_in_the_spool_brings_its_models_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch that announced them may be lost, or the store be another one by then; nothing stops for a stranger."""
-    monkeypatch.setattr("moe_watch.writer._AT_ONCE", 1)
+    monkeypatch.setattr("moe_watch.sidecar.writer._AT_ONCE", 1)
     away = engine.connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
     batches = _batches(4)
     for batch in batches[1:]:
@@ -207,7 +207,7 @@ def test_a_batch_in_the_spool_brings_its_models_along(tmp_path: Path, monkeypatc
     store = engine.connect(f"sqlite:///{tmp_path}/store.db")
     migrate.upgrade(store)
     asyncio.run(_write(Writer(store, board, spool), _batches(6)[5:], wait_s=0.5))
-    assert _value(board, metrics.STORE_REFUSED) == 1
+    assert _value(board, series.STORE_REFUSED) == 1
     assert _requests(store) == 3 + 1
     store.dispose()
 
@@ -277,7 +277,7 @@ def test_a_row_that_nobody_can_write_costs_that_row_alone(tmp_path: Path, *, awa
 
     asyncio.run(story())
     assert _requests(store) == 8
-    assert _value(board, metrics.STORE_REFUSED) == 2
+    assert _value(board, series.STORE_REFUSED) == 2
     store.dispose()
 
 
@@ -290,7 +290,7 @@ def test_an_error_that_nobody_foresaw_ends_no_writer(store: Engine, monkeypatch:
             raise AttributeError("a bug")
         return write(to, batch)
 
-    monkeypatch.setattr("moe_watch.writer.write", broken)
+    monkeypatch.setattr("moe_watch.sidecar.writer.write", broken)
     asyncio.run(_write(Writer(store, board, None), batches))
     assert _requests(store) == 8
-    assert _value(board, metrics.STORE_REFUSED) == 1
+    assert _value(board, series.STORE_REFUSED) == 1

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from moe_watch import wire
-from moe_watch.store import arrays, counts
-from tests.frames import Tap
+from moe_watch.store.codecs import arrays, counts
+from tests.support.frames import Tap
 
 _SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 19))
 _HIGHEST = st.sampled_from([0, 1, 3, 40, 255, 256, 5_000, 65_536, 2**32 - 1])

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from sqlalchemy import Engine
 
 import moe_watch
-from moe_watch.cli import main
+from moe_watch.cli.main import main
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Base
-from moe_watch.store.write import write
-from tests.test_store_write import some_writes
+from moe_watch.store.schema import Base
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
 
 
 @pytest.mark.filterwarnings("ignore:autogenerate skipping")

@@ -9,11 +9,13 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch.aggregate import Window
+from moe_watch.domain.window import Window
 from moe_watch.settings import StoreSettings
-from moe_watch.store import arrays, engine, migrate, models, windows
-from moe_watch.store.prune import DAY_S, HOUR_S, prune
-from moe_watch.store.write import Writes, write
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.codecs import arrays
+from moe_watch.store.lifecycle.prune import DAY_S, HOUR_S, prune
+from moe_watch.store.records import windows
+from moe_watch.store.write.batch import Writes, write
 
 NOW = 1_790_000_000.0
 KEEP = StoreSettings(keep_requests_days=14, keep_samples_days=3, keep_windows_days=20)
@@ -35,7 +37,7 @@ def store(tmp_path: Path) -> Engine:
     opened = engine.connect(f"sqlite:///{tmp_path}/month.db")
     migrate.upgrade(opened)
     with Session(opened) as session, session.begin():
-        model = models.Model(
+        model = schema.Model(
             identity="a", name="m", layers=SHAPE[0], experts=SHAPE[1], top_k=1, first_seen=NOW, detail={}
         )
         session.add(model)
@@ -44,12 +46,12 @@ def store(tmp_path: Path) -> Engine:
             at = NOW - 30 * DAY_S + STEP_S * index
             at -= at % STEP_S
             values = windows.row("a", "r", at, STEP_S, window(index)).values
-            session.add(models.Window(model_id=model.id, **values))
+            session.add(schema.Window(model_id=model.id, **values))
         add_requests(session, model)
     return opened
 
 
-def add_requests(session: Session, model: models.Model) -> None:
+def add_requests(session: Session, model: schema.Model) -> None:
     counts = arrays.pack(np.ones(SHAPE, np.uint8))
     times = [(index + 1, NOW - 30 * DAY_S + 4 * HOUR_S * index) for index in range(30 * 6)]
     plain = {
@@ -58,17 +60,17 @@ def add_requests(session: Session, model: models.Model) -> None:
         "canary": False,
     }  # fmt: skip
     session.add_all(
-        models.Request(id=key, request_id=f"r-{key}", model_id=model.id, finished_at=at, **plain) for key, at in times
+        schema.Request(id=key, request_id=f"r-{key}", model_id=model.id, finished_at=at, **plain) for key, at in times
     )
     session.flush()  # the others point at requests
-    session.add_all(models.Fingerprint(request_pk=key, prompt=counts, decode=counts) for key, _ in times)
+    session.add_all(schema.Fingerprint(request_pk=key, prompt=counts, decode=counts) for key, _ in times)
     session.add_all(
-        models.Sample(request_pk=key, prompt="p", output="o", params={}, sample_rate=1.0, expires_at=at + 3 * DAY_S)
+        schema.Sample(request_pk=key, prompt="p", output="o", params={}, sample_rate=1.0, expires_at=at + 3 * DAY_S)
         for key, at in times
     )
 
 
-def size(store: Engine, table: type[models.Base]) -> int:
+def size(store: Engine, table: type[schema.Base]) -> int:
     with Session(store) as session:
         return int(session.scalar(select(func.count()).select_from(table)) or 0)
 
@@ -76,15 +78,15 @@ def size(store: Engine, table: type[models.Base]) -> int:
 def test_single_requests_and_text_go_after_their_time(store: Engine) -> None:
     """Fourteen days of requests with their fingerprints are left, and three of text."""
     pruned = prune(store, KEEP, NOW)
-    assert size(store, models.Request) == size(store, models.Fingerprint) == 14 * 6
-    assert size(store, models.Sample) == 3 * 6
+    assert size(store, schema.Request) == size(store, schema.Fingerprint) == 14 * 6
+    assert size(store, schema.Sample) == 3 * 6
     assert (pruned.requests, pruned.samples) == (16 * 6, 27 * 6)
 
 
 def test_old_windows_become_hours_and_their_sum_stays(store: Engine) -> None:
     """Rolling up changes the number of rows and nothing that they add up to."""
     with Session(store) as session:
-        model = session.scalars(select(models.Model)).one()
+        model = session.scalars(select(schema.Model)).one()
     oldest = NOW - 19 * DAY_S
     before = windows.pooled(store, model, oldest - oldest % HOUR_S, NOW)
     prune(store, KEEP, NOW)
@@ -92,17 +94,17 @@ def test_old_windows_become_hours_and_their_sum_stays(store: Engine) -> None:
     assert np.array_equal(before.counts, after.counts)
     assert np.allclose(before.moments, after.moments)
     assert (before.requests, before.sums) == (after.requests, after.sums)
-    rows = size(store, models.Window)
+    rows = size(store, schema.Window)
     assert rows <= 20 * 24 + 26 * 2
 
 
 def test_pruning_again_changes_nothing(store: Engine) -> None:
     """A second pass at the same moment finds nothing to do."""
     prune(store, KEEP, NOW)
-    rows = size(store, models.Window)
+    rows = size(store, schema.Window)
     again = prune(store, KEEP, NOW)
     assert (again.requests, again.samples, again.windows, again.rolled_up) == (0, 0, 0, 0)
-    assert size(store, models.Window) == rows
+    assert size(store, schema.Window) == rows
 
 
 def test_a_late_window_joins_its_hour(store: Engine) -> None:
@@ -111,16 +113,16 @@ def test_a_late_window_joins_its_hour(store: Engine) -> None:
     late = NOW - 5 * DAY_S
     late -= late % HOUR_S
     with Session(store, expire_on_commit=False) as session, session.begin():
-        model = session.scalars(select(models.Model)).one()
+        model = session.scalars(select(schema.Model)).one()
         before = windows.pooled(store, model, late, late + HOUR_S)
-        session.add(models.Window(model_id=model.id, **windows.row("a", "r", late + 60, 60.0, window(3)).values))
+        session.add(schema.Window(model_id=model.id, **windows.row("a", "r", late + 60, 60.0, window(3)).values))
     assert prune(store, KEEP, NOW).rolled_up == 0
     with Session(store) as session, session.begin():
-        session.add(models.Window(model_id=model.id, **windows.row("a", "r", NOW, 60.0, window(3)).values))
+        session.add(schema.Window(model_id=model.id, **windows.row("a", "r", NOW, 60.0, window(3)).values))
     assert prune(store, KEEP, NOW).rolled_up == 1
     after = windows.pooled(store, model, late, late + HOUR_S)
     assert after.requests == before.requests + 3
-    assert size(store, models.Window) > 0
+    assert size(store, schema.Window) > 0
 
 
 def test_a_window_whose_last_state_waits_in_a_spool_counts_once(store: Engine) -> None:
@@ -132,5 +134,5 @@ def test_a_window_whose_last_state_waits_in_a_spool_counts_once(store: Engine) -
     write(store, Writes(windows=[late, windows.row("a", "cut off", began + 60, 60.0, window(4))]))
     assert prune(store, KEEP, began + 2 * DAY_S).rolled_up == 1
     with Session(store) as session:
-        model = session.scalars(select(models.Model)).one()
+        model = session.scalars(select(schema.Model)).one()
     assert windows.pooled(store, model, began - HOUR_S, began + HOUR_S, "cut off").requests == 5 + 4

@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_watch import rows, wire
-from moe_watch.join import Joined
-from tests.frames import Tap
+from moe_watch import wire
+from moe_watch.domain.request import Joined
+from moe_watch.store.write import request_rows
+from tests.support.frames import Tap
 
 
-def _row(**parts: wire.AnyFrame) -> rows.NewRequest:
+def _row(**parts: wire.AnyFrame) -> request_rows.NewRequest:
     known = {"routing": None, "latency": None, "request": None} | parts
     joined = Joined("r0", "cmpl-1", 0, **known, complete=True)  # type: ignore[arg-type]
-    (row,) = rows.new_requests("m", [joined], [], None, baseline_id=1, fingerprint_rate=1.0, keep_samples_days=2.0)
+    (row,) = request_rows.new_requests(
+        "m", [joined], [], None, baseline_id=1, fingerprint_rate=1.0, keep_samples_days=2.0
+    )
     return row
 
 
@@ -40,7 +43,10 @@ def test_what_did_not_come_is_null() -> None:
 def test_a_request_that_never_reached_the_engine_has_no_row() -> None:
     """It is counted in the window alone."""
     joined = Joined("r0", "cmpl-1", 0, None, None, Tap().request("cmpl-1", status=400), complete=True)
-    assert rows.new_requests("m", [joined], [], None, baseline_id=None, fingerprint_rate=1, keep_samples_days=1) == []
+    assert (
+        request_rows.new_requests("m", [joined], [], None, baseline_id=None, fingerprint_rate=1, keep_samples_days=1)
+        == []
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -54,7 +60,7 @@ def test_each_choice_has_its_own_output() -> None:
     sample = wire.Sample(prompt="p", outputs=["a", "b"], redactions=3)
     request = Tap().request("cmpl-1", sample=sample, sample_rate=0.5, finished_at=100.0)
     made = [
-        rows.new_requests(
+        request_rows.new_requests(
             "m",
             [Joined("r0", "cmpl-1", choice, None, Tap().latency("cmpl-1"), request, complete=True)],
             [],
@@ -73,7 +79,7 @@ def test_each_choice_has_its_own_output() -> None:
 @given(st.text(max_size=400))
 def test_any_text_fits_its_column(value: str) -> None:
     """No NUL, no more than the column holds, and unchanged otherwise."""
-    kept = rows.text(value, 255)
+    kept = request_rows.text(value, 255)
     assert len(kept) <= 255
     assert "\0" not in kept
     assert kept == value[:255].replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -82,15 +88,15 @@ def test_any_text_fits_its_column(value: str) -> None:
 def test_every_value_can_be_spooled() -> None:
     """Rows are msgpack on disk while the store is away."""
     row = _row(routing=Tap().routing("cmpl-1"), latency=Tap().latency("cmpl-1"), request=Tap().request("cmpl-1"))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(row), type=rows.NewRequest) == row
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(row), type=request_rows.NewRequest) == row
 
 
 @given(st.floats(0, 1), st.text(max_size=20))
 def test_the_share_of_fingerprints_is_the_same_requests_every_time(rate: float, request_id: str) -> None:
     """A request that is kept at a rate is kept at every higher one."""
-    assert not rows.is_kept(request_id, rate) or rows.is_kept(request_id, min(1.0, rate * 1.5))
-    assert rows.is_kept(request_id, 1.0)
-    assert not rows.is_kept(request_id, 0.0)
+    assert not request_rows.is_kept(request_id, rate) or request_rows.is_kept(request_id, min(1.0, rate * 1.5))
+    assert request_rows.is_kept(request_id, 1.0)
+    assert not request_rows.is_kept(request_id, 0.0)
 
 
 def test_which_fingerprints_are_kept_is_not_the_clients_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +104,7 @@ def test_which_fingerprints_are_kept_is_not_the_clients_choice(monkeypatch: pyte
     avoiding = [name for name in map(str, range(9000)) if zlib.crc32(name.encode()) >= 2**31][:4000]
     kept = []
     for draw in (b"one", b"two"):
-        monkeypatch.setattr(rows, "_DRAW", draw)
-        kept.append([rows.is_kept(name, 0.5) for name in avoiding])
+        monkeypatch.setattr(request_rows, "_DRAW", draw)
+        kept.append([request_rows.is_kept(name, 0.5) for name in avoiding])
         assert 1800 < sum(kept[-1]) < 2200
     assert kept[0] != kept[1]

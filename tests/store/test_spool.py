@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch.spool import Spool, SpoolFullError
+from moe_watch.store.spool import Spool, SpoolFullError
 
 
 def _drain(spool: Spool) -> list[bytes]:

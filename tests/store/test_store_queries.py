@@ -7,14 +7,16 @@ import pytest
 from sqlalchemy import Engine, update
 
 from moe_watch import wire
-from moe_watch.aggregate import Window
-from moe_watch.detect.baseline import Baseline, BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.store import baselines, episodes, events, models, requests, served, windows
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder
+from moe_watch.domain.window import Window
+from moe_watch.store import schema
 from moe_watch.store.engine import StoreError
-from moe_watch.store.write import NewEpisode, Writes, write
-from tests.frames import Tap
-from tests.test_store_write import episode_values, some_writes
+from moe_watch.store.read import requests
+from moe_watch.store.records import alarms, baselines, events, served_models, windows
+from moe_watch.store.write.batch import NewEpisode, Writes, write
+from tests.store.test_store_write import episode_values, some_writes
+from tests.support.frames import Tap
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def fitted() -> Baseline:
     return builder.build()
 
 
-def _model(store: Engine, tap: Tap | None = None) -> models.Model:
-    found = served.by_identity(store, served.identity((tap or Tap()).announce()))
+def _model(store: Engine, tap: Tap | None = None) -> schema.Model:
+    found = served_models.by_identity(store, served_models.identity((tap or Tap()).announce()))
     assert found is not None
     return found
 
@@ -129,7 +131,7 @@ def test_windows_come_back_and_add_up(store: Engine) -> None:
     """Pooled over replicas they are the sum."""
     tap = Tap()
     write(store, some_writes(0, tap))
-    identity = served.identity(tap.announce())
+    identity = served_models.identity(tap.announce())
     for replica in ("a", "b"):
         window = Window(3, 8, 2, 1)
         window.counts[0, 1, 2] = 5
@@ -184,7 +186,7 @@ def test_a_damaged_baseline_is_refused(store: Engine, fitted: Baseline) -> None:
     write(store, some_writes(0))
     row = baselines.save(store, _model(store), fitted, now=1.0)
     with store.begin() as connection:
-        connection.execute(update(models.Baseline).values(blob=b"PK\x03\x04 no archive"))
+        connection.execute(update(schema.Baseline).values(blob=b"PK\x03\x04 no archive"))
     with pytest.raises(StoreError, match="fit a new one"):
         baselines.load(store, row.id)
     with pytest.raises(StoreError, match="is gone"):
@@ -195,17 +197,17 @@ def test_what_a_replica_announced_last_is_remembered(store: Engine) -> None:
     """So that a restarted sidecar knows at once what is served to it, and nothing of another one's replicas."""
     first, then = Tap().announce(), Tap(experts=16).announce(revision="v2")
     for model in (first, then, Tap(replica="r1").announce()):
-        write(store, served.announcement(model, 1.0, "a"))
-    write(store, served.announcement(Tap(replica="r2").announce(), 1.0, "b"))
-    assert {model.replica: model.experts for model in served.announced(store, "a")} == {"r0": 16, "r1": 8}
-    assert [model.replica for model in served.announced(store, "b")] == ["r2"]
+        write(store, served_models.announcement(model, 1.0, "a"))
+    write(store, served_models.announcement(Tap(replica="r2").announce(), 1.0, "b"))
+    assert {model.replica: model.experts for model in served_models.announced(store, "a")} == {"r0": 16, "r1": 8}
+    assert [model.replica for model in served_models.announced(store, "b")] == ["r2"]
 
 
 @pytest.mark.parametrize("changed", [{"revision": "b"}, {"weights": "w"}, {"top_k": 3}, {"experts": 16}], ids=str)
 def test_a_change_that_can_move_routing_is_another_model(changed: dict[str, object]) -> None:
     """Replica and source do not matter; revision, weights and shape do."""
-    assert served.identity(Tap(replica="b", source="c").announce()) == served.identity(Tap().announce())
-    assert served.identity(Tap().announce(**changed)) != served.identity(Tap().announce())
+    assert served_models.identity(Tap(replica="b", source="c").announce()) == served_models.identity(Tap().announce())
+    assert served_models.identity(Tap().announce(**changed)) != served_models.identity(Tap().announce())
 
 
 def test_episodes_are_found_by_the_time_they_were_open(store: Engine) -> None:
@@ -217,11 +219,11 @@ def test_episodes_are_found_by_the_time_they_were_open(store: Engine) -> None:
         NewEpisode(identity, episode_values("r0", flagged_at=30.0)),
     ]
     write(store, writes)
-    assert [e.flagged_at for e in episodes.between(store, 15.0, 25.0)] == [10.0]
-    assert [e.flagged_at for e in episodes.between(store, 25.0, 99.0)] == [30.0]
-    assert episodes.close_open(store, ["r0"], 40.0) == 1
-    assert episodes.between(store, 50.0, 99.0) == []
-    first = episodes.between(store, 15.0, 25.0)[0]
-    found = episodes.find(store, first.id)
+    assert [e.flagged_at for e in alarms.between(store, 15.0, 25.0)] == [10.0]
+    assert [e.flagged_at for e in alarms.between(store, 25.0, 99.0)] == [30.0]
+    assert alarms.close_open(store, ["r0"], 40.0) == 1
+    assert alarms.between(store, 50.0, 99.0) == []
+    first = alarms.between(store, 15.0, 25.0)[0]
+    found = alarms.find(store, first.id)
     assert found is not None
     assert found.summary == "it moved"

@@ -13,19 +13,23 @@ from hypothesis.extra import numpy as nps
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from moe_watch import rows, wire
-from moe_watch.aggregate import Window
-from moe_watch.join import Join
-from moe_watch.store import arrays, engine, models, requests, served, windows
-from moe_watch.store.write import NewEpisode, NewEvent, Writes, is_away, write
-from tests.frames import Tap
+from moe_watch import wire
+from moe_watch.domain.window import Window
+from moe_watch.sidecar.join import Join
+from moe_watch.store import engine, schema
+from moe_watch.store.codecs import arrays
+from moe_watch.store.read import requests
+from moe_watch.store.records import served_models, windows
+from moe_watch.store.write import request_rows
+from moe_watch.store.write.batch import NewEpisode, NewEvent, Writes, is_away, write
+from tests.support.frames import Tap
 
 
 def some_writes(n: int = 3, tap: Tap | None = None, *, sample: bool = True) -> Writes:
     """Return a model, ``n`` requests with fingerprints and samples, a window, an episode and an event."""
     tap = tap or Tap()
     join, model = Join(5.0), tap.announce()
-    identity = served.identity(model)
+    identity = served_models.identity(model)
     text = wire.Sample(prompt="p\0", outputs=["o"], params={"temperature": 0.0}) if sample else None
     frames = [
         frame
@@ -36,8 +40,8 @@ def some_writes(n: int = 3, tap: Tap | None = None, *, sample: bool = True) -> W
             tap.request(f"cmpl-{number}", sample=text, sample_rate=0.5),
         )
     ]
-    writes = served.announcement(model, 1.0)
-    writes.requests = rows.new_requests(
+    writes = served_models.announcement(model, 1.0)
+    writes.requests = request_rows.new_requests(
         identity,
         join.add(frames, 0.0),
         [],
@@ -68,12 +72,12 @@ def episode_values(replica: str, **more: Any) -> dict[str, Any]:
     return values | more
 
 
-def _count(store: Engine, table: type[models.Base]) -> int:
+def _count(store: Engine, table: type[schema.Base]) -> int:
     with store.connect() as connection:
         return int(connection.scalar(select(func.count()).select_from(table)) or 0)
 
 
-_TABLES = (models.Request, models.Fingerprint, models.Sample, models.Window, models.Episode, models.Event)
+_TABLES = (schema.Request, schema.Fingerprint, schema.Sample, schema.Window, schema.Episode, schema.Event)
 
 
 def test_what_is_written_twice_is_there_once(store: Engine) -> None:
@@ -93,7 +97,7 @@ def test_a_batch_may_mix_old_and_new_requests(store: Engine) -> None:
     assert write(store, more) == 3
     with store.connect() as connection:
         found = connection.execute(
-            select(models.Request.request_id, models.Fingerprint.prompt).join(models.Fingerprint)
+            select(schema.Request.request_id, schema.Fingerprint.prompt).join(schema.Fingerprint)
         ).all()
     assert len(found) == 5
     sent = {request.values["request_id"]: request.fingerprint for request in more.requests}
@@ -108,7 +112,7 @@ def test_the_same_request_twice_in_one_batch_is_one_row(store: Engine) -> None:
     writes = some_writes(2)
     writes.requests += writes.requests
     assert write(store, writes) == 2
-    assert _count(store, models.Fingerprint) == 2
+    assert _count(store, schema.Fingerprint) == 2
 
 
 def test_an_id_that_comes_again_long_after_is_another_row(store: Engine) -> None:
@@ -132,7 +136,7 @@ def test_a_window_grows_in_place(store: Engine) -> None:
     identity = writes.windows[0].identity
     write(store, Writes(windows=[windows.row(identity, "r0", 60.0, 60.0, Window(3, 8, 7, 6))]))
     with store.connect() as connection:
-        assert connection.execute(select(models.Window.requests, models.Window.routed_requests)).all() == [(7, 6)]
+        assert connection.execute(select(schema.Window.requests, schema.Window.routed_requests)).all() == [(7, 6)]
 
 
 def test_an_episode_ends_in_place(store: Engine) -> None:
@@ -142,14 +146,14 @@ def test_an_episode_ends_in_place(store: Engine) -> None:
     identity = writes.episodes[0].identity
     write(store, Writes(episodes=[NewEpisode(identity, episode_values("r0", ended_at=9.0))]))
     with store.connect() as connection:
-        assert connection.execute(select(models.Episode.ended_at)).all() == [(9.0,)]
+        assert connection.execute(select(schema.Episode.ended_at)).all() == [(9.0,)]
 
 
 def test_text_that_postgres_cannot_keep_is_written_all_the_same(store: Engine) -> None:
     """A NUL in a prompt does not cost the batch."""
     write(store, some_writes(1))
     with store.connect() as connection:
-        assert connection.scalar(select(models.Sample.prompt)) == "p\N{REPLACEMENT CHARACTER}"
+        assert connection.scalar(select(schema.Sample.prompt)) == "p\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_failing_batch_leaves_nothing_behind(store: Engine) -> None:
@@ -159,7 +163,7 @@ def test_a_failing_batch_leaves_nothing_behind(store: Engine) -> None:
     with pytest.raises(DBAPIError) as error:
         write(store, writes)
     assert not is_away(error.value)
-    assert _count(store, models.Model) == 0
+    assert _count(store, schema.Model) == 0
 
 
 def test_a_store_that_is_away_is_told_from_a_wrong_row() -> None:

@@ -15,15 +15,17 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from moe_watch.cli import main
-from moe_watch.store import baselines, canaries, engine, episodes, events, migrate, requests, served, shadows, windows
-from moe_watch.store import history as rows
+from moe_watch.cli.main import main
+from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
-from moe_watch.store.write import write
-from tests.frames import Tap
-from tests.test_store_write import some_writes
+from moe_watch.store.read import history as rows
+from moe_watch.store.read import requests
+from moe_watch.store.records import alarms, baselines, canaries, events, served_models, shadows, windows
+from moe_watch.store.write.batch import write
+from tests.store.test_store_write import some_writes
+from tests.support.frames import Tap
 
-CORPUS = Path(__file__).parent / "corpus" / "schema"
+CORPUS = Path(__file__).parents[1] / "corpus" / "schema"
 REVISIONS = sorted(path.stem for path in CORPUS.glob("*.json"))
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -93,7 +95,7 @@ def _key(row: dict[str, Any]) -> str:
 
 def test_todays_queries_read_all_of_it(store: Engine, old: Rows) -> None:
     """Requests with fingerprint and text, sums, alarms, events, canaries, what the shadow found, the server benches."""
-    (model,) = served.by_name(store, "tiny")
+    (model,) = served_models.by_name(store, "tiny")
     (found,) = requests.find(store, "cmpl-401")
     assert found.fingerprint is not None
     assert found.sample is not None
@@ -104,7 +106,7 @@ def test_todays_queries_read_all_of_it(store: Engine, old: Rows) -> None:
     assert set(totals.tolist()) == {48 * 2 * 3}  # tokens x top-k x layers
     pooled = windows.pooled(store, model, 0, 4e9)
     assert (pooled.requests, pooled.sums["prompt_tokens"]) == (520, 520 * 48.0)
-    (episode,) = episodes.between(store, 0, 4e9)
+    (episode,) = alarms.between(store, 0, 4e9)
     assert (episode.kind, "left baseline 1" in episode.summary) == ("traffic", True)
     assert [event.kind for event in events.between(store, 0, 4e9)] == ["engine_start", "baseline_promoted"]
     assert [run.verdict for run in canaries.runs(store, "tiny")] == ["healthy", "routing"]
@@ -116,7 +118,7 @@ def test_todays_queries_read_all_of_it(store: Engine, old: Rows) -> None:
 
 def test_a_baseline_is_active_or_a_new_one_is_asked_for(store: Engine, old: Rows) -> None:
     """One that today's detectors cannot read says so, and is still listed."""
-    (model,) = served.by_name(store, "tiny")
+    (model,) = served_models.by_name(store, "tiny")
     active = baselines.active(store)[model.identity]
     assert (active.version, active.requests, len(baselines.listed(store))) == (1, 400, 1)
     if old["alembic_version"][0]["version_num"] == "0001":

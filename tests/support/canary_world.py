@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary.replay import Replay, Round
 
 OUTPUT = 4
 

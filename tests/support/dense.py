@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from moe_watch.shadow.client import DenseClient
+from moe_watch.servers.dense import DenseClient
 from moe_watch.shadow.replay import Replay, replay
-from moe_watch.store.shadows import Pending
-from tests.fake_openai import FakeOpenAI
+from moe_watch.store.records.shadows import Pending
+from tests.support.fake_openai import FakeOpenAI
 
 T = TypeVar("T")
 CHAT = "/v1/chat/completions"

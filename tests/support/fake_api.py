@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from vllm.v1.metrics.stats import FinishedRequestStats
 
-from moe_watch.tap.latency import LatencyLogger
-from moe_watch.tap.samples import Middleware
+from moe_watch.tap.api.latency import LatencyLogger
+from moe_watch.tap.middleware import Middleware
 
 CHAT = "/v1/chat/completions"
 

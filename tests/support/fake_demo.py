@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from moe_watch import status
+from moe_watch.domain import status
 
 PORT = int(sys.argv[1])
 AFTER, WHAT = (int(sys.argv[2]), sys.argv[3]) if len(sys.argv) > 3 else (1 << 30, "")

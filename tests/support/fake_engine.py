@@ -30,14 +30,14 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
-import moe_watch.demo
-from moe_watch.tap.capture import Capturer
-from moe_watch.tap.counts import Counts, Shape
-from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.runner import watch
-from moe_watch.tap.status import Status
+import demo
+from moe_watch.tap.engine.capture import Capturer
+from moe_watch.tap.engine.counts import Counts, Shape
+from moe_watch.tap.engine.routing import RoutingTap
+from moe_watch.tap.engine.runner import watch
+from moe_watch.tap.send.status import Status
 
-MODEL = Path(next(iter(moe_watch.demo.__path__))) / "models" / "moe"
+MODEL = Path(next(iter(demo.__path__))) / "models" / "moe"
 STOP = 7
 BLOCK = 16
 

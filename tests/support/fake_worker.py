@@ -17,10 +17,11 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from moe_watch.tap import frontend, plugin
-from moe_watch.tap.counts import Shape
-from moe_watch.tap.sender import Sender
-from tests import fake_engine
+from moe_watch.tap import plugin
+from moe_watch.tap.api import api_sender
+from moe_watch.tap.engine.counts import Shape
+from moe_watch.tap.send.sender import Sender
+from tests.support import fake_engine
 
 SHAPE = Shape(3, 16, 4)  # of the configuration that the fake engine is built with
 
@@ -131,17 +132,17 @@ def attaching(monkeypatch: pytest.MonkeyPatch, work: Path) -> Iterator[list[Send
             super().__init__(*args)
 
     monkeypatch.setenv("MOE_WATCH_ENDPOINT", f"ipc://{work}/s")
-    monkeypatch.setattr(frontend, "Sender", Remembered)
-    monkeypatch.setattr("moe_watch.tap.attach.Sender", Remembered)
+    monkeypatch.setattr(api_sender, "Sender", Remembered)
+    monkeypatch.setattr("moe_watch.tap.engine.attach.Sender", Remembered)
     monkeypatch.setattr(plugin, "_hooked", False)
     monkeypatch.setattr(parallel_state, "get_tp_group", lambda: SimpleNamespace(rank_in_group=0))
     for owner, name in ((Scheduler, "_free_request"), (Scheduler, "schedule"), (WorkerWrapperBase, "init_device")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    frontend.sender.cache_clear()
+    api_sender.sender.cache_clear()
     try:
         yield made
     finally:
         for sender in made:
             if "_thread" in vars(sender):
                 sender.close(5)
-        frontend.sender.cache_clear()
+        api_sender.sender.cache_clear()

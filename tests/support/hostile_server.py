@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moe_watch import status
+from moe_watch.domain import status
 
 HOSTILE = "tiny[/bold][awq] \x1b[2J\u202e\x9b\r\nINJECTED"
 

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
-from moe_watch.join import Join, Joined
-from moe_watch.judge import Judge
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.store.baselines import Active
-from moe_watch.store.write import Writes
-from moe_watch.watch import Normal
-from tests.frames import Tap
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.store.records.baselines import Active
+from moe_watch.store.write.batch import Writes
+from tests.support.frames import Tap
 
 NOW = 1_000_000.0
 

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from tests.fake_openai import LIKELY, UNLIKELY, FakeOpenAI
+from tests.support.fake_openai import LIKELY, UNLIKELY, FakeOpenAI
 
 END_OF_TURN = -9.0  # log-probability of the token that ends an answer
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from fake_grafana import TOKEN, State, running
 
-from moe_watch.commands.provision import command
+from moe_watch.cli.commands.provision import command
+from tests.support.fake_grafana import TOKEN, State, running
 
 UID = "moe-watch-overview"
 RULE = "moe-watch-tapdown"

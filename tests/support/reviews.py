@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from moe_watch.report.gather import gather
-from moe_watch.report.review import Review
-from moe_watch.report.sections import Drift, Quality, Shift
-from moe_watch.report.terms import Interval, Missing, Period
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Drift, Quality, Shift
+from moe_watch.report.data.types import Interval, Missing, Period
 from moe_watch.settings import Settings
-from tests import store_factory
-from tests.store_factory import DAY, UNTIL
+from tests.support import store_factory
+from tests.support.store_factory import DAY, UNTIL
 
 WEEK = Period(UNTIL - 7 * DAY, UNTIL)
 NOTHING = Missing("There is none.", "Switch it on.")

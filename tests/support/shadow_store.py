@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from moe_watch.store import engine, migrate
-from moe_watch.store.models import Model, Request, Sample, Shadow
+from moe_watch.store.schema import Model, Request, Sample, Shadow
 
 MESSAGES = '[{"role": "user", "content": "alphabet"}]'
 

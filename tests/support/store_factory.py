@@ -10,10 +10,11 @@ import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.store import baselines, engine, migrate, models, served
-from moe_watch.store.write import write
-from tests.story import DAY, DOMAINS, MODEL, NEW_DOMAIN, UNTIL, Story, World
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.write.batch import write
+from tests.support.story import DAY, DOMAINS, MODEL, NEW_DOMAIN, UNTIL, Story, World
 
 __all__ = ["DAY", "DOMAINS", "MODEL", "NEW_DOMAIN", "UNTIL", "Story", "World", "fill", "make", "shared"]
 
@@ -30,9 +31,9 @@ def fill(store: Engine, story: Story) -> None:
     """Write everything that ``story`` tells into ``store``."""
     world = World(story)
     announced = world.announcement()
-    identity = served.identity(announced)
-    write(store, served.announcement(announced, story.start))
-    model = served.by_name(store, announced.model)[0]
+    identity = served_models.identity(announced)
+    write(store, served_models.announcement(announced, story.start))
+    model = served_models.by_name(store, announced.model)[0]
     fitted, key = None, None
     builder = BaselineBuilder(minimum=200)
     for at, requests in world.windows():
@@ -50,14 +51,14 @@ def fill(store: Engine, story: Story) -> None:
         _bench(store, story)
 
 
-def _history(store: Engine, story: Story, model: models.Model, key: int | None) -> None:
+def _history(store: Engine, story: Story, model: schema.Model, key: int | None) -> None:
     """Write alarms, events and replays of the canaries."""
     with Session(store) as session, session.begin():
         if story.drift is not None:
             began = story.start + story.drift[0] * DAY
             ended = story.start + story.drift[1] * DAY
             session.add(
-                models.Episode(
+                schema.Episode(
                     model_id=model.id, replica=story.replicas[0], kind="traffic", began_at=began,
                     flagged_at=began + 1500, ended_at=None if ended >= story.until else ended, baseline_id=key,
                     summary=f"{MODEL} at {story.replicas[0]}: expert routing left baseline 1 in layer "
@@ -69,11 +70,11 @@ def _history(store: Engine, story: Story, model: models.Model, key: int | None) 
         for replica, day in ((story.replicas[0], story.days - 2.75), (story.replicas[-1], story.days - 2.74)):
             at = story.start + day * DAY
             detail = "vllm 0.32.0, triton, tp 2"
-            session.add(models.Event(at=at, replica=replica, model_id=model.id, kind="engine_start", detail=detail))
+            session.add(schema.Event(at=at, replica=replica, model_id=model.id, kind="engine_start", detail=detail))
         if story.canaries:
             for day in np.arange(0.3, story.days, 0.5):
                 session.add(
-                    models.CanaryRun(
+                    schema.CanaryRun(
                         model_id=model.id, at=story.start + day * DAY, set_version="builtin-1", engine="vllm",
                         load="loaded" if int(day * 2) % 3 else "idle", replica=story.replicas[0], reference=False,
                         verdict="healthy", first_layer=None, effect=0.31, blob=b"",
@@ -82,13 +83,13 @@ def _history(store: Engine, story: Story, model: models.Model, key: int | None) 
                 )  # fmt: skip
 
 
-def _shadows(store: Engine, story: Story, model: models.Model) -> None:
+def _shadows(store: Engine, story: Story, model: schema.Model) -> None:
     """Let the dense model judge the sampled requests; the gap grows with the OOD score."""
     random = np.random.default_rng(story.seed + 1)
     query = (
-        select(models.Request.id, models.Request.finished_at, models.Request.ood_p, models.Request.ood_score)
-        .join(models.Sample, models.Sample.request_pk == models.Request.id)
-        .where(models.Request.model_id == model.id)
+        select(schema.Request.id, schema.Request.finished_at, schema.Request.ood_p, schema.Request.ood_score)
+        .join(schema.Sample, schema.Sample.request_pk == schema.Request.id)
+        .where(schema.Request.model_id == model.id)
     )
     with Session(store) as session, session.begin():
         for pk, at, p, score in session.execute(query):
@@ -98,7 +99,7 @@ def _shadows(store: Engine, story: Story, model: models.Model) -> None:
             dense = float(random.normal(0.9, 0.2))
             bad = bool(random.random() < 0.01 + harm * 0.15)
             session.add(
-                models.Shadow(
+                schema.Shadow(
                     request_pk=pk, at=at + 20, outcome="scored" if scored else "signals", weight=1 / chosen / 0.3,
                     sample_weight=1 / 0.3, dense_model="google/gemma-4-31b-it",
                     nll_moe_output=dense + 0.05 + harm + float(random.normal(0, 0.12)) if scored else None,
@@ -119,7 +120,7 @@ def _bench(store: Engine, story: Story) -> None:
     with Session(store) as session, session.begin():
         for concurrency, ratio in ((1, 0.82), (4, 1.12), (16, 1.63), (64, 2.05)):
             session.add(
-                models.ServerBench(
+                schema.ServerBench(
                     at=story.until - 3 * DAY, moe_model=MODEL, dense_model="google/gemma-4-31b-it",
                     concurrency=concurrency, moe_tokens_per_s=42.0 * concurrency**0.7 * ratio,
                     dense_tokens_per_s=42.0 * concurrency**0.7, ratio=ratio, ratio_lower=ratio * 0.95,

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch import aggregate, rows, wire
-from moe_watch.detect import ood
-from moe_watch.detect.baseline import Baseline as Fitted
-from moe_watch.detect.batch import Batch
-from moe_watch.join import Joined
-from moe_watch.store import windows
-from moe_watch.store.write import Writes
+from moe_watch import wire
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline as Fitted
+from moe_watch.detect.ood import score
+from moe_watch.domain import window as aggregate
+from moe_watch.domain.request import Joined
+from moe_watch.store.records import windows
+from moe_watch.store.write import request_rows
+from moe_watch.store.write.batch import Writes
 
 DAY = 86_400.0
 UNTIL = 1_763_942_400.0  # Mon 24 Nov 2025 00:00 UTC
@@ -201,11 +203,11 @@ class World:
             window.add_routing(batch)
             scores = None
             if fitted is not None and len(batch):
-                scores = ood.score(fitted, batch)
+                scores = score.score(fitted, batch)
                 flagged: NDArray[np.bool_] = scores.p <= 0.01
                 window.add_scores(scores.p, flagged, [mine[i] for i in routed])
             found.windows.append(windows.row(identity, replica, at, self.story.window_s, window))
-            found.requests += rows.new_requests(
+            found.requests += request_rows.new_requests(
                 identity, mine, routed, scores, baseline_id=key, fingerprint_rate=1.0, keep_samples_days=30.0
             )
         return found

@@ -21,11 +21,11 @@ pytest.importorskip("vllm.v1.core.sched.scheduler")
 import torch
 from vllm.model_executor.layers.fused_moe import routed_experts_capturer
 
-from moe_watch.tap import attach, endings, identity
-from moe_watch.tap.capture import Capturer, StepBuffer
-from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.sender import Sender
-from tests import fake_engine, fake_worker
+from moe_watch.tap.engine import attach, finish_notes, identity
+from moe_watch.tap.engine.capture import Capturer, StepBuffer
+from moe_watch.tap.engine.routing import RoutingTap
+from moe_watch.tap.send.sender import Sender
+from tests.support import fake_engine, fake_worker
 
 Patch = pytest.MonkeyPatch
 
@@ -70,7 +70,7 @@ def failing(owner: Any, name: str, error: type[Exception] = ZeroDivisionError) -
 
 def frames_that_cannot_be_sent(patch: Patch) -> None:
     """Have so many frames fail in a row that the sender gives up."""
-    patch.setattr("moe_watch.tap.sender.wire.encode", lambda _: 1 / 0)
+    patch.setattr("moe_watch.tap.send.sender.wire.encode", lambda _: 1 / 0)
 
 
 # Every way out of the tap: from the step of a runner, from attaching it, from the sender's thread, from the scheduler.
@@ -85,7 +85,7 @@ WAYS: dict[str, Callable[[Patch], None]] = {
     "in the announcement": failing(identity, "_backend"),
     "in the sender's thread": failing(Sender, "_serve"),
     "by frames that cannot be made": frames_that_cannot_be_sent,
-    "in the scheduler": failing(endings, "note"),
+    "in the scheduler": failing(finish_notes, "note"),
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moe_watch.tap.capture import NOTHING, Capturer  # noqa: E402 - it needs torch
-from moe_watch.tap.counts import confidence  # noqa: E402
+from moe_watch.tap.engine.capture import NOTHING, Capturer  # noqa: E402 - it needs torch
+from moe_watch.tap.engine.counts import confidence  # noqa: E402
 
 LAYERS = [3, 5]
 KEPT = pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])

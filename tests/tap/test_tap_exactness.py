@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from moe_watch import wire
-from moe_watch.tap import endings
+from moe_watch.tap.engine import finish_notes
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 scheduler_module = pytest.importorskip("vllm.v1.core.sched.scheduler")
 
-from tests import fake_engine  # noqa: E402 - it needs vLLM
+from tests.support import fake_engine  # noqa: E402 - it needs vLLM
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 
@@ -27,7 +27,7 @@ def _noted(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = scheduler_module.Scheduler
     monkeypatch.setattr(scheduler, "_free_request", scheduler._free_request)
     monkeypatch.setattr(scheduler, "schedule", scheduler.schedule)
-    endings.hook(scheduler_module)
+    finish_notes.hook(scheduler_module)
 
 
 def random_work(n: int, seed: int) -> list[fake_engine.Work]:
@@ -169,7 +169,7 @@ def test_a_failure_to_note_an_ending_is_seen_by_the_worker(monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise ZeroDivisionError("injected")
 
-    monkeypatch.setattr(endings, "note", fail)
+    monkeypatch.setattr(finish_notes, "note", fail)
     engine = fake_engine.Engine()
     engine.add(fake_engine.Work(0, [11, 12], 3, 9))
     engine.run()

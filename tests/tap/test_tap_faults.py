@@ -26,29 +26,31 @@ import pytest
 import zmq
 
 from moe_watch import tap, wire
-from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status
+from moe_watch.tap.send.sender import Sender
+from moe_watch.tap.send.status import Status
 
 pytest.importorskip("vllm.v1.core.sched.scheduler")
 
 
-from moe_watch.tap import attach, frontend, imports
-from tests import fake_api, fake_engine, fake_worker
-from tests.patience import PATIENCE_S
+from moe_watch.tap import import_hook
+from moe_watch.tap.api import api_sender
+from moe_watch.tap.engine import attach
+from tests.support import fake_api, fake_engine, fake_worker
+from tests.support.patience import PATIENCE_S
 
 # Nothing of the tap is around these: vLLM, the ASGI server, the interpreter or a thread calls them, and their bodies
 # hold the guards that the others are tested against.
 ENTRIES = {
     "plugin.register",
-    "imports._Finder.find_spec",
+    "import_hook._Finder.find_spec",
     "capture._store",
     "capture._store_fake",
     "layers._Unfelt.capture",
     "latency.LatencyLogger.__init__",
     "latency.LatencyLogger.record",
     "latency.LatencyLogger.log_engine_initialized",
-    "samples.Middleware.__init__",
-    "samples.Middleware.__call__",
+    "middleware.Middleware.__init__",
+    "middleware.Middleware.__call__",
     "sender.Sender._run",
 }
 # Only reached once something else has failed, where the configuration is another one, or from CUDA and a process that
@@ -63,7 +65,7 @@ ELSEWHERE = {
     "frames.unrouted": "more requests than slots",
     "ids.Used.__init__": "the API server",
     "ids.Used.unique": "the API server",
-    "imports._Finder.__init__": "a module that was not imported yet",
+    "import_hook._Finder.__init__": "a module that was not imported yet",
     "layers._OfRank.__init__": "data parallelism",
     "layers._OfRank.capture": "data parallelism",
     "layers.release": "after a failure",
@@ -92,15 +94,16 @@ class Function:
 
 def functions() -> Iterator[Function]:
     """Yield the functions and methods that the tap's modules define."""
-    for found in pkgutil.iter_modules(tap.__path__):
-        module = importlib.import_module(f"{tap.__name__}.{found.name}")
+    for found in pkgutil.walk_packages(tap.__path__, f"{tap.__name__}."):
+        module = importlib.import_module(found.name)
+        short = found.name.rpartition(".")[2]
         for name, value in vars(module).items():
             if inspect.isclass(value) and value.__module__ == module.__name__:
                 for inner, method in vars(value).items():
                     if is_of(module, method):
-                        yield Function(f"{found.name}.{name}.{inner}", value, inner, method)
+                        yield Function(f"{short}.{name}.{inner}", value, inner, method)
             elif is_of(module, value):
-                yield Function(f"{found.name}.{name}", module, name, value)
+                yield Function(f"{short}.{name}", module, name, value)
 
 
 def is_of(module: ModuleType, value: Any) -> bool:
@@ -145,8 +148,8 @@ class Fault:
 def senders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Sender]]:
     """Switch the tap on; return the senders that it makes."""
     monkeypatch.setenv("MOE_WATCH_SAMPLE_RATE", "1")
-    monkeypatch.setattr("moe_watch.tap.sender._COLLECT_S", 0.002)  # the waits of hundreds of tests add up
-    monkeypatch.setattr("moe_watch.tap.sender._IDLE_S", 0.02)
+    monkeypatch.setattr("moe_watch.tap.send.sender._COLLECT_S", 0.002)  # the waits of hundreds of tests add up
+    monkeypatch.setattr("moe_watch.tap.send.sender._IDLE_S", 0.02)
     with fake_worker.attaching(monkeypatch, tmp_path) as made:
         yield made
 
@@ -206,10 +209,10 @@ def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFra
     return frames
 
 
-ENGINE_SIDE = ("attach", "capture", "counts", "endings", "frames", "identity", "imports", "layers", "ledger", "plugin",
-               "routing", "runner", "support")  # fmt: skip
-API_SIDE = ("asked", "bodies", "exchange", "frontend", "latency", "redact", "samples")
-BOTH_SIDES = ("ids", "sender", "status", "switch")
+ENGINE_SIDE = ("attach", "capture", "counts", "finish_notes", "frames", "identity", "import_hook", "layers", "ledger",
+               "plugin", "routing", "runner", "compatibility")  # fmt: skip
+API_SIDE = ("asked", "bodies", "exchange", "api_sender", "latency", "redact", "middleware")
+BOTH_SIDES = ("ids", "sender", "status", "enabled")
 
 
 def of(*modules: str) -> list[str]:
@@ -239,7 +242,7 @@ def expected(serve: Callable[[], Any]) -> Any:
     """Return what is served while the tap is off."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MOE_WATCH_ENDPOINT")
-        frontend.sender.cache_clear()
+        api_sender.sender.cache_clear()
         return serve()
 
 
@@ -280,7 +283,7 @@ def test_a_hook_that_fails_does_not_fail_the_import(monkeypatch: pytest.MonkeyPa
     def act(module: ModuleType) -> None:
         raise AttributeError(module.__name__)
 
-    imports.when_imported("colorsys", act)
+    import_hook.when_imported("colorsys", act)
     assert importlib.import_module("colorsys").rgb_to_hls
 
 

@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
 from moe_watch import wire
-from moe_watch.tap import asked, bodies, redact
+from moe_watch.tap.api import asked, bodies, redact
 
 MIB = 1024 * 1024
 numbers = st.one_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_watch.tap import ids
+from moe_watch.tap.send import ids
 
 
 @pytest.mark.parametrize(

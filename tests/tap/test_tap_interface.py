@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from moe_watch import wire
-from moe_watch.tap import runner as tap_runner
-from moe_watch.tap import support
+from moe_watch.tap.engine import compatibility
+from moe_watch.tap.engine import runner as tap_runner
 
 pytest.importorskip("vllm.v1.core.sched.scheduler")
 
@@ -27,7 +27,7 @@ from vllm.v1.worker.gpu import model_runner as v2
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.warmup import run_mixed_prefill_decode_warmup
 
-from tests import fake_engine, fake_worker
+from tests.support import fake_engine, fake_worker
 
 ROOT = Path(vllm.__file__).parent
 
@@ -183,7 +183,7 @@ def refusing(**changes: Any) -> str:
     for path, value in changes.items():
         owner, _, name = path.rpartition("__")
         setattr(getattr(config, owner), name, value) if owner else setattr(config, name, value)
-    return support.refusal(config, "cpu", vllm.__version__)
+    return compatibility.refusal(config, "cpu", vllm.__version__)
 
 
 def test_the_installed_vllm_is_known() -> None:

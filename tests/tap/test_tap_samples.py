@@ -22,14 +22,17 @@ from starlette.routing import Route
 from vllm.entrypoints.openai.chat_completion import api_router
 from vllm.entrypoints.serve.engine.serving import BaseServing
 
-from moe_watch import rows, wire
+from moe_watch import wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap import asked as asking
-from moe_watch.tap import bodies, exchange, frontend, ids, redact, samples
-from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status
-from tests.fake_api import CHAT, chat
-from tests.frames import Tap
+from moe_watch.store.write import request_rows
+from moe_watch.tap import middleware
+from moe_watch.tap.api import api_sender, bodies, exchange, redact
+from moe_watch.tap.api import asked as asking
+from moe_watch.tap.send import ids
+from moe_watch.tap.send.sender import Sender
+from moe_watch.tap.send.status import Status
+from tests.support.fake_api import CHAT, chat
+from tests.support.frames import Tap
 
 HEADER: Any = {"replica": "r", "source": "s", "seq": 0, "sent_at": 0.0}
 
@@ -42,9 +45,9 @@ class Served:
         self.sender = Sender(TapSettings(**settings), "api", "api-test", Status())  # type: ignore[arg-type]
         self.builds: list[Any] = []
         monkeypatch.setattr(self.sender, "put", lambda build, _size=0: self.builds.append(build))
-        monkeypatch.setattr(frontend, "sender", lambda: self.sender)
+        monkeypatch.setattr(api_sender, "sender", lambda: self.sender)
         routes = [Route(CHAT, chat, methods=["POST"]), Route("/health", lambda _: Response())]
-        self.app = samples.Middleware(Starlette(routes=routes))
+        self.app = middleware.Middleware(Starlette(routes=routes))
 
     def post(self, body: object, **headers: str) -> httpx.Response:
         async def go() -> httpx.Response:
@@ -108,7 +111,7 @@ def test_long_text_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_redaction_that_fails_keeps_the_text_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No text leaves unredacted; the request is told all the same."""
-    served = Served(monkeypatch, sample_rate=1.0, redact="tests.test_tap_samples:broken")
+    served = Served(monkeypatch, sample_rate=1.0, redact="tests.tap.test_tap_samples:broken")
     assert served.post(ask()).status_code == 200
     assert served.frame().sample is None
     assert served.sender.status.errors == 1
@@ -197,7 +200,7 @@ def test_a_root_path_hides_nothing(monkeypatch: pytest.MonkeyPatch, root: str, *
     app = FastAPI()
     app.root_path = root  # as vllm.entrypoints.launchers.app.build_app sets it
     app.include_router(api_router.router)
-    app.add_middleware(samples.Middleware)
+    app.add_middleware(middleware.Middleware)
     path = CHAT if stripped or root == "/" else root + CHAT
 
     async def go() -> int:
@@ -215,7 +218,7 @@ def test_a_root_path_hides_nothing(monkeypatch: pytest.MonkeyPatch, root: str, *
 def test_paths_are_matched_as_starlette_matches_them(path: list[str], root: list[str]) -> None:
     """By its own function."""
     scope = {"path": "/" + "".join(path), "root_path": "".join(root)}
-    assert samples.route(scope) == get_route_path(scope)
+    assert middleware.route(scope) == get_route_path(scope)
 
 
 def test_the_trace_that_a_request_came_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +268,7 @@ def test_each_of_several_prompts_keeps_its_own_text() -> None:
     answer = json.dumps({"choices": [{"index": index, "text": str(index)} for index in range(4)]}).encode()
     sample = bodies.sample(asked, answer, redact.redact, 1000, cut=False)
     assert (sample.prompts, sample.outputs) == (2, ["0", "1", "2", "3"])
-    found = [rows._prompt(sample, wire.place(choice, 2, 4)[0]) for choice in (0, 1, 128, 129)]
+    found = [request_rows._prompt(sample, wire.place(choice, 2, 4)[0]) for choice in (0, 1, 128, 129)]
     assert found == ["to [EMAIL]", "to [EMAIL]", 'say "b"', 'say "b"']
     assert [wire.place(choice, 2, 4)[1] for choice in (0, 1, 128, 129)] == [0, 1, 2, 3]
 
@@ -315,7 +318,7 @@ def test_other_paths_pass_untold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_switch_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The middleware of a server without the setting is a plain call."""
     monkeypatch.delenv("MOE_WATCH_ENDPOINT", raising=False)
-    assert samples.Middleware(chat)._tap is None  # type: ignore[arg-type]
+    assert middleware.Middleware(chat)._tap is None  # type: ignore[arg-type]
 
 
 PEM = "-----BEGIN RSA PRIVATE KEY-----"

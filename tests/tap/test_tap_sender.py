@@ -13,9 +13,9 @@ import zmq
 
 from moe_watch import wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap.sender import Header, Sender
-from moe_watch.tap.status import Status
-from tests.patience import PATIENCE_S
+from moe_watch.tap.send.sender import Header, Sender
+from moe_watch.tap.send.status import Status
+from tests.support.patience import PATIENCE_S
 
 
 def sender(path: Path, **settings: int) -> Sender:
@@ -136,7 +136,7 @@ def test_frames_that_take_long_to_make_keep_no_health_waiting(tmp_path: Path, mo
         return wire.Event(**header, kind="engine_start", at=0.0)
 
     monkeypatch.setattr(tap, "stopping", True)  # no thread: the test has its turn
-    monkeypatch.setattr("moe_watch.tap.sender.time.monotonic", lambda: clock)
+    monkeypatch.setattr("moe_watch.tap.send.sender.time.monotonic", lambda: clock)
     for _ in range(100):
         tap.put(slow)
     tap._wake.clear()

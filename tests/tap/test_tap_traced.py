@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 import torch
 
-from moe_watch.tap import capture, layers
+from moe_watch.tap.engine import capture, layers
 
 IDS = [[0, 3], [2, 1], [3, 0]]
 

@@ -9,24 +9,24 @@ from datetime import UTC, datetime
 import click
 from sqlalchemy import Engine
 
-from moe_watch import backtest, commands, history, terminal
-from moe_watch.detect.baseline import Baseline
-from moe_watch.periods import period
-from moe_watch.report.figures import plural
-from moe_watch.report.text import one_line
-from moe_watch.store import baselines, requests, served
-from moe_watch.store import history as rows
+from moe_watch.cli import setup, terminal
+from moe_watch.cli.time_ranges import period
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.domain.amounts import plural
+from moe_watch.domain.sanitise import one_line
+from moe_watch.ops import archive, backtest
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Model
+from moe_watch.store.read import history as rows
+from moe_watch.store.read import requests
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.schema import Model
 
 
 @click.command("backtest")
 @click.option("--since", default="7d", show_default=True, help="Start: 12h or 7d ago, or a date.")
 @click.option("--until", default=None, help="End; by default now.")
 @click.option("--model", "name", help="Name of the model; by default the one seen last.")
-@click.option(
-    "--from", "address", type=commands.ADDRESS, help="Read Parquet of `moe-watch export` instead of the store."
-)
+@click.option("--from", "address", type=setup.ADDRESS, help="Read Parquet of `moe-watch export` instead of the store.")
 @click.option(
     "--ray", "cluster", help="Run on the Ray cluster at this address ('local' starts one here); needs --from."
 )
@@ -35,8 +35,8 @@ def command(since: str, until: str | None, name: str | None, address: str | None
     if cluster and not address:
         raise click.UsageError("--ray needs --from: the workers read Parquet, not the store")
     start, end = period(since, until, time.time())
-    settings = commands.settings()
-    engine = commands.store(settings)
+    settings = setup.settings()
+    engine = setup.store(settings)
     model, baseline = _judge(engine, name)
     promise, alpha = settings.detect.average_run_length, settings.detect.ood_alpha
     try:
@@ -45,14 +45,14 @@ def command(since: str, until: str | None, name: str | None, address: str | None
             outcomes = backtest.run_here(names, _FromStore(engine, model, start, end), baseline, promise, alpha)
         else:
             source = _parquet(address, model, start, end)
-            names = history.replicas(address, model.identity)
+            names = archive.replicas(address, model.identity)
             outcomes = (
                 backtest.run_on_ray(names, source, baseline, promise, alpha, address=cluster)
                 if cluster
                 else backtest.run_here(names, source, baseline, promise, alpha)
             )
         _show(outcomes)
-    except (history.HistoryError, ImportError) as error:
+    except (archive.HistoryError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -70,7 +70,7 @@ class _FromStore:
 def _judge(engine: Engine, name: str | None) -> tuple[Model, Baseline]:
     """Return the newest model of this name that has an active baseline, and the baseline."""
     active = baselines.active(engine)
-    model = next((one for one in served.by_name(engine, name) if one.identity in active), None)
+    model = next((one for one in served_models.by_name(engine, name) if one.identity in active), None)
     if model is None:
         raise click.ClickException("no active baseline to judge by: `moe-watch baseline fit --promote` makes one")
     try:
@@ -79,11 +79,11 @@ def _judge(engine: Engine, name: str | None) -> tuple[Model, Baseline]:
         raise click.ClickException(str(error)) from error
 
 
-def _parquet(address: str, model: Model, start: float, end: float) -> history.ParquetSource:
-    shape = history.shapes(address).get(model.identity)
+def _parquet(address: str, model: Model, start: float, end: float) -> archive.ParquetSource:
+    shape = archive.shapes(address).get(model.identity)
     if shape is None:
         raise click.ClickException(f"{address} has nothing of {model.name} ({model.identity[:8]})")
-    return history.ParquetSource(address, shape, start, end)
+    return archive.ParquetSource(address, shape, start, end)
 
 
 def _show(outcomes: Iterator[backtest.Outcome]) -> None:

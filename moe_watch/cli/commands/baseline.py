@@ -10,15 +10,16 @@ from rich.progress import track
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch import commands, tables, terminal
-from moe_watch.detect.baseline import BaselineBuilder, TooFewRequests
-from moe_watch.periods import period
-from moe_watch.report.figures import plural
-from moe_watch.report.text import one_line
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.time_ranges import period
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder, TooFewRequests
+from moe_watch.domain.amounts import plural
+from moe_watch.domain.sanitise import one_line
 from moe_watch.settings import Settings
-from moe_watch.store import baselines, references, requests, served
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Baseline, Model
+from moe_watch.store.read import requests
+from moe_watch.store.records import baselines, quality_references, served_models
+from moe_watch.store.schema import Baseline, Model
 
 _BATCH = 512
 _model = click.option("--model", "name", help="Name of the model; needed if the store has several.")
@@ -38,8 +39,8 @@ def command() -> None:
 @click.option("--seed", default=0, show_default=True, help="Seed that divides the requests into fit and calibration.")
 def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *, and_promote: bool) -> None:
     """Fit a baseline on the stored requests of a period of normal traffic."""
-    settings, now = commands.settings(), time.time()
-    store = commands.store(settings)
+    settings, now = setup.settings(), time.time()
+    store = setup.store(settings)
     model = choose(store, name)
     start, end = period(since, until, now)
     builder = _read(store, settings, model, start, end)
@@ -78,7 +79,7 @@ def _too_few(error: TooFewRequests, settings: Settings) -> str:
 @_model
 def list_(name: str | None) -> None:
     """List all baselines, newest first."""
-    store = commands.store(commands.settings())
+    store = setup.store(setup.settings())
     rows = []
     for row, model in baselines.listed(store):
         if name is not None and model.name != name:
@@ -97,7 +98,7 @@ def list_(name: str | None) -> None:
 @_model
 def show(version: int, name: str | None) -> None:
     """Show one baseline."""
-    store = commands.store(commands.settings())
+    store = setup.store(setup.settings())
     model = choose(store, name)
     row = _version(store, model, version)
     try:
@@ -125,7 +126,7 @@ def show(version: int, name: str | None) -> None:
 @_model
 def promote(version: int, name: str | None) -> None:
     """Make one baseline the active one; a running sidecar loads it within seconds."""
-    store = commands.store(commands.settings())
+    store = setup.store(setup.settings())
     model = choose(store, name)
     try:
         row = baselines.promote(store, model, version, now=time.time())
@@ -142,11 +143,11 @@ def relearn(name: str | None) -> None:
     The reference consists of the replays from now on; a running sidecar starts it within seconds. Open alarms of both
     end, and neither raises an alarm until the reference is complete.
     """
-    settings = commands.settings()
-    store = commands.store(settings)
+    settings = setup.settings()
+    store = setup.store(settings)
     model = choose(store, name)
     with Session(store) as session, session.begin():
-        gone = references.relearn(session, model.name, time.time())
+        gone = quality_references.relearn(session, model.name, time.time())
     wanted = settings.shadow.reference_requests
     forgotten = plural(gone, "reference")
     terminal.line(f"{forgotten} of {model.name} forgotten: the next {wanted} scored requests of a replica make one")
@@ -154,9 +155,9 @@ def relearn(name: str | None) -> None:
 
 def choose(store: Engine, name: str | None) -> Model:
     """Return the model of this name that was first seen last; raise ``ClickException`` when that is not one model."""
-    found = served.by_name(store, name)
+    found = served_models.by_name(store, name)
     if not found:
-        known = ", ".join(sorted({model.name for model in served.by_name(store)}))
+        known = ", ".join(sorted({model.name for model in served_models.by_name(store)}))
         hint = f"the store has: {known}" if known else "no model was seen yet; `moe-watch doctor` says why"
         raise click.ClickException(f"no model {name or ''} in the store: {hint}".replace("  ", " "))
     names = sorted({model.name for model in found})

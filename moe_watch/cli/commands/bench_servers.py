@@ -16,22 +16,22 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from moe_watch import commands, tables, terminal
-from moe_watch.addresses import bearer
 from moe_watch.canary import marks
-from moe_watch.detect.advantage import begins
-from moe_watch.report.figures import plural
-from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.detect.quality.advantage import begins
+from moe_watch.domain.amounts import plural
+from moe_watch.servers.dense import DenseClient, DenseError
+from moe_watch.servers.load import Level, LoadError, Target, prompts, side_by_side
+from moe_watch.servers.urls import bearer
 from moe_watch.settings import Settings
-from moe_watch.shadow.client import DenseClient, DenseError
-from moe_watch.store import shadows
-from moe_watch.store.models import ServerBench
+from moe_watch.store.records import shadows
+from moe_watch.store.schema import ServerBench
 
 
 @click.command()
-@click.option("--moe", "moe_url", type=commands.ADDRESS, help="Base URL of the MoE's server; by default vllm_url.")
+@click.option("--moe", "moe_url", type=setup.ADDRESS, help="Base URL of the MoE's server; by default vllm_url.")
 @click.option(
-    "--dense", "dense_url", type=commands.ADDRESS, help="Base URL of the dense model's server; by default shadow.url."
+    "--dense", "dense_url", type=setup.ADDRESS, help="Base URL of the dense model's server; by default shadow.url."
 )
 @click.option("--concurrency", default="1,4,16,64", show_default=True, help="Numbers of requests under way at once.")
 @click.option(
@@ -64,11 +64,11 @@ def command(
 
     This is load on a production server: it is short (a few requests per level and round) but real.
     """
-    settings = commands.settings(vllm_url=moe_url)
+    settings = setup.settings(vllm_url=moe_url)
     settings.shadow.url = dense_url or settings.shadow.url
     if settings.vllm_url is None or settings.shadow.url is None:
         raise click.ClickException("two servers are needed: give --moe and --dense")
-    store = commands.store(settings) if save else None
+    store = setup.store(settings) if save else None
     hooks = _marking(settings, store)
     texts = _texts(file) if file else prompts(prompt_words)
     levels = _levels(concurrency)
@@ -87,7 +87,7 @@ def command(
 def _marking(settings: Settings, store: Engine | None) -> marks.Hooks:
     """Return what marks the load as no traffic; where there is none, say that it counts."""
     try:
-        known = store if store is not None else commands.store(settings)
+        known = store if store is not None else setup.store(settings)
         return marks.signing(marks.secret(settings.canary, known))
     except (click.ClickException, SQLAlchemyError):
         terminal.line("the load counts as traffic: without the store, MOE_WATCH_CANARY__SECRET is not known", err=True)

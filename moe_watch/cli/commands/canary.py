@@ -10,20 +10,20 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from moe_watch import commands, tables, terminal
 from moe_watch.canary import marks, prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
-from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
-from moe_watch.detect.reach import LEAST, unreached
-from moe_watch.detect.replay import Round
-from moe_watch.report.figures import plural, significant
-from moe_watch.report.text import one_line
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.detect.canary.comparison import FAULTS, FEWEST_ROUNDS
+from moe_watch.detect.canary.expert_coverage import LEAST, unreached
+from moe_watch.detect.canary.replay import Round
+from moe_watch.domain.amounts import plural, significant
+from moe_watch.domain.sanitise import one_line
 from moe_watch.settings import Settings
-from moe_watch.store import canaries
-from moe_watch.store.models import CanaryRun
+from moe_watch.store.records import canaries
+from moe_watch.store.schema import CanaryRun
 
-_url = click.option("--url", type=commands.ADDRESS, help="Base URL of vLLM; by default vllm_url of the settings.")
+_url = click.option("--url", type=setup.ADDRESS, help="Base URL of vLLM; by default vllm_url of the settings.")
 _prompts = click.option(
     "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; by default the included set."
 )
@@ -62,7 +62,7 @@ def record_(
 ) -> None:
     """Record the routing of the canaries as the reference, while the deployment is known to be good."""
     settings = _settings(url, path, loads)
-    store = commands.store(settings)
+    store = setup.store(settings)
     try:
         if engine == "transformers":
             _record_transformers(settings, store, checkpoint, model)
@@ -74,7 +74,7 @@ def record_(
 
 
 def _settings(url: str | None, path: Path | None, loads: str | None) -> Settings:
-    settings = commands.settings(vllm_url=url)
+    settings = setup.settings(vllm_url=url)
     if path is not None:
         settings.canary.prompts = path
     if loads is not None:
@@ -149,7 +149,7 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
 def run_(url: str | None, path: Path | None, loads: str | None, against: str) -> None:
     """Replay the canaries once and print the verdict; exit code 2 for a changed model or deployment, and for blind."""
     settings = _settings(url, path, loads)
-    store = commands.store(settings)
+    store = setup.store(settings)
     try:
         with terminal.Screen(stderr=True).status("Replaying the canaries …"):
             done = asyncio.run(_run(settings, store, against))
@@ -173,7 +173,7 @@ async def _run(settings: Settings, store: Engine, against: str) -> Checked:
 @click.option("--all", "everything", is_flag=True, help="List the rounds of the reference as well.")
 def list_(limit: int, *, everything: bool) -> None:
     """List the checks, newest first, with the largest shift of each load over the bound of chance: above 1 it moved."""
-    store = commands.store(commands.settings())
+    store = setup.store(setup.settings())
     columns, rows = ("at", "replica", "engine", "set", "verdict", "by load", "what was found"), []
     verdicts = None if everything else canaries.CHECKED
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):

@@ -6,11 +6,11 @@ import time
 
 import click
 
-from moe_watch import commands, terminal
-from moe_watch.report.figures import plural
+from moe_watch.cli import setup, terminal
+from moe_watch.domain.amounts import plural
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
-from moe_watch.store.prune import prune as prune_store
+from moe_watch.store.lifecycle.prune import prune as prune_store
 
 
 @click.group()
@@ -19,11 +19,11 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--store", "url", type=commands.ADDRESS, help="SQLAlchemy URL; by default the one in the settings.")
+@click.option("--store", "url", type=setup.ADDRESS, help="SQLAlchemy URL; by default the one in the settings.")
 def upgrade(url: str | None) -> None:
     """Upgrade the store to the schema of this version."""
     try:
-        store = engine.connect(url or commands.settings().store.url)
+        store = engine.connect(url or setup.settings().store.url)
         before = migrate.current(store)
         migrate.upgrade(store)
     except StoreError as error:
@@ -36,8 +36,8 @@ def upgrade(url: str | None) -> None:
 @command.command()
 def prune() -> None:
     """Delete rows past their retention and roll up old windows, as the sidecar does by itself."""
-    settings = commands.settings()
-    pruned = prune_store(commands.store(settings), settings.store, time.time())
+    settings = setup.settings()
+    pruned = prune_store(setup.store(settings), settings.store, time.time())
     counts = {"request": pruned.requests, "sample": pruned.samples, "window": pruned.windows}
     deleted = ", ".join(plural(number, kind) for kind, number in counts.items())
     terminal.line(f"deleted {deleted}; {plural(pruned.rolled_up, 'window')} became hours")

@@ -7,8 +7,8 @@ import sys
 import click
 from rich.markup import escape
 
-from moe_watch import commands, terminal
-from moe_watch.checkup import checkup
+from moe_watch.cli import setup, terminal
+from moe_watch.ops.doctor import checkup
 
 _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
 
@@ -18,7 +18,7 @@ def command() -> None:
     """Check vLLM, tap, socket, sidecar, store and baseline, and print remedies; exit code 1 if a check fails."""
     console = terminal.Screen(highlight=False, soft_wrap=True)
     failed = False
-    for check in checkup(commands.settings()):
+    for check in checkup(setup.settings()):
         console.print(f"{_MARKS[check.state]}  {_plain(check.subject)}: {_plain(check.finding)}")
         if check.state != "ok" and check.remedy:
             console.print(f"      -> {_plain(check.remedy)}")

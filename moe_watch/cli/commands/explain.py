@@ -11,15 +11,15 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands, tables, terminal
-from moe_watch.report import alarms, explain
-from moe_watch.report.as_json import plain
-from moe_watch.report.explain import Explanation, Table
-from moe_watch.report.text import neutralise, one_line
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.tables import Grid, Prose
+from moe_watch.domain.sanitise import neutralise, one_line
+from moe_watch.report.explain import alarms, request
+from moe_watch.report.explain.request import Explanation, Table
+from moe_watch.report.render.as_json import plain
 from moe_watch.settings import Settings
-from moe_watch.store import episodes
-from moe_watch.store import review as store
-from moe_watch.tables import Grid, Prose
+from moe_watch.store.read import report_queries as store
+from moe_watch.store.records import alarms as episodes
 
 _COLOURS: Final = {"calm": "green", "warn": "yellow", "bad": "red", "unknown": "cyan"}
 _SPARE: Final = ("replica", "domain", "tokens")
@@ -31,8 +31,8 @@ _EPISODE: Final = re.compile(r"(?:episode:|alarm:)?(\d{1,15})")
 @click.option("--json", "raw", is_flag=True, help="Print JSON.")
 def command(what: str, *, raw: bool) -> None:
     """Explain a request (its routing against the baseline), an alarm by its number, or an alert by its name."""
-    settings = commands.settings()
-    engine = commands.store(settings)
+    settings = setup.settings()
+    engine = setup.store(settings)
     try:
         found = _find(engine, settings, what, time.time())
     except SQLAlchemyError as error:
@@ -54,7 +54,7 @@ def _find(engine: Engine, settings: Settings, what: str, now: float) -> list[Exp
             raise click.ClickException(f"there is no alarm {number[1]}: the report and `moe-watch status` number them")
     if name := alarms.find(what):
         return alarms.alert(engine, settings, name, now)
-    found = explain.request(engine, settings, what, now)
+    found = request.request(engine, settings, what, now)
     if found:
         return found
     with engine.connect() as connection:

@@ -6,18 +6,19 @@ import time
 
 import click
 
-from moe_watch import commands, history, terminal
-from moe_watch.periods import period
-from moe_watch.report.figures import plural
-from moe_watch.store import history as rows
-from moe_watch.store import served
-from moe_watch.store.forget import note_export
-from moe_watch.store.prune import DAY_S
+from moe_watch.cli import setup, terminal
+from moe_watch.cli.time_ranges import period
+from moe_watch.domain.amounts import plural
+from moe_watch.ops import archive
+from moe_watch.store.lifecycle.forget import note_export
+from moe_watch.store.lifecycle.prune import DAY_S
+from moe_watch.store.read import history as rows
+from moe_watch.store.records import served_models
 
 
 @click.command("export")
 @click.option(
-    "--to", "address", required=True, type=commands.ADDRESS, help="Folder or fsspec address, such as s3://bucket/a."
+    "--to", "address", required=True, type=setup.ADDRESS, help="Folder or fsspec address, such as s3://bucket/a."
 )
 @click.option("--since", default="7d", show_default=True, help="Start: 12h or 7d ago, or a date.")
 @click.option("--until", default=None, help="End; by default now.")
@@ -28,17 +29,17 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
     It writes whole days (UTC), from the day of --since to the day of --until, and replaces days that exist. It leaves
     a day that retention has begun to delete as it was exported before.
     """
-    settings, now = commands.settings(), time.time()
+    settings, now = setup.settings(), time.time()
     start, end = period(since, until, now)
-    start, end = history.whole_days(start, end, oldest=now - settings.store.keep_requests_days * DAY_S)
-    engine = commands.store(settings)
-    models = served.by_name(engine, name)
+    start, end = archive.whole_days(start, end, oldest=now - settings.store.keep_requests_days * DAY_S)
+    engine = setup.store(settings)
+    models = served_models.by_name(engine, name)
     if not models:
         raise click.ClickException("the store has no such model: see `moe-watch status`")
     try:
-        note_export(engine, history.absolute(address))
+        note_export(engine, archive.absolute(address))
         for model in models:
-            written = history.write(rows.rows(engine, model, start, end), model, address)
+            written = archive.write(rows.rows(engine, model, start, end), model, address)
             terminal.line(f"{model.name} ({model.identity[:8]}): {plural(written, 'request')} to {address}")
-    except (history.HistoryError, OSError) as error:
+    except (archive.HistoryError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from moe_watch import commands, forgetting, history, terminal, wire
-from moe_watch.forgetting import Place
-from moe_watch.report.figures import plural
-from moe_watch.store.forget import Who
+from moe_watch import wire
+from moe_watch.cli import setup, terminal
+from moe_watch.domain.amounts import plural
+from moe_watch.ops import archive, erase
+from moe_watch.ops.erase import Place
+from moe_watch.store.lifecycle.forget import Who
 
 
 @click.command("forget")
@@ -16,7 +18,7 @@ from moe_watch.store.forget import Who
 @click.option(
     *("--export", "addresses"),
     multiple=True,
-    type=commands.ADDRESS,
+    type=setup.ADDRESS,
     help="A copy of an export that `moe-watch export` did not write itself; repeatable.",
 )
 @click.option(
@@ -30,14 +32,14 @@ def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]
     """
     if bool(request_id) == bool(user):
         raise click.UsageError("say what to forget: --request ID or --user NAME")
-    settings = commands.settings()
+    settings = setup.settings()
     who = Who(request_id=request_id or None, user_hash=wire.user_hash(user) if user else None)
     places = []
     try:
-        for place in forgetting.everywhere(settings, commands.store(settings), who, addresses, wait):
+        for place in erase.everywhere(settings, setup.store(settings), who, addresses, wait):
             places.append(place)
             terminal.line(_line(place))
-    except history.HistoryError as error:
+    except archive.HistoryError as error:
         raise click.ClickException(str(error)) from error
     if any(place.left or place.problem for place in places):
         raise click.ClickException("not everything is known to be gone: see above")

@@ -10,12 +10,12 @@ from typing import Any
 import click
 import httpx
 
-from moe_watch import commands, tables, terminal
-from moe_watch.addresses import shown, why
-from moe_watch.export.metrics import CONTEXT_BUCKETS
-from moe_watch.report.figures import plural
-from moe_watch.serving import kv_cache
-from moe_watch.serving.kv_cache import Layer, Plan
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.domain.amounts import plural
+from moe_watch.metrics.series import CONTEXT_BUCKETS
+from moe_watch.servers import kv_cache
+from moe_watch.servers.kv_cache import Layer, Plan
+from moe_watch.servers.urls import shown, why
 
 _GIB = 2**30
 _MOST_GIB = 2**20
@@ -35,7 +35,7 @@ _INFO = re.compile(r'(\w+)="([^"]*)"')
 )
 @click.option("--block", default=16, show_default=True, type=click.IntRange(1), help="Tokens per block.")
 @click.option("--free-gib", type=float, help="Free KV cache of a rank; prints the longest request that fits.")
-@click.option("--url", type=commands.ADDRESS, help="Ask this vLLM server for block size and free blocks instead.")
+@click.option("--url", type=setup.ADDRESS, help="Ask this vLLM server for block size and free blocks instead.")
 def command(
     config: Path, *, dtype: str, ranks: int, in_flight: int, block: int, free_gib: float | None, url: str | None
 ) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
-from moe_watch import commands, terminal
+from moe_watch.cli import setup, terminal
+from moe_watch.domain.amounts import plural
 from moe_watch.provision import assets, files, grafana_rules, kubernetes, push
 from moe_watch.provision.alert import DEFAULT_GRAFANA, Links
 from moe_watch.provision.client import Grafana, GrafanaError, connect
-from moe_watch.report.figures import plural
 from moe_watch.settings import GrafanaSettings
 
 _SIGNS = {"create": "+", "update": "~", "delete": "-", "kept": "!", "unchanged": "="}
@@ -34,7 +34,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
 @click.option(
     "--grafana",
     "url",
-    type=commands.ADDRESS,
+    type=setup.ADDRESS,
     help="Base URL of a Grafana to push to.",
 )
 @click.option(
@@ -71,7 +71,7 @@ def command(out: Path | None, form: str, url: str | None, *, token: str | None, 
             else files.layout(_site(links, options)),
         )
     if url is not None:
-        _push(connect(url, _token(token, commands.settings().grafana)), links, options)
+        _push(connect(url, _token(token, setup.settings().grafana)), links, options)
 
 
 def _site(links: Links, options: dict[str, Any]) -> files.Site:

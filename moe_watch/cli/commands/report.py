@@ -13,14 +13,16 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch import commands, private, terminal
-from moe_watch.periods import period as read_period
-from moe_watch.report import as_html, as_json, as_markdown, figures, words
-from moe_watch.report.gather import gather
-from moe_watch.report.review import Report
-from moe_watch.report.terms import Period
-from moe_watch.report.text import one_line
-from moe_watch.store import review as store
+from moe_watch.cli import setup, terminal
+from moe_watch.cli.time_ranges import period as read_period
+from moe_watch.domain import amounts, private_files
+from moe_watch.domain.sanitise import one_line
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Report
+from moe_watch.report.data.types import Period
+from moe_watch.report.render import as_html, as_json, as_markdown
+from moe_watch.report.say import verdict as words
+from moe_watch.store.read import report_queries as store
 
 _COLOURS: Final = {"calm": "green", "warn": "yellow", "bad": "red", "unknown": "cyan"}
 _ENDINGS: Final = {"html": "html", "htm": "html", "md": "md", "json": "json"}
@@ -50,8 +52,8 @@ def command(since: str, until: str | None, model: str | None, out: Path, formats
     """
     now = time.time()
     period = Period(*read_period(since, until, now))
-    settings = commands.settings()
-    engine = commands.store(settings)
+    settings = setup.settings()
+    engine = setup.store(settings)
     files = _files(out, formats, period)
     try:
         report = gather(engine, settings, period, now=now, model=model)
@@ -78,12 +80,12 @@ def _nothing(engine: Engine, model: str | None) -> str:
     with engine.connect() as connection:
         latest = store.latest_windows(connection)
     if model is not None and model not in latest:
-        known = figures.joined([one_line(name) for name in latest]) or "none so far"
+        known = amounts.joined([one_line(name) for name in latest]) or "none so far"
         raise click.ClickException(f"no data of a model {model!r}; known: {known}")
     if not latest:
         return "The store has no data at all: moe-watch doctor says whether vLLM's tap reaches moe-watch serve."
     name = model or next(iter(latest))
-    return f"The last data, of {one_line(name)}, is of {figures.moment(latest[name])}: choose another period."
+    return f"The last data, of {one_line(name)}, is of {amounts.moment(latest[name])}: choose another period."
 
 
 def _write(report: Report, files: list[tuple[str, Path]], nothing: str) -> None:
@@ -95,7 +97,7 @@ def _write(report: Report, files: list[tuple[str, Path]], nothing: str) -> None:
     for form, path in files:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            private.replace(path, renderers[form]())
+            private_files.replace(path, renderers[form]())
         except OSError as error:
             raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
 
@@ -109,7 +111,7 @@ def _tell(report: Report, nothing: str, paths: list[Path]) -> None:
         verdict = words.verdict(review)
         console.print(Text.assemble((verdict.headline, f"bold {_COLOURS[verdict.tone]}")))
         console.print(
-            Text(f"{one_line(review.served.name)}, {figures.plural(review.totals.requests, 'request')}", "dim")
+            Text(f"{one_line(review.served.name)}, {amounts.plural(review.totals.requests, 'request')}", "dim")
         )
         for answer in verdict.answers:
             console.print(

@@ -13,11 +13,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from moe_watch import commands, endings, status, tables, terminal
-from moe_watch.client import SidecarError, fetch_status
-from moe_watch.report import phrases
-from moe_watch.report.figures import plural
-from moe_watch.report.text import one_line
+from moe_watch.cli import setup, tables, terminal
+from moe_watch.domain import alarm_endings, status
+from moe_watch.domain.amounts import plural
+from moe_watch.domain.sanitise import one_line
+from moe_watch.ops.sidecar_api import SidecarError, fetch_status
+from moe_watch.report.say import phrases
 from moe_watch.settings import HttpSettings
 
 _MOST_ENDED = 3
@@ -25,12 +26,12 @@ _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "m
 
 
 @click.command()
-@click.option("--url", type=commands.ADDRESS, help="Address of the sidecar; by default the one in the settings.")
+@click.option("--url", type=setup.ADDRESS, help="Address of the sidecar; by default the one in the settings.")
 @click.option("--watch", "follow", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--json", "raw", is_flag=True, help="Print the JSON of /api/v1/status.")
 def command(url: str | None, *, follow: bool, raw: bool) -> None:
     """Show the verdict on every replica; exit code 2 if one has an open alarm or a blind tap."""
-    settings = commands.settings()
+    settings = setup.settings()
     try:
         body, seen = fetch_status(settings.http, url)
         if raw:
@@ -123,7 +124,7 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
         if episode.where is not None:
             fields.append(("where", " ".join(phrases.where(episode.where, episode.kind))))
     for over in replica.ended[:_MOST_ENDED]:
-        ending = f"{_plain(over.kind)} {_span(now - over.ended_at)} ago: {endings.because(over.ending)}"
+        ending = f"{_plain(over.kind)} {_span(now - over.ended_at)} ago: {alarm_endings.because(over.ending)}"
         fields.append(("ended", ending))
     if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]

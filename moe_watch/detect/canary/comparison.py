@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.blind import sight
-from moe_watch.detect.noise_floor import NAMING_ERROR, Feature, Kind, Moves, comparable, deviations, moves
-from moe_watch.detect.numerics import Loss, Numerics, likelihood_loss, numerics
-from moe_watch.detect.replay import Round, same_loads
+from moe_watch.detect.canary.noise_floor import NAMING_ERROR, Feature, Kind, Moves, comparable, deviations, moves
+from moe_watch.detect.canary.numerics import Loss, Numerics, likelihood_loss, numerics
+from moe_watch.detect.canary.replay import Round, same_loads
+from moe_watch.detect.load.blind import sight
 
 Verdict = Literal["healthy", "benign", "routing", "weights", "deployment", "blind"]
 FAULTS: frozenset[Verdict] = frozenset({"routing", "weights", "deployment"})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.replay import Round
+from moe_watch.detect.canary.replay import Round
 
 LEAST = 0.002  # share of a layer's choices; below it a lost expert lies within what noise moves
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
-from moe_watch.detect.replay import Replay, Round, aligned
+from moe_watch.detect.canary.replay import Replay, Round, aligned
 
 Kind = Literal["prompt", "decode", "likelihood", "output"]
 LOST = -50.0  # log-probability, nats, that stands for one that is not a number

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from moe_watch.detect.noise_floor import common_logprobs, comparable, layer_shift, mean_change
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary.noise_floor import common_logprobs, comparable, layer_shift, mean_change
+from moe_watch.detect.canary.replay import Replay, Round
 
 _CONFIDENCE = 0.99
 

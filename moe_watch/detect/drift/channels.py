@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import length, views
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import Baseline
-from moe_watch.detect.ood import Assessed
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.ood import features, length_curve
+from moe_watch.detect.ood.baseline import Baseline
+from moe_watch.detect.ood.score import Assessed
 
 
 def names(layers: int, groups: int) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
@@ -31,11 +31,11 @@ def channel_scores(baseline: Baseline, seen: Assessed, batch: Batch) -> NDArray[
     """Return ``[n, channels]`` of requests that were assessed, nan where a channel says nothing."""
     picture, rows, columns = baseline.views, seen.rows, seen.novelty.columns
     inside = seen.novelty.place.inside
-    stray = length.standardise(picture.stray, views.stray(picture.groups, inside), columns)
-    sure = length.standardise(picture.confidence, views.confidence(batch)[rows], columns)
+    stray = length_curve.standardise(picture.stray, features.stray(picture.groups, inside), columns)
+    sure = length_curve.standardise(picture.confidence, features.confidence(batch)[rows], columns)
     scores = seen.scores
     parts = np.stack([scores.score, scores.score_prompt, scores.score_decode], 1)[rows]
-    mix = views.likeness(picture.groups, inside)
+    mix = features.likeness(picture.groups, inside)
     known = np.concatenate([parts, scores.layer[rows], mix, stray, sure, -sure, seen.extreme], 1)
     everything = np.full((len(batch), known.shape[1]), np.nan, np.float32)
     everything[rows] = known

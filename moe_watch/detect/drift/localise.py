@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from moe_watch.detect.moments import Floats, Moments
+from moe_watch.detect.drift.moments import Floats, Moments
 
 FEWEST: Final = 500
 FEWEST_RANKED: Final = 50  # requests below which layers are not ranked either

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from moe_watch.detect import moments
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.localise import FEWEST, FEWEST_RANKED, Localisation, localise
-from moe_watch.detect.moments import Moments
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import moments
+from moe_watch.detect.drift.localise import FEWEST, FEWEST_RANKED, Localisation, localise
+from moe_watch.detect.drift.moments import Moments
 
 _MOST_LAYERS: Final = 5
 _MOST_EXPERTS: Final = 20  # kept with an alarm

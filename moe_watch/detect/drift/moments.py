@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import FEWEST_TOKENS, Baseline
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.ood.baseline import FEWEST_TOKENS, Baseline
 
 Floats = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.drift import Bank, Sums, factors
+from moe_watch.detect.drift.sequential import Bank, Sums, factors
 
 Array = NDArray[np.float64]
 PATIENCE: Final = 1000.0

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.moments import Floats, Moments
+from moe_watch.detect.drift.moments import Floats, Moments
 
 FEWEST: Final = 30  # requests of a replica in a block; with fewer it is not compared
 MEASURES: Final = ("all layers", "one layer", "one expert")

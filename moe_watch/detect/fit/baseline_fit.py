@@ -14,15 +14,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import views
-from moe_watch.detect.batch import Batch, routed_tokens
-from moe_watch.detect.channels import channel_scores
-from moe_watch.detect.conformal import calibrate
-from moe_watch.detect.normal import FEWEST_TOKENS, PARTS, Baseline, Part, Views
-from moe_watch.detect.ood import assess
-from moe_watch.detect.reservoir import Reservoir
-from moe_watch.detect.shares import hellinger
-from moe_watch.detect.subspace import components, learn, novelty
+from moe_watch.detect.common.batch import Batch, routed_tokens
+from moe_watch.detect.common.hellinger import hellinger
+from moe_watch.detect.drift.channels import channel_scores
+from moe_watch.detect.fit.reservoir import Reservoir
+from moe_watch.detect.ood import features
+from moe_watch.detect.ood.baseline import FEWEST_TOKENS, PARTS, Baseline, Part, Views
+from moe_watch.detect.ood.conformal import calibrate
+from moe_watch.detect.ood.score import assess
+from moe_watch.detect.ood.subspace import components, learn, novelty
 
 __all__ = ["FEWEST_TOKENS", "PARTS", "Baseline", "BaselineBuilder", "TooFewRequests"]
 _RESERVOIR_BYTES: Final = 360 << 20
@@ -160,7 +160,7 @@ def _components(name: str, fitted: int, size: int) -> int:
 def _fit_views(sample: Batch, part: Part, sets: Sets) -> Views:
     fitted, learned = sample.select(sets[0][:_MOST_FITTED]), sample.select(sets[1])
     inside = novelty(part.subspace, fitted.total, fitted.tokens).place.inside
-    return views.learn(part.subspace, novelty(part.subspace, learned.total, learned.tokens), inside, learned)
+    return features.learn(part.subspace, novelty(part.subspace, learned.total, learned.tokens), inside, learned)
 
 
 def _with_scores(draft: Baseline, calibration: Batch) -> Baseline:

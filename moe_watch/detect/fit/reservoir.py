@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.batch import Batch
+from moe_watch.detect.common.batch import Batch
 
 
 def priorities(batch: Batch) -> NDArray[np.uint64]:

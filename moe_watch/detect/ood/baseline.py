@@ -9,10 +9,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import pack
-from moe_watch.detect.conformal import Calibration
-from moe_watch.detect.length import Curve
-from moe_watch.detect.subspace import Subspace
+from moe_watch.detect.common import npz
+from moe_watch.detect.ood.conformal import Calibration
+from moe_watch.detect.ood.length_curve import Curve
+from moe_watch.detect.ood.subspace import Subspace
 
 PARTS = ("total", "prompt", "decode")
 FEWEST_TOKENS = 8  # a part with fewer routed tokens is not scored
@@ -61,19 +61,19 @@ class Baseline:
         """Return the baseline as an npz archive."""
         arrays = {name: np.asarray(getattr(self, name)) for name in (*_PLAIN, "entropy")}
         for name, part in self.parts.items():
-            arrays |= pack.flatten(part, f"{name}.")
-        return pack.to_bytes(arrays | pack.flatten(self.views, "views."))
+            arrays |= npz.flatten(part, f"{name}.")
+        return npz.to_bytes(arrays | npz.flatten(self.views, "views."))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Baseline:
         """Return the baseline in ``raw``; raises ``ValueError`` when it is none of this version. Runs no pickles."""
         try:
-            arrays = pack.from_bytes(raw)
+            arrays = npz.from_bytes(raw)
             parts = {
-                name: pack.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.weight" in arrays
+                name: npz.restore(Part, arrays, f"{name}.") for name in PARTS if f"{name}.subspace.weight" in arrays
             }
             plain = {name: int(arrays[name]) for name in _PLAIN[:4]} | {name: arrays[name] for name in _PLAIN[4:9]}
-            views = pack.restore(Views, arrays, "views.")
+            views = npz.restore(Views, arrays, "views.")
             entropy = arrays.get("entropy", np.full(plain["layers"], np.nan, np.float32))  # newer than the rest
             return cls(**plain, parts=parts, views=views, kept=float(arrays["kept"]), entropy=entropy)  # type: ignore[arg-type]
         except (KeyError, OSError, BadZipFile) as error:

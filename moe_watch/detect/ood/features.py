@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-from moe_watch.detect import length
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import Views
-from moe_watch.detect.subspace import Novelty, Subspace, outside
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.ood import length_curve
+from moe_watch.detect.ood.baseline import Views
+from moe_watch.detect.ood.subspace import Novelty, Subspace, outside
 
 FloatArray = NDArray[np.float32]
 _MOST_GROUPS: Final = 10
@@ -30,18 +30,20 @@ def learn(subspace: Subspace, novelty: Novelty, inside: FloatArray, batch: Batch
     return Views(
         groups=centres,
         precision=precision,
-        layer=length.learn(_by_layer(left), columns),
-        stray=length.learn(stray(centres, novelty.place.inside), columns),
-        extreme=length.learn(_extreme(precision, left), columns),
-        confidence=length.learn(sure[known], columns[known]) if known.sum() > width else length.unknown(2, width),
+        layer=length_curve.learn(_by_layer(left), columns),
+        stray=length_curve.learn(stray(centres, novelty.place.inside), columns),
+        extreme=length_curve.learn(_extreme(precision, left), columns),
+        confidence=length_curve.learn(sure[known], columns[known])
+        if known.sum() > width
+        else length_curve.unknown(2, width),
     )
 
 
 def layers(views: Views, subspace: Subspace, novelty: Novelty) -> tuple[FloatArray, FloatArray]:
     """Return novelty by layer ``[n, layers]`` and largest excess of an expert ``[n, 1]``; uses ``novelty.place`` up."""
     left = outside(subspace.frame, novelty.place)
-    layer = length.standardise(views.layer, _by_layer(left), novelty.columns)
-    return layer, length.standardise(views.extreme, _extreme(views.precision, left), novelty.columns)
+    layer = length_curve.standardise(views.layer, _by_layer(left), novelty.columns)
+    return layer, length_curve.standardise(views.extreme, _extreme(views.precision, left), novelty.columns)
 
 
 def likeness(groups: FloatArray, inside: FloatArray) -> FloatArray:

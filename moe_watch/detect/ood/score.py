@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import views
-from moe_watch.detect.batch import Batch, routed_tokens
-from moe_watch.detect.conformal import p_values
-from moe_watch.detect.normal import FEWEST_TOKENS, Baseline
-from moe_watch.detect.subspace import Novelty, novelty
+from moe_watch.detect.common.batch import Batch, routed_tokens
+from moe_watch.detect.ood import features
+from moe_watch.detect.ood.baseline import FEWEST_TOKENS, Baseline
+from moe_watch.detect.ood.conformal import p_values
+from moe_watch.detect.ood.subspace import Novelty, novelty
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def assess(baseline: Baseline, batch: Batch) -> Assessed:
     seen = novelty(part.subspace, batch.total if len(rows) == len(batch) else batch.total[rows], tokens[rows])
     total, layer = np.full(len(batch), np.nan, np.float32), np.full((len(batch), batch.layers), np.nan, np.float32)
     total[rows] = seen.score
-    layer[rows], extreme = views.layers(baseline.views, part.subspace, seen)
+    layer[rows], extreme = features.layers(baseline.views, part.subspace, seen)
     prompt, p_prompt = _part(baseline, batch, "prompt")
     decode, p_decode = _part(baseline, batch, "decode")
     p = p_values(part.calibration, total, tokens)

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import length
-from moe_watch.detect.inside import Inside, fit, measures
-from moe_watch.detect.length import Curve
-from moe_watch.detect.shares import hellinger
+from moe_watch.detect.common.hellinger import hellinger
+from moe_watch.detect.ood import length_curve
+from moe_watch.detect.ood.density import Inside, fit, measures
+from moe_watch.detect.ood.length_curve import Curve
 
 FloatArray = NDArray[np.float32]
 Counted = tuple[NDArray[np.integer], NDArray[np.floating]]  # counts [n, layers, experts], tokens [n]
@@ -105,9 +105,9 @@ class Novelty:
 def novelty(subspace: Subspace, counts: NDArray[np.integer], tokens: NDArray[np.floating]) -> Novelty:
     """Return the novelty of requests with counts ``[n, layers, experts]`` and ``tokens [n]``, all of them positive."""
     at = place(subspace.frame, counts)
-    columns = length.basis(subspace.knots, tokens)
+    columns = length_curve.basis(subspace.knots, tokens)
     summed = _sum(subspace, _measures(subspace, at, tokens), columns)
-    return Novelty(length.standardise(subspace.overall, summed, columns)[:, 0], at, columns)
+    return Novelty(length_curve.standardise(subspace.overall, summed, columns)[:, 0], at, columns)
 
 
 def _measures(subspace: Subspace, at: Place, tokens: NDArray[np.floating]) -> FloatArray:
@@ -121,7 +121,7 @@ def _sum(subspace: Subspace, raw: FloatArray, columns: FloatArray) -> FloatArray
     """Return the weighted sum of the standardised measures ``[n, 1]``."""
     if subspace.weight == 0:
         return raw
-    even = length.standardise(subspace.whole, raw, columns)
+    even = length_curve.standardise(subspace.whole, raw, columns)
     return np.asarray(even[:, 0] + subspace.weight * even[:, 1:].sum(1), np.float32)[:, None]
 
 
@@ -165,12 +165,12 @@ def learn(frame: Frame, fitted: Counted, learned: Counted) -> Subspace:
     weight = float(np.sqrt(len(frame.axes) / rest))
     at = place(frame, fitted[0])
     model = fit(at.inside, fitted[1], _noise(at.error, fitted[1]) / rest)
-    knots, flat = length.knots(learned[1]), length.unknown(1, 3)
+    knots, flat = length_curve.knots(learned[1]), length_curve.unknown(1, 3)
     draft = Subspace(frame, knots, flat, flat, model, weight if weight > _LEAST else 0.0)
-    columns = length.basis(knots, learned[1])
+    columns = length_curve.basis(knots, learned[1])
     raw = _measures(draft, place(frame, learned[0]), learned[1])
-    draft = replace(draft, whole=length.learn(raw, columns))
-    return replace(draft, overall=length.learn(_sum(draft, raw, columns), columns))
+    draft = replace(draft, whole=length_curve.learn(raw, columns))
+    return replace(draft, overall=length_curve.learn(_sum(draft, raw, columns), columns))
 
 
 def _noise(error: NDArray[np.floating], tokens: NDArray[np.floating]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_watch.detect.gap import Estimate, Floats, mean
+from moe_watch.detect.common.weighted_estimates import Estimate, Floats, mean
 
 BUCKETS = {"1": 1.5, "2-4": 4.5, "5-16": 16.5, "17-64": 64.5, "65+": math.inf}  # label -> upper bound of concurrency
 FEWEST = 10

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import did, gap, ood_curve
-from moe_watch.detect.gap import Estimate, Floats
+from moe_watch.detect.common import weighted_estimates
+from moe_watch.detect.common.weighted_estimates import Estimate, Floats
+from moe_watch.detect.quality import difference_in_differences, ood_curve
 
 GARBLED = (
     "repetition",
@@ -103,33 +104,36 @@ def review(seen: Observed) -> Quality:
     names, counts = np.unique(seen.outcome, return_counts=True)
     return Quality(
         outcomes={str(name): int(count) for name, count in zip(names, counts, strict=True)},
-        gap=gap.mean(value, weight),
+        gap=weighted_estimates.mean(value, weight),
         by_group={name: _grouped(value, weight, labels) for name, labels in seen.groups.items()},
         curve=ood_curve.curve(value, seen.ood, weight),
         trend=ood_curve.trend(value, seen.ood, weight),
-        garbled=gap.share(garbled, seen.sample_weight),
+        garbled=weighted_estimates.share(garbled, seen.sample_weight),
         garbled_by_group={
             name: _grouped(garbled, seen.sample_weight, labels, shares=True) for name, labels in seen.groups.items()
         },
-        garbled_by_decile=tuple(gap.share(garbled[part == k], seen.sample_weight[part == k]) for k in range(10)),
-        defects={kind: gap.share(flags, seen.sample_weight) for kind, flags in seen.defects.items()},
-        dense_defects={kind: gap.share(flags, weight) for kind, flags in seen.dense_defects.items()},
-        agreement=gap.mean(seen.agreement, weight),
-        top1=gap.mean(seen.top1, weight),
-        judge=gap.mean(seen.judge, weight),
+        garbled_by_decile=tuple(
+            weighted_estimates.share(garbled[part == k], seen.sample_weight[part == k]) for k in range(10)
+        ),
+        defects={kind: weighted_estimates.share(flags, seen.sample_weight) for kind, flags in seen.defects.items()},
+        dense_defects={kind: weighted_estimates.share(flags, weight) for kind, flags in seen.dense_defects.items()},
+        agreement=weighted_estimates.mean(seen.agreement, weight),
+        top1=weighted_estimates.mean(seen.top1, weight),
+        judge=weighted_estimates.mean(seen.judge, weight),
         judge_agreement=_judge_agreement(seen),
         coverage=_coverage(seen),
     )
 
 
-def compare(before: Observed, after: Observed, *, tolerance: float = 0.0) -> did.Difference:
+def compare(before: Observed, after: Observed, *, tolerance: float = 0.0) -> difference_in_differences.Difference:
     """Return the difference in differences of the likelihood measures (nats per token) between two periods."""
-    return did.difference(
-        *(did.Pairs(seen.nll_moe, seen.nll_dense, seen.weight) for seen in (before, after)), tolerance=tolerance
+    return difference_in_differences.difference(
+        *(difference_in_differences.Pairs(seen.nll_moe, seen.nll_dense, seen.weight) for seen in (before, after)),
+        tolerance=tolerance,
     )
 
 
-def compare_alike(before: Observed, after: Observed, *, tolerance: float = 0.0) -> did.Difference:
+def compare_alike(before: Observed, after: Observed, *, tolerance: float = 0.0) -> difference_in_differences.Difference:
     """Return ``compare`` among requests with OOD scores that both periods have, at the mix of scores of ``before``.
 
     It tells requests that became more unusual from an MoE that answers the usual ones worse.
@@ -139,9 +143,10 @@ def compare_alike(before: Observed, after: Observed, *, tolerance: float = 0.0) 
     # The last tenth has no end: what is beyond the most unusual hundredth was hardly there before.
     edges = np.append(edges, np.quantile(before.ood[known], 0.99) if known.any() else np.nan)
     old, new = (
-        (did.Pairs(seen.nll_moe, seen.nll_dense, seen.weight), _strata(seen.ood, edges)) for seen in (before, after)
+        (difference_in_differences.Pairs(seen.nll_moe, seen.nll_dense, seen.weight), _strata(seen.ood, edges))
+        for seen in (before, after)
     )
-    return did.difference(*did.alike(*old, *new), tolerance=tolerance)
+    return difference_in_differences.difference(*difference_in_differences.alike(*old, *new), tolerance=tolerance)
 
 
 def _strata(ood: Floats, edges: Floats) -> NDArray[np.int64]:
@@ -153,7 +158,7 @@ def _judge_agreement(seen: Observed) -> Estimate:
     """Compare where both say something: a gap above 0 speaks for the dense model, a judge of -1 does too."""
     known = ~np.isnan(seen.gap) & ~np.isnan(seen.judge) & (seen.judge != 0) & (seen.gap != 0)
     alike = (np.sign(seen.judge[known]) == -np.sign(seen.gap[known])).astype(np.float64)
-    return gap.share(alike, seen.weight[known])
+    return weighted_estimates.share(alike, seen.weight[known])
 
 
 def _coverage(seen: Observed) -> float:
@@ -166,5 +171,5 @@ def _grouped(values: Floats, weights: Floats, labels: Sequence[str], *, shares: 
     names, counts = np.unique(np.asarray(labels, dtype=str)[~np.isnan(values)], return_counts=True)
     kept = set(names[np.argsort(-counts, kind="stable")][:GROUPS_AT_MOST])
     merged = [str(label) if label in kept else "other" for label in labels]
-    found = gap.by_group(values, weights, merged, shares=shares)
+    found = weighted_estimates.by_group(values, weights, merged, shares=shares)
     return {name: estimate for name, estimate in found.items() if estimate.requests >= FEWEST_IN_GROUP}

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.gap import Estimate, Floats, mean
+from moe_watch.detect.common.weighted_estimates import Estimate, Floats, mean
 
 Cause = Literal["none", "moe", "traffic", "both", "unknown"]
 FEWEST_ALIKE = 5

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common.weighted_estimates import Floats
 
 BETS = 2.0 ** -np.arange(5)  # shares of the largest bet that cannot go broke; tinier ones only count time
 _BOUND_BETS = 2.0 ** -np.arange(10)

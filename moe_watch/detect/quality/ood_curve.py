@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from moe_watch.detect.gap import Estimate, Floats, mean
+from moe_watch.detect.common.weighted_estimates import Estimate, Floats, mean
 
 
 @dataclass(frozen=True)

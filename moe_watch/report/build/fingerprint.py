@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect import ood
-from moe_watch.detect.baseline import Baseline
-from moe_watch.detect.batch import Batch, routed_tokens
-from moe_watch.report import figures
+from moe_watch.detect.common.batch import Batch, routed_tokens
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.detect.ood import score as ood
+from moe_watch.domain import amounts
 
 _MOST: Final = 3  # layers and experts named
 
@@ -37,8 +37,8 @@ class ExpertShare:
     def __str__(self) -> str:
         """Say it in words."""
         return (
-            f"layer {self.layer}: {figures.share(self.here)} of the tokens at expert {self.expert}, "
-            f"normally {figures.share(self.normal)}"
+            f"layer {self.layer}: {amounts.share(self.here)} of the tokens at expert {self.expert}, "
+            f"normally {amounts.share(self.normal)}"
         )
 
 

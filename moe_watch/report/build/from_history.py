@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from moe_watch.report import figures
-from moe_watch.report.review import BaselineFacts, Served
-from moe_watch.report.sections import Canaries, Drift, Mark, Replay
-from moe_watch.report.terms import Missing, Period
-from moe_watch.store import baselines, episodes, events, models
-from moe_watch.store import canaries as checks
-from moe_watch.store import review as store
-from moe_watch.store import served as served_models
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import BaselineFacts, Served
+from moe_watch.report.data.sections import Canaries, Drift, Mark, Replay
+from moe_watch.report.data.types import Missing, Period
+from moe_watch.store import schema
+from moe_watch.store.read import report_queries as store
+from moe_watch.store.records import alarms, baselines, events, served_models
+from moe_watch.store.records import canaries as checks
 
 _FACTS: Final = {
     "vllm_version": "vLLM",
@@ -41,7 +41,7 @@ _WORDS: Final = {
 _MOST_CHECKS: Final = 10_000
 
 
-def served(row: models.Model | store.AnyRow) -> Served:
+def served(row: schema.Model | store.AnyRow) -> Served:
     """Return the model of a row of ``models``."""
     detail: dict[str, Any] = row.detail or {}
     ids = detail.get("layer_ids") or []
@@ -61,11 +61,11 @@ def differences(before: Served, after: Served) -> list[str]:
 
 def drifts(engine: Engine, model_id: int, period: Period) -> tuple[Drift, ...]:
     """Return the alarms that were open in the period, the oldest first."""
-    found = episodes.between(engine, period.since, period.until, model_id)
+    found = alarms.between(engine, period.since, period.until, model_id)
     return tuple(drift(row) for row in reversed(found))
 
 
-def drift(row: models.Episode) -> Drift:
+def drift(row: schema.Episode) -> Drift:
     """Return one alarm."""
     layer = row.evidence.get("layer")
     return Drift(
@@ -90,7 +90,7 @@ def marks(engine: Engine, row: store.AnyRow, replicas: Collection[str], period: 
     return tuple(sorted([*found, *_configurations(engine, row.name, period)], key=lambda one: one.at))
 
 
-def mark(event: models.Event) -> Mark:
+def mark(event: schema.Event) -> Mark:
     """Return one event."""
     return _mark(event.at, event.kind, event.detail, event.replica)
 
@@ -106,7 +106,7 @@ def baseline(engine: Engine, row: store.AnyRow) -> tuple[int | None, BaselineFac
         return active.id, facts
     if known:
         return None, Missing(
-            f"This model has {figures.plural(len(known), 'baseline')}, but none is active.",
+            f"This model has {amounts.plural(len(known), 'baseline')}, but none is active.",
             f"Choose one: moe-watch baseline promote {known[0].version}.",
         )
     return None, Missing(
@@ -142,6 +142,6 @@ def _configurations(engine: Engine, name: str, period: Period) -> list[Mark]:
     found = []
     for before, after in pairwise(known):
         if period.since <= after.first_seen < period.until:
-            text = figures.joined(differences(before, after)) or "of another identity"
+            text = amounts.joined(differences(before, after)) or "of another identity"
             found.append(_mark(after.first_seen, "model_changed", text, ""))
     return found

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from moe_watch.detect.baseline import Baseline
-from moe_watch.detect.dead import dead_experts, use
-from moe_watch.detect.localise import localise
-from moe_watch.detect.moments import Moments, of_baseline
-from moe_watch.report.review import Served
-from moe_watch.report.sections import Change, LayerLoad, Load, Mover
-from moe_watch.report.terms import Missing, Period
-from moe_watch.store import review as store
-from moe_watch.store.arrays import unpack
+from moe_watch.detect.drift.localise import localise
+from moe_watch.detect.drift.moments import Moments, of_baseline
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.detect.load.dead import dead_experts, use
+from moe_watch.report.data.review import Served
+from moe_watch.report.data.sections import Change, LayerLoad, Load, Mover
+from moe_watch.report.data.types import Missing, Period
+from moe_watch.store.codecs.arrays import unpack
+from moe_watch.store.read import report_queries as store
 
 Floats = NDArray[np.float64]  # [layers, experts]
 _Sums = tuple[NDArray[np.uint64], Floats, int]

@@ -8,14 +8,15 @@ from typing import Final
 import numpy as np
 from sqlalchemy.orm import Session
 
-from moe_watch.detect import did, gap, quality
-from moe_watch.detect.advantage import BUCKETS, buckets, live
-from moe_watch.report import figures
-from moe_watch.report.sections import Advantage, Defect, Group, Quality, Shift, Slowdown, Speed
-from moe_watch.report.terms import Interval, Missing, Period
-from moe_watch.store import review as store
-from moe_watch.store import shadows
-from moe_watch.store.models import Model, ServerBench
+from moe_watch.detect.common import weighted_estimates
+from moe_watch.detect.quality import against_dense, difference_in_differences
+from moe_watch.detect.quality.advantage import BUCKETS, buckets, live
+from moe_watch.domain import amounts
+from moe_watch.report.data.sections import Advantage, Defect, Group, Quality, Shift, Slowdown, Speed
+from moe_watch.report.data.types import Interval, Missing, Period
+from moe_watch.store.read import report_queries as store
+from moe_watch.store.records import shadows
+from moe_watch.store.schema import Model, ServerBench
 
 _NO_SHADOW: Final = Missing(
     "No output was compared with the dense model: quality is not known.",
@@ -47,10 +48,10 @@ def section(
     seen = whole.rows(np.asarray(whole.groups["version"], dtype=str) == str(row.id))
     if not len(seen.at):
         return _NO_SHADOW
-    found = quality.review(seen)
+    found = against_dense.review(seen)
     before = shadows.observed(session, previous.since, previous.until, model=row.name, dense=dense or None)
     groups = {by: _groups(found.by_group[by], found.garbled_by_group[by]) for by in found.by_group if by != "version"}
-    groups["version"] = _versions(session, quality.review(whole), row.id)
+    groups["version"] = _versions(session, against_dense.review(whole), row.id)
     return Quality(
         dense_model=dense,
         sampled=len(seen.at),
@@ -79,20 +80,22 @@ def slowdowns(session: Session, name: str, period: Period, previous: Period) -> 
     return tuple(found for found in known if found is not None)
 
 
-_Timed = tuple[did.Pairs, "np.ndarray[tuple[int], np.dtype[np.int64]]"]
+_Timed = tuple[difference_in_differences.Pairs, "np.ndarray[tuple[int], np.dtype[np.int64]]"]
 
 
-def _timed(seen: shadows.Speeds, moe: gap.Floats, dense: gap.Floats) -> _Timed:
+def _timed(seen: shadows.Speeds, moe: weighted_estimates.Floats, dense: weighted_estimates.Floats) -> _Timed:
     """Return a latency of both models, and in which buckets of concurrency they were: -1 where one is not known."""
     ours, theirs = buckets(seen.moe_concurrency, moe), buckets(seen.dense_concurrency, dense)
-    return did.Pairs(moe, dense, seen.weight), np.where((ours < 0) | (theirs < 0), -1, ours * len(BUCKETS) + theirs)
+    return difference_in_differences.Pairs(moe, dense, seen.weight), np.where(
+        (ours < 0) | (theirs < 0), -1, ours * len(BUCKETS) + theirs
+    )
 
 
 def _slowdown(name: str, old: _Timed, new: _Timed) -> Slowdown | None:
-    before, after = did.alike(*old, *new)
+    before, after = difference_in_differences.alike(*old, *new)
     if min(len(before.moe), len(after.moe)) < _FEWEST:
         return None
-    found = did.ratio(before, after, tolerance=_SLOWER)
+    found = difference_in_differences.ratio(before, after, tolerance=_SLOWER)
     return Slowdown(name, _known(found.moe), _known(found.dense), _known(found.effect), found.cause)
 
 
@@ -127,18 +130,20 @@ def _from_live(session: Session, name: str, period: Period) -> Advantage | Missi
     return _UNEQUAL if len(seen.at) else _NO_SPEED
 
 
-def _interval(found: gap.Estimate) -> Interval | None:
+def _interval(found: weighted_estimates.Estimate) -> Interval | None:
     return Interval(found.value, found.lower, found.upper, found.requests) if found else None
 
 
-def _known(found: gap.Estimate) -> Interval:
+def _known(found: weighted_estimates.Estimate) -> Interval:
     """Return an estimate; nan with 0 requests where there is none."""
     return _interval(found) or Interval(math.nan, None, None, 0)
 
 
-def _groups(gaps: dict[str, gap.Estimate], garbled: dict[str, gap.Estimate]) -> tuple[Group, ...]:
+def _groups(
+    gaps: dict[str, weighted_estimates.Estimate], garbled: dict[str, weighted_estimates.Estimate]
+) -> tuple[Group, ...]:
     """Return the parts of the traffic, those with the largest gap first."""
-    nothing = gap.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
+    nothing = weighted_estimates.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
     found = [
         Group(name or "untagged", _interval(gaps.get(name, nothing)), _interval(garbled.get(name, nothing)))
         for name in {**gaps, **garbled}
@@ -146,12 +151,12 @@ def _groups(gaps: dict[str, gap.Estimate], garbled: dict[str, gap.Estimate]) -> 
     return tuple(sorted(found, key=lambda group: math.inf if group.gap is None else -group.gap.value))
 
 
-def _versions(session: Session, found: quality.Quality, this: int) -> tuple[Group, ...]:
+def _versions(session: Session, found: against_dense.Quality, this: int) -> tuple[Group, ...]:
     """Return the quality of each configuration that was served under the name, called by when it came."""
 
     def called(pk: str) -> str:
         model = session.get(Model, int(pk))
-        since = "unknown" if model is None else figures.moment(model.first_seen)
+        since = "unknown" if model is None else amounts.moment(model.first_seen)
         return f"since {since}{', this one' if pk == str(this) else ''}"
 
     by, garbled = (
@@ -161,32 +166,32 @@ def _versions(session: Session, found: quality.Quality, this: int) -> tuple[Grou
     return _groups(by, garbled)
 
 
-def _deciles(found: quality.Quality) -> tuple[Interval, ...]:
+def _deciles(found: against_dense.Quality) -> tuple[Interval, ...]:
     deciles = tuple(_known(estimate) for estimate in found.curve.deciles)
     return deciles if any(decile.requests for decile in deciles) else ()
 
 
-def _rise(found: quality.Quality) -> Interval | None:
+def _rise(found: against_dense.Quality) -> Interval | None:
     trend = found.trend
     return None if math.isnan(trend.rise) else Interval(trend.rise, trend.lower, trend.upper, trend.requests)
 
 
-def _shift(before: quality.Observed, after: quality.Observed, tolerance: float) -> Shift | None:
+def _shift(before: against_dense.Observed, after: against_dense.Observed, tolerance: float) -> Shift | None:
     """Return how the gap changed since the previous period; None where either has too little."""
     if not len(before.at):
         return None
-    found = quality.compare(before, after, tolerance=tolerance)
+    found = against_dense.compare(before, after, tolerance=tolerance)
     effect = _interval(found.effect)
     if effect is None:
         return None
-    among = quality.compare_alike(before, after, tolerance=tolerance).effect
+    among = against_dense.compare_alike(before, after, tolerance=tolerance).effect
     return Shift(effect, found.cause, _interval(among) if among.requests >= _FEWEST else None)
 
 
-def _defects(found: quality.Quality) -> tuple[Defect, ...]:
+def _defects(found: against_dense.Quality) -> tuple[Defect, ...]:
     """Return the kinds of defects, the most frequent first."""
     kinds = sorted({*found.defects, *found.dense_defects})
-    nothing = gap.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
+    nothing = weighted_estimates.Estimate(math.nan, math.nan, math.nan, 0, 0.0)
     rows = [
         Defect(kind, _known(found.defects.get(kind, nothing)), _interval(found.dense_defects.get(kind, nothing)))
         for kind in kinds

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from moe_watch import aggregate
-from moe_watch.detect.rate import clopper_pearson
-from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.report.review import Totals
-from moe_watch.report.sections import Bucket, Context, Latency, Ood, Slice
-from moe_watch.report.terms import Interval, Missing, Period
-from moe_watch.store import review as store
+from moe_watch.detect.common.proportion import clopper_pearson
+from moe_watch.domain import window as aggregate
+from moe_watch.metrics.series import CONTEXT_BUCKETS, CONTEXTS
+from moe_watch.report.data.review import Totals
+from moe_watch.report.data.sections import Bucket, Context, Latency, Ood, Slice
+from moe_watch.report.data.types import Interval, Missing, Period
+from moe_watch.store.read import report_queries as store
 
 _STEPS: Final = (10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
 _MOST_STEPS: Final = 96

@@ -9,16 +9,28 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 import moe_watch
-from moe_watch.detect.baseline import Baseline
-from moe_watch.report import fingerprint, from_history, from_routing, from_shadow, from_windows
-from moe_watch.report.review import BaselineFacts, Promises, Report, Review, Served
-from moe_watch.report.sections import Change, Coverage, Drift, Load, Ood, Quality, Suspect, Suspects, Text, Timeline
-from moe_watch.report.terms import Missing, Period
-from moe_watch.report.text import conversation
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.domain.sanitise import conversation
+from moe_watch.report.build import fingerprint, from_history, from_routing, from_shadow, from_windows
+from moe_watch.report.data.review import BaselineFacts, Promises, Report, Review, Served
+from moe_watch.report.data.sections import (
+    Change,
+    Coverage,
+    Drift,
+    Load,
+    Ood,
+    Quality,
+    Suspect,
+    Suspects,
+    Text,
+    Timeline,
+)
+from moe_watch.report.data.types import Missing, Period
 from moe_watch.settings import Settings
-from moe_watch.store import arrays, baselines
-from moe_watch.store import review as store
+from moe_watch.store.codecs import arrays
 from moe_watch.store.engine import StoreError
+from moe_watch.store.read import report_queries as store
+from moe_watch.store.records import baselines
 
 WORST: Final = 10  # requests shown
 _ROUTING_KINDS: Final = ("routing", "traffic", "replica")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_watch.report.sections import (
+from moe_watch.report.data.sections import (
     Advantage,
     Canaries,
     Change,
@@ -17,7 +17,7 @@ from moe_watch.report.sections import (
     Suspects,
     Timeline,
 )
-from moe_watch.report.terms import Interval, Missing, Period
+from moe_watch.report.data.types import Interval, Missing, Period
 
 
 @dataclass(frozen=True)

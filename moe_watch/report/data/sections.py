@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from moe_watch.detect.did import Cause
-from moe_watch.report.terms import Interval, Period
+from moe_watch.detect.quality.difference_in_differences import Cause
+from moe_watch.report.data.types import Interval, Period
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from moe_watch.report import figures
-from moe_watch.report.explain import Table
-from moe_watch.report.review import Review
-from moe_watch.report.terms import Missing
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.types import Missing
+from moe_watch.report.explain.request import Table
 
 
 def drift_tables(review: Review) -> tuple[Table, ...]:
@@ -18,9 +18,9 @@ def drift_tables(review: Review) -> tuple[Table, ...]:
         rows = tuple(
             (
                 f"layer {m.layer}, expert {m.expert}",
-                figures.share(m.before),
-                figures.share(m.after),
-                f"{m.effect:+.2f}, {figures.size(m.effect)}",
+                amounts.share(m.before),
+                amounts.share(m.after),
+                f"{m.effect:+.2f}, {amounts.size(m.effect)}",
             )
             for m in review.change.movers[:8]
         )
@@ -35,7 +35,7 @@ def suspects(review: Review) -> tuple[Table, ...]:
     if isinstance(review.suspects, Missing):
         return ()
     rows = tuple(
-        (s.request_id, figures.moment(s.finished_at), figures.significant(s.p), s.domain, next(iter(s.reasons), ""))
+        (s.request_id, amounts.moment(s.finished_at), amounts.significant(s.p), s.domain, next(iter(s.reasons), ""))
         for s in review.suspects.requests[:8]
     )
     return (Table("Most unusual requests", ("request", "finished", "p", "domain", "where"), rows, numbers=False),)
@@ -48,11 +48,11 @@ def contexts(review: Review) -> tuple[Table, ...]:
     rows = tuple(
         (
             c.name,
-            figures.count(c.requests),
-            figures.seconds(c.median),
-            figures.seconds(c.p95),
-            figures.seconds(c.budget),
-            figures.share(c.over.value if c.over else None),
+            amounts.count(c.requests),
+            amounts.seconds(c.median),
+            amounts.seconds(c.p95),
+            amounts.seconds(c.budget),
+            amounts.share(c.over.value if c.over else None),
         )
         for c in review.latency.contexts
     )
@@ -67,8 +67,8 @@ def loads(review: Review) -> tuple[Table, ...]:
     rows = tuple(
         (
             f"layer {layer.layer}, expert {layer.busiest}",
-            figures.significant(layer.max_to_mean),
-            figures.significant(layer.baseline_max_to_mean) if layer.baseline_max_to_mean else figures.UNKNOWN,
+            amounts.significant(layer.max_to_mean),
+            amounts.significant(layer.baseline_max_to_mean) if layer.baseline_max_to_mean else amounts.UNKNOWN,
         )
         for layer in worst
     )
@@ -79,7 +79,7 @@ def replays(review: Review) -> tuple[Table, ...]:
     """Return the latest replays of the canaries; nothing where the review lacks them."""
     if isinstance(review.canaries, Missing):
         return ()
-    rows = tuple((figures.moment(r.at), r.verdict, r.load, r.summary) for r in review.canaries.replays[:8])
+    rows = tuple((amounts.moment(r.at), r.verdict, r.load, r.summary) for r in review.canaries.replays[:8])
     return (Table("Replays of the canaries", ("at", "verdict", "load", "finding"), rows, numbers=False),)
 
 

@@ -10,18 +10,23 @@ from typing import Final
 import msgspec
 from sqlalchemy import Engine
 
-from moe_watch import severity, status
+from moe_watch import alarms
+from moe_watch.alarms import Tone
+from moe_watch.domain import amounts, status
 from moe_watch.provision import assets
-from moe_watch.report import alarm_tables, answers, figures, from_history, leads, phrases, tables, words
-from moe_watch.report.explain import Explanation, Table
-from moe_watch.report.gather import gather
-from moe_watch.report.review import Review
-from moe_watch.report.sections import Drift, Mark
-from moe_watch.report.terms import Missing, Period
+from moe_watch.report.build import from_history
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Drift, Mark
+from moe_watch.report.data.types import Missing, Period
+from moe_watch.report.explain import alarm_tables
+from moe_watch.report.explain.request import Explanation, Table
+from moe_watch.report.render import tables
+from moe_watch.report.say import captions, phrases, summary, verdict
 from moe_watch.settings import Settings
-from moe_watch.severity import Tone
-from moe_watch.store import episodes, events
-from moe_watch.store.models import Episode
+from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import events
+from moe_watch.store.schema import Episode
 
 _DAY_S: Final = 86_400.0
 _CHANNELS: Final = {
@@ -76,7 +81,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
     review = next((r for r in report.reviews if any(d.id == row.id for d in r.timeline.drifts)), None)
     sentences = [
         phrases.drift_sentence(drift, end),
-        f"Flagged {figures.moment(row.flagged_at)} UTC on {row.replica}: {row.summary}",
+        f"Flagged {amounts.moment(row.flagged_at)} UTC on {row.replica}: {row.summary}",
     ]
     sentences += [*_certainty(row, settings), *_where(row), *_nearest(engine, row)]
     shown: tuple[Table, ...] = ()
@@ -99,7 +104,7 @@ _STANDS: Final = {"open": "open", "unsettled": "closed, not known to be over", "
 
 def _tone(drift: Drift) -> Tone:
     """Return the tone of one alarm: calm once it recovered."""
-    return "calm" if phrases.standing(drift) == "settled" else answers.tone(drift)
+    return "calm" if phrases.standing(drift) == "settled" else summary.tone(drift)
 
 
 def runbook(name: str) -> tuple[str, tuple[str, ...]]:
@@ -128,10 +133,10 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
     shown = alarm_tables.OF_ALERT[name](review) if name in alarm_tables.OF_ALERT else ()
-    tone: Tone = words.verdict(review).tone if not kinds else "calm"
+    tone: Tone = verdict.verdict(review).tone if not kinds else "calm"
     return Explanation(
         title=f"{name} on {review.served.name}, last 24 hours",
-        tone="bad" if open_now else severity.worst([tone, *map(_tone, mine)]),
+        tone="bad" if open_now else alarms.worst([tone, *map(_tone, mine)]),
         sentences=(*told, *nearest, *facts, meaning),
         tables=shown,
         todo=todo,
@@ -144,7 +149,7 @@ def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
     channel = str(row.evidence.get("channel", ""))
     if channel in _CHANNELS:
         promise = row.evidence.get("average_run_length", settings.detect.average_run_length)
-        apart = figures.count(float(promise))
+        apart = amounts.count(float(promise))
         yield f"Seen in {_CHANNELS[channel]}; false alarms come at least {apart} requests apart."
     ids = [str(name) for name in row.evidence.get("requests", [])][:5]
     if ids:
@@ -166,7 +171,7 @@ def _nearest(engine: Engine, row: Episode) -> Iterator[str]:
     own = [e for e in found if e.replica in {"", row.replica}]
     if own:
         near = min(own, key=lambda e: abs(e.at - row.began_at))
-        apart = figures.duration(abs(near.at - row.began_at))
+        apart = amounts.duration(abs(near.at - row.began_at))
         side = "before" if near.at <= row.began_at else "after"
         mark: Mark = from_history.mark(near)
         yield f"Nearest event: {mark.text}, {apart} {side} the start."
@@ -175,7 +180,7 @@ def _nearest(engine: Engine, row: Episode) -> Iterator[str]:
 def _lead(name: str) -> Callable[[Review], list[str]]:
     def said(review: Review) -> list[str]:
         section = getattr(review, name)
-        return [section.why, section.remedy] if isinstance(section, Missing) else [leads.leads(review)[name]]
+        return [section.why, section.remedy] if isinstance(section, Missing) else [captions.leads(review)[name]]
 
     return said
 
@@ -185,11 +190,11 @@ def _of_drift(review: Review) -> list[str]:
 
 
 def _of_quality(review: Review) -> list[str]:
-    return list(words.verdict(review).answers[0].sentences)
+    return list(verdict.verdict(review).answers[0].sentences)
 
 
 def _of_coverage(review: Review) -> list[str]:
-    return list(leads.unknowns(review))
+    return list(captions.unknowns(review))
 
 
 def _of_baseline(review: Review) -> list[str]:
@@ -197,9 +202,9 @@ def _of_baseline(review: Review) -> list[str]:
     if isinstance(known, Missing):
         return [known.why, known.remedy]
     at = known.promoted_at or known.created_at
-    age = figures.duration(review.period.until - at)
+    age = amounts.duration(review.period.until - at)
     return [
-        f"Baseline {known.version} of {known.requests:,} requests was promoted {figures.moment(at)} UTC, {age} ago."
+        f"Baseline {known.version} of {known.requests:,} requests was promoted {amounts.moment(at)} UTC, {age} ago."
     ]
 
 
@@ -207,9 +212,9 @@ def _of_memory(review: Review) -> list[str]:
     share = (
         ""
         if isinstance(review.latency, Missing)
-        else f" {figures.share(review.latency.long_share)} of the prompts were long."
+        else f" {amounts.share(review.latency.long_share)} of the prompts were long."
     )
-    return [f"Preemptions in the last 24 hours: {figures.count(review.totals.preemptions)}.{share}"]
+    return [f"Preemptions in the last 24 hours: {amounts.count(review.totals.preemptions)}.{share}"]
 
 
 _FACTS: Final[dict[str, Callable[[Review], list[str]]]] = {

@@ -7,17 +7,20 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.report import figures, fingerprint, from_history
-from moe_watch.report.fingerprint import Comparison
-from moe_watch.report.text import conversation
+from moe_watch.alarms import Tone
+from moe_watch.domain import amounts
+from moe_watch.domain.sanitise import conversation
+from moe_watch.metrics.series import CONTEXT_BUCKETS, CONTEXTS
+from moe_watch.report.build import fingerprint, from_history
+from moe_watch.report.build.fingerprint import Comparison
 from moe_watch.settings import Settings
-from moe_watch.severity import Tone
-from moe_watch.store import arrays, baselines, requests
-from moe_watch.store import review as store
+from moe_watch.store.codecs import arrays
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Baseline, Request
-from moe_watch.store.requests import Found
+from moe_watch.store.read import report_queries as store
+from moe_watch.store.read import requests
+from moe_watch.store.read.requests import Found
+from moe_watch.store.records import baselines
+from moe_watch.store.schema import Baseline, Request
 
 _EACH_SIDE: Final = 5  # neighbours in time
 _LAYERS: Final = 6
@@ -72,7 +75,7 @@ def _explain(engine: Engine, settings: Settings, found: Found, now: float) -> Ex
     tables = [*(_of_fingerprint(comparison) if comparison is not None else ()), _neighbours(near, row)]
     sentences = (*_of_routing(row, judged), *_of_times(row, settings), *_of_quality(shadow, row))
     unusual = p is not None and p <= settings.detect.ood_alpha
-    verdict = "not scored" if p is None else f"{'unusual' if unusual else 'ordinary'} (p = {figures.significant(p)})"
+    verdict = "not scored" if p is None else f"{'unusual' if unusual else 'ordinary'} (p = {amounts.significant(p)})"
     choice = f" choice {row.choice}" if row.choice else ""
     return Explanation(
         title=f"{row.request_id}{choice} of {found.model.name}: {verdict}",
@@ -107,22 +110,22 @@ def _of_routing(row: Request, judged: _Judged) -> list[str]:
     """Say how unusual the routing is, and where."""
     found, baseline = judged.comparison, judged.baseline
     if found is None or baseline is None:
-        stored = [] if row.ood_p is None else [f"When it finished its p-value was {figures.significant(row.ood_p)}."]
+        stored = [] if row.ood_p is None else [f"When it finished its p-value was {amounts.significant(row.ood_p)}."]
         return [judged.why_not, *stored]
     if found.p is None:
-        tokens = figures.plural(found.tokens, "routed token")
+        tokens = amounts.plural(found.tokens, "routed token")
         return [f"With {tokens} it is too short to be scored against baseline {baseline.version}."]
-    of = f"normal requests of its length are as unusual or more (p = {figures.significant(found.p)})"
+    of = f"normal requests of its length are as unusual or more (p = {amounts.significant(found.p)})"
     against = f"against baseline {baseline.version} of {baseline.requests:,} requests"
-    out = [f"About {figures.share(found.p)} of {of}, {against}."]
+    out = [f"About {amounts.share(found.p)} of {of}, {against}."]
     parts = [("prompt", found.p_prompt), ("generated text", found.p_decode)]
-    known = [f"{name} p = {figures.significant(p)}" for name, p in parts if p is not None]
+    known = [f"{name} p = {amounts.significant(p)}" for name, p in parts if p is not None]
     if known:
-        out.append(f"Parts alone: {figures.joined(known)}.")
+        out.append(f"Parts alone: {amounts.joined(known)}.")
     if row.ood_p is not None and row.baseline_id not in {None, baseline.id}:
-        out.append(f"When it finished another baseline was active: p = {figures.significant(row.ood_p)}.")
+        out.append(f"When it finished another baseline was active: p = {amounts.significant(row.ood_p)}.")
     moved = [
-        f"layer {e.layer}: share of expert {e.expert} from {figures.share(e.normal)} to {figures.share(e.here)}"
+        f"layer {e.layer}: share of expert {e.expert} from {amounts.share(e.normal)} to {amounts.share(e.here)}"
         for e in found.experts[:3]
     ]
     out.append(f"Largest deviations: {'; '.join(moved)}.")
@@ -134,18 +137,18 @@ def _of_times(row: Request, settings: Settings) -> list[str]:
     cached = f" ({row.cached_tokens:,} of them from the prefix cache, so not routed)" if row.cached_tokens else ""
     size = f"{row.prompt_tokens:,} prompt tokens{cached}, {row.output_tokens:,} generated"
     ended = row.finish_reason or row.outcome
-    out = [f"Finished {figures.moment(row.finished_at)} UTC on {row.replica}: {size}, ended by “{ended}”."]
+    out = [f"Finished {amounts.moment(row.finished_at)} UTC on {row.replica}: {size}, ended by “{ended}”."]
     if row.ttft_s is None:
         return [*out, "No latency came for it."]
     context = next(name for name in CONTEXTS if row.prompt_tokens <= CONTEXT_BUCKETS.get(name, 1 << 62))
     budget = settings.serving.ttft_budget_s.get(context)
     late = ""
     if budget is not None:
-        late = f", {'over' if row.ttft_s > budget else 'within'} the {figures.seconds(budget)} of {context} prompts"
-    times = [f"first token after {figures.seconds(row.ttft_s)}{late}"]
-    times += [f"{figures.seconds(row.tpot_s)} a token"] if row.tpot_s else []
-    times += [f"{figures.seconds(row.queue_s)} in the queue"] if row.queue_s else []
-    times += [figures.plural(row.preemptions, "preemption")] if row.preemptions else []
+        late = f", {'over' if row.ttft_s > budget else 'within'} the {amounts.seconds(budget)} of {context} prompts"
+    times = [f"first token after {amounts.seconds(row.ttft_s)}{late}"]
+    times += [f"{amounts.seconds(row.tpot_s)} a token"] if row.tpot_s else []
+    times += [f"{amounts.seconds(row.queue_s)} in the queue"] if row.queue_s else []
+    times += [amounts.plural(row.preemptions, "preemption")] if row.preemptions else []
     sentence = ", ".join(times)
     return [*out, f"{sentence[0].upper()}{sentence[1:]}."]
 
@@ -157,14 +160,14 @@ def _of_quality(shadow: store.AnyRow | None, row: Request) -> list[str]:
         return out
     defects = (shadow.defects or {}).get("moe", [])
     if defects:
-        out.append(f"Defects of the output: {figures.joined([str(name).replace('_', ' ') for name in defects])}.")
+        out.append(f"Defects of the output: {amounts.joined([str(name).replace('_', ' ') for name in defects])}.")
     if shadow.nll_moe_output is not None and shadow.nll_dense_output is not None:
         gap = shadow.nll_moe_output - shadow.nll_dense_output
         likely = "more likely" if gap < 0 else "less likely"
-        compared = f"{figures.significant(abs(gap))} nats per token {likely} than its own"
+        compared = f"{amounts.significant(abs(gap))} nats per token {likely} than its own"
         out.append(f"{shadow.dense_model} finds this output {compared}.")
     if shadow.agreement is not None:
-        out.append(f"Both models agreed on {figures.share(shadow.agreement)} of the tokens before they first differed.")
+        out.append(f"Both models agreed on {amounts.share(shadow.agreement)} of the tokens before they first differed.")
     return out
 
 
@@ -177,7 +180,7 @@ def _of_fingerprint(found: Comparison) -> tuple[Table, ...]:
         for one in found.layers[:_LAYERS]
     )
     experts = tuple(
-        (f"layer {e.layer}, expert {e.expert}", figures.share(e.normal), figures.share(e.here)) for e in found.experts
+        (f"layer {e.layer}, expert {e.expert}", amounts.share(e.normal), amounts.share(e.here)) for e in found.experts
     )
     return (
         Table("Most unusual layers, in standard deviations of normal requests", ("", "score", ""), layers),
@@ -189,8 +192,8 @@ def _neighbours(rows: list[store.AnyRow], own: Request) -> Table:
     found = tuple(
         (
             f"{'→ ' if row.id == own.id else '  '}{row.request_id}",
-            figures.moment(row.finished_at),
-            figures.UNKNOWN if row.ood_p is None else figures.significant(row.ood_p),
+            amounts.moment(row.finished_at),
+            amounts.UNKNOWN if row.ood_p is None else amounts.significant(row.ood_p),
             f"{row.prompt_tokens:,} + {row.output_tokens:,}",
             row.domain,
             row.replica,

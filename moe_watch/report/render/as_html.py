@@ -12,13 +12,14 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moe_watch import severity
-from moe_watch.report import figures, parts
-from moe_watch.report.parts import Part
-from moe_watch.report.plots import estimates, heatmap, timeline
-from moe_watch.report.review import Report, Review
-from moe_watch.report.terms import Missing
-from moe_watch.report.text import neutralise, one_line
+from moe_watch import alarms
+from moe_watch.domain import amounts
+from moe_watch.domain.sanitise import neutralise, one_line
+from moe_watch.report.data.review import Report, Review
+from moe_watch.report.data.types import Missing
+from moe_watch.report.render import view_model
+from moe_watch.report.render.plots import estimates, heatmap, timeline
+from moe_watch.report.render.view_model import Part
 
 _WIDE: Final = 960
 _HALF: Final = 460
@@ -55,7 +56,7 @@ def render(report: Report, *, nothing: str = "", refresh: int | None = None, now
 
     ``now`` are lines about this moment, over everything else.
     """
-    found = parts.of(report)
+    found = view_model.of(report)
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=report,
@@ -66,9 +67,9 @@ def render(report: Report, *, nothing: str = "", refresh: int | None = None, now
         now=now,
         style=Markup(_style()),  # noqa: S704 - a file of this package
         policy=policy(),
-        span=parts.span(report),
+        span=view_model.span(report),
         title=_title(report, found),
-        worst=severity.worst(part.verdict.tone for part in found),
+        worst=alarms.worst(part.verdict.tone for part in found),
         words=_WORDS,
     )
 
@@ -82,7 +83,7 @@ def policy() -> str:
 def _title(report: Report, found: list[Part]) -> str:
     if len(found) == 1:
         return f"{found[0].verdict.headline} · {found[0].review.served.name} · moe-watch"
-    return f"moe-watch {parts.span(report)}, {figures.plural(len(found), 'model')}"
+    return f"moe-watch {view_model.span(report)}, {amounts.plural(len(found), 'model')}"
 
 
 def _plots(review: Review) -> dict[str, Plot | None]:
@@ -111,21 +112,21 @@ def _both(draw: Any, wide: int = _WIDE) -> Plot:
 
 @cache
 def _style() -> str:
-    return resources.files("moe_watch.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    return resources.files("moe_watch.report.render").joinpath("templates/style.css").read_text(encoding="utf-8")
 
 
 @cache
 def _environment() -> Environment:
     """Return the engine: everything is escaped, and every string that is printed is neutralised first."""
     environment = Environment(
-        loader=PackageLoader("moe_watch.report"),
+        loader=PackageLoader("moe_watch.report.render"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters.update(parts.filters())
+    environment.filters.update(view_model.filters())
     environment.filters["one_line"] = one_line
     return environment
 

@@ -7,8 +7,9 @@ import math
 from dataclasses import asdict
 from typing import Any, Final
 
-from moe_watch.report import figures, words
-from moe_watch.report.review import Report
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import Report
+from moe_watch.report.say import verdict
 
 SCHEMA: Final = 1  # raised when the meaning of a field changes
 
@@ -18,10 +19,10 @@ def render(report: Report) -> str:
     document = {
         "schema": SCHEMA,
         "version": report.version,
-        "made_at": figures.stamp(report.made_at),
-        "since": figures.stamp(report.period.since),
-        "until": figures.stamp(report.period.until),
-        "models": [{"verdict": asdict(words.verdict(review)), **asdict(review)} for review in report.reviews],
+        "made_at": amounts.stamp(report.made_at),
+        "since": amounts.stamp(report.period.since),
+        "until": amounts.stamp(report.period.until),
+        "models": [{"verdict": asdict(verdict.verdict(review)), **asdict(review)} for review in report.reviews],
     }
     return json.dumps(plain(document), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 

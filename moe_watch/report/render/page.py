@@ -15,12 +15,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from moe_watch.report import as_html, phrases
-from moe_watch.report.as_html import Now
-from moe_watch.report.gather import gather
-from moe_watch.report.terms import Period
+from moe_watch.domain.status import Replica, Status
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.types import Period
+from moe_watch.report.render import as_html
+from moe_watch.report.render.as_html import Now
+from moe_watch.report.say import phrases
 from moe_watch.settings import Settings
-from moe_watch.status import Replica, Status
 
 HOUR_S: Final = 3600.0
 REFRESH_S: Final = 30

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch.report import figures, phrases
-from moe_watch.report.plots import timeline
-from moe_watch.report.review import Review, Totals
-from moe_watch.report.sections import LayerLoad, Load
-from moe_watch.report.terms import Missing
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import Review, Totals
+from moe_watch.report.data.sections import LayerLoad, Load
+from moe_watch.report.data.types import Missing
+from moe_watch.report.render.plots import timeline
+from moe_watch.report.say import phrases
 
 _MOST_EVENTS: Final = 24
 _MOST_UNUSED: Final = 12
@@ -49,11 +50,11 @@ def key_figures(review: Review) -> tuple[Figure, ...]:
     """Return the numbers of the first screen."""
     totals, before = review.totals, review.previous
     return (
-        Figure("Requests", figures.count(totals.requests), _than(totals.requests, before.requests if before else None)),
+        Figure("Requests", amounts.count(totals.requests), _than(totals.requests, before.requests if before else None)),
         _ood(review),
         _quality(review),
-        Figure("Median time to first token", figures.seconds(totals.ttft), _was(figures.seconds, "ttft", review)),
-        Figure("Requests with routing", figures.share(totals.coverage), _was(figures.share, "coverage", review)),
+        Figure("Median time to first token", amounts.seconds(totals.ttft), _was(amounts.seconds, "ttft", review)),
+        Figure("Requests with routing", amounts.share(totals.coverage), _was(amounts.share, "coverage", review)),
     )
 
 
@@ -63,19 +64,19 @@ def compared(review: Review) -> tuple[Compared, ...]:
     if before is None:
         return ()
     rows = [
-        _row("Requests", before.requests, now.requests, figures.count),
-        _row("Prompt tokens a request", _mean(before, "prompt"), _mean(now, "prompt"), figures.count),
-        _row("Output tokens a request", _mean(before, "output"), _mean(now, "output"), figures.count),
+        _row("Requests", before.requests, now.requests, amounts.count),
+        _row("Prompt tokens a request", _mean(before, "prompt"), _mean(now, "prompt"), amounts.count),
+        _row("Output tokens a request", _mean(before, "output"), _mean(now, "output"), amounts.count),
         _points("Unusual requests", *(None if t.ood is None else t.ood.value for t in (before, now))),
-        _row("Router entropy, nats", before.entropy, now.entropy, lambda v: figures.significant(v, 3)),
-        _row("Median time to first token", before.ttft, now.ttft, figures.seconds),
-        _row("Median time per output token", before.tpot, now.tpot, figures.seconds),
+        _row("Router entropy, nats", before.entropy, now.entropy, lambda v: amounts.significant(v, 3)),
+        _row("Median time to first token", before.ttft, now.ttft, amounts.seconds),
+        _row("Median time per output token", before.tpot, now.tpot, amounts.seconds),
         _points("Requests with routing", before.coverage, now.coverage),
-        _row("Requests with NaN logits", before.corrupted, now.corrupted, figures.count),
-        _row("Preemptions", before.preemptions, now.preemptions, figures.count),
-        _row("Alarms", before.drifts, now.drifts, figures.count),
+        _row("Requests with NaN logits", before.corrupted, now.corrupted, amounts.count),
+        _row("Preemptions", before.preemptions, now.preemptions, amounts.count),
+        _row("Alarms", before.drifts, now.drifts, amounts.count),
     ]
-    return tuple(row for row in rows if (row.before, row.now) != (figures.UNKNOWN, figures.UNKNOWN))
+    return tuple(row for row in rows if (row.before, row.now) != (amounts.UNKNOWN, amounts.UNKNOWN))
 
 
 def compared_lead(review: Review) -> str:
@@ -86,7 +87,7 @@ def compared_lead(review: Review) -> str:
     if before is None or now is None:
         return "What both periods have in common."
     moved = "rose" if (now.low or 0) > (before.high or 1) else "fell" if (now.high or 1) < (before.low or 0) else ""
-    was = f"from {figures.share(before.value)} to {figures.share(now.value)}"
+    was = f"from {amounts.share(before.value)} to {amounts.share(now.value)}"
     if not moved:
         return f"The share of unusual requests went {was}, within what chance allows."
     return f"The share of unusual requests {moved} {was}."
@@ -114,7 +115,7 @@ def happened(review: Review) -> tuple[Happened, ...]:
         if i not in letters:
             rest.setdefault(mark.kind, []).append(mark.at)
     for kind, times in rest.items():
-        often = "once" if len(times) == 1 else f"{len(times)} times until {figures.moment(times[-1])}"
+        often = "once" if len(times) == 1 else f"{len(times)} times until {amounts.moment(times[-1])}"
         rows.append(Happened(times[0], f"{kind.replace('_', ' ')}, {often}", "", "", alarm=False))
     kept = sorted(rows, key=lambda row: (not row.alarm, -row.at))[:_MOST_EVENTS]
     return tuple(sorted(kept, key=lambda row: row.at))
@@ -141,46 +142,46 @@ def _since(layer: LayerLoad, expert: int) -> str:
 def _ood(review: Review) -> Figure:
     name = "Unusual requests"
     if isinstance(review.ood, Missing):
-        return Figure(name, figures.UNKNOWN, "no baseline" if isinstance(review.baseline, Missing) else "not scored")
+        return Figure(name, amounts.UNKNOWN, "no baseline" if isinstance(review.baseline, Missing) else "not scored")
     rate = review.ood.rate
     return Figure(
         name,
-        figures.share(rate.value),
-        f"{figures.share(rate.low)} to {figures.share(rate.high)}, {figures.share(review.ood.expected)} expected",
+        amounts.share(rate.value),
+        f"{amounts.share(rate.low)} to {amounts.share(rate.high)}, {amounts.share(review.ood.expected)} expected",
     )
 
 
 def _quality(review: Review) -> Figure:
     name = "Quality gap, nats per token"
     if isinstance(review.quality, Missing) or review.quality.gap is None:
-        return Figure(name, figures.UNKNOWN, "not measured")
+        return Figure(name, amounts.UNKNOWN, "not measured")
     gap = review.quality.gap
     return Figure(name, phrases.number(gap.value), f"{phrases.number(gap.low)} to {phrases.number(gap.high)}")
 
 
 def _than(now: float, before: float | None) -> str:
-    return f"{figures.change(now / before - 1)} against the period before" if before else "no data from before"
+    return f"{amounts.change(now / before - 1)} against the period before" if before else "no data from before"
 
 
-def _was(form: figures.Form, name: str, review: Review) -> str:
+def _was(form: amounts.Form, name: str, review: Review) -> str:
     value = getattr(review.previous, name) if review.previous is not None else None
     return "no data from before" if value is None else f"{form(value)} before"
 
 
-def _row(name: str, before: float | None, now: float | None, form: figures.Form) -> Compared:
+def _row(name: str, before: float | None, now: float | None, form: amounts.Form) -> Compared:
     known = before is not None and now is not None and before != 0
-    change = figures.change(now / before - 1) if known and now is not None and before is not None else figures.UNKNOWN
+    change = amounts.change(now / before - 1) if known and now is not None and before is not None else amounts.UNKNOWN
     return Compared(name, _form(before, form), _form(now, form), change)
 
 
 def _points(name: str, before: float | None, now: float | None) -> Compared:
     """Return a row of shares, whose change is in points."""
-    change = figures.UNKNOWN if before is None or now is None else figures.points(now - before)
-    return Compared(name, figures.share(before), figures.share(now), change)
+    change = amounts.UNKNOWN if before is None or now is None else amounts.points(now - before)
+    return Compared(name, amounts.share(before), amounts.share(now), change)
 
 
-def _form(value: float | None, form: figures.Form) -> str:
-    return figures.UNKNOWN if value is None else form(value)
+def _form(value: float | None, form: amounts.Form) -> str:
+    return amounts.UNKNOWN if value is None else form(value)
 
 
 def _mean(totals: Totals, which: str) -> float | None:

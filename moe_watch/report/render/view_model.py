@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moe_watch.report import figures, tables, words
-from moe_watch.report.leads import leads, unknowns
-from moe_watch.report.review import Report, Review
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import Report, Review
+from moe_watch.report.render import tables
+from moe_watch.report.say import verdict as words
+from moe_watch.report.say.captions import leads, unknowns
 
 _FILTERS: Final = (
     "share",
@@ -60,9 +62,9 @@ def of(report: Report) -> list[Part]:
 def span(report: Report) -> str:
     """Return what kind of review this is by the length of its period."""
     length = report.period.seconds
-    return "weekly review" if abs(length - 7 * 86_400) < 3600 else f"review of {figures.duration(length)}"
+    return "weekly review" if abs(length - 7 * 86_400) < 3600 else f"review of {amounts.duration(length)}"
 
 
 def filters() -> dict[str, Callable[..., Any]]:
     """Return the forms of numbers by the names that templates use."""
-    return {name: getattr(figures, name) for name in _FILTERS}
+    return {name: getattr(amounts, name) for name in _FILTERS}

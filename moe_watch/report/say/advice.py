@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch import endings
+from moe_watch.alarms import Tone
+from moe_watch.domain import alarm_endings, amounts
 from moe_watch.provision.thresholds import (
     BASELINE_MAX_AGE_DAYS,
     FRAMES_DROPPED_RATIO,
     TTFT_MIN_REQUESTS,
     TTFT_OBJECTIVE_RATIO,
 )
-from moe_watch.report import answers, figures, phrases
-from moe_watch.report.review import BaselineFacts, Review
-from moe_watch.report.sections import Drift, Latency, Load
-from moe_watch.report.terms import Missing
-from moe_watch.severity import Tone
+from moe_watch.report.data.review import BaselineFacts, Review
+from moe_watch.report.data.sections import Drift, Latency, Load
+from moe_watch.report.data.types import Missing
+from moe_watch.report.say import phrases, summary
 
 MOST: Final = 6
 _OF_KIND: Final = {
@@ -31,7 +31,7 @@ _OF_KIND: Final = {
 }
 
 
-_OF_HOLDING: Final[dict[answers.Holding, str]] = {
+_OF_HOLDING: Final[dict[summary.Holding, str]] = {
     "failing": "Read the requests with NaN in their logits, and check weights, kernels and quantisation.",
     "worse": _OF_KIND["quality"],
     "worse and harder": _OF_KIND["quality"],
@@ -63,7 +63,7 @@ def actions(review: Review, tone: Tone) -> tuple[Action, ...]:
 
 def _all(review: Review) -> Iterator[Action]:
     coverage = review.coverage
-    if not answers.has_sight(review):
+    if not summary.has_sight(review):
         yield Action("Find out why requests come without their routing.", "moe-watch doctor")
     yield from _of_drifts(review.timeline.drifts)
     yield from _of_quality(review)
@@ -74,7 +74,7 @@ def _all(review: Review) -> Iterator[Action]:
     yield from _of_latency(review.latency)
     received = (coverage.received or 0) + sum(coverage.dropped.values())
     if received and sum(coverage.dropped.values()) / received > FRAMES_DROPPED_RATIO:
-        lost = figures.share(sum(coverage.dropped.values()) / received)
+        lost = amounts.share(sum(coverage.dropped.values()) / received)
         yield Action(
             f"Frames were lost ({lost}): give the sidecar a core of its own, or the tap a longer queue.",
             "moe-watch doctor",
@@ -104,12 +104,12 @@ def _of_drift(drift: Drift) -> str:
         return f"{phrases.named(drift.kind)} recovered: find out what it was before it comes back."
     if (drift.kind, drift.ending) == ("traffic", "baseline_replaced"):
         return "Make sure that the new baseline is of traffic that you trust: what it replaced said that traffic left."
-    return f"{todo} The alarm is closed: {endings.because(drift.ending)}."
+    return f"{todo} The alarm is closed: {alarm_endings.because(drift.ending)}."
 
 
 def _of_quality(review: Review) -> Iterator[Action]:
     """Yield what to do about output of which no alarm tells."""
-    if not answers.of_output(review) and (todo := _OF_HOLDING.get(answers.holding(review))):
+    if not summary.of_output(review) and (todo := _OF_HOLDING.get(summary.holding(review))):
         yield Action(todo, "")
 
 
@@ -121,7 +121,7 @@ def _of_load(load: Load | Missing) -> Iterator[Action]:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         yield Action(
             f"Check the expert map and the checkpoint: expert {', '.join(gone[:3])}{more} got no token in "
-            f"{figures.plural(load.requests, 'request')}, and did in the baseline.",
+            f"{amounts.plural(load.requests, 'request')}, and did in the baseline.",
             "moe-watch doctor",
         )
 
@@ -148,7 +148,7 @@ def _of_latency(latency: Latency | Missing) -> Iterator[Action]:
     judged = [c for c in latency.contexts if c.requests >= TTFT_MIN_REQUESTS]
     late = [c for c in judged if c.over is not None and (c.over.low or 0) > 1 - TTFT_OBJECTIVE_RATIO]
     if late:
-        told = figures.joined([f"{figures.share(c.over.value)} at {c.name}" for c in late if c.over is not None])
+        told = amounts.joined([f"{amounts.share(c.over.value)} at {c.name}" for c in late if c.over is not None])
         yield Action(
             f"Time to first token is over budget for {told}: shorten or queue long prompts apart, or raise the budget "
             "(serving.ttft_budget_s).",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from moe_watch import endings, severity, status
-from moe_watch.detect import localise
-from moe_watch.detect.canary import FAULTS
-from moe_watch.report import figures
-from moe_watch.report.review import Review
-from moe_watch.report.sections import Change, Drift, Mover, Quality
-from moe_watch.report.terms import Interval, Missing
+from moe_watch import alarms
+from moe_watch.detect.canary.comparison import FAULTS
+from moe_watch.detect.drift import localise
+from moe_watch.domain import alarm_endings, amounts, status
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Change, Drift, Mover, Quality
+from moe_watch.report.data.types import Interval, Missing
 
 Standing = Literal["open", "unsettled", "settled"]
 _STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
@@ -33,12 +33,12 @@ def standing(drift: Drift) -> Standing:
     """Say where an alarm stands: one that nobody watched to its end is no better than open."""
     if drift.ended_at is None:
         return "open"
-    return "settled" if endings.is_settled(drift.ended_at, drift.ending) else "unsettled"
+    return "settled" if alarm_endings.is_settled(drift.ended_at, drift.ending) else "unsettled"
 
 
 def by_gravity(drifts: Iterable[Drift]) -> list[Drift]:
     """Return alarms in the order in which to speak of them: by where they stand, then by what they mean."""
-    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), severity.rank(d.kind), d.kind, -d.flagged_at))
+    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), alarms.rank(d.kind), d.kind, -d.flagged_at))
 
 
 def gravest(drifts: Iterable[Drift]) -> Drift | None:
@@ -60,48 +60,48 @@ def estimate(value: Interval, unit: str = "") -> str:
 def share_estimate(value: Interval) -> str:
     """Return a share with its interval: "5.0 % (95 % interval 4.1 % to 5.9 %)"."""
     return (
-        f"{figures.share(value.value)} (95\u202f% interval {figures.share(value.low)} to {figures.share(value.high)})"
+        f"{amounts.share(value.value)} (95\u202f% interval {amounts.share(value.low)} to {amounts.share(value.high)})"
     )
 
 
 def change_estimate(value: Interval) -> str:
     """Return a relative change with its interval: "+21 % (95 % interval +18 % to +24 %)"."""
-    bounds = f"{figures.change(value.low)} to {figures.change(value.high)}"
-    return f"{figures.change(value.value)} (95\u202f% interval {bounds})"
+    bounds = f"{amounts.change(value.low)} to {amounts.change(value.high)}"
+    return f"{amounts.change(value.value)} (95\u202f% interval {bounds})"
 
 
 def mover(moved: Mover) -> str:
     """Return "layer 12: share of expert 87 from 0.8 % to 2.4 % (large, d = 1.1)"."""
     return (
-        f"layer {moved.layer}: share of expert {moved.expert} from {figures.share(moved.before)} to "
-        f"{figures.share(moved.after)} ({figures.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
+        f"layer {moved.layer}: share of expert {moved.expert} from {amounts.share(moved.before)} to "
+        f"{amounts.share(moved.after)} ({amounts.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
     )
 
 
 def where(found: status.Where, kind: str) -> tuple[str, ...]:
     """Say which layers and experts moved in the requests after an alarm, or of a replica against its siblings."""
-    ranked = f"Most moved: layers {figures.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
+    ranked = f"Most moved: layers {amounts.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
     since = "of this replica against its siblings'" if kind == "replica" else "after the alarm"
-    over = f"over the {figures.plural(found.requests, 'request')} {since}"
+    over = f"over the {amounts.plural(found.requests, 'request')} {since}"
     if found.experts is None:
         needed = f"to name experts with few false ones it takes {localise.FEWEST}"
         return (f"{ranked}, {over}; {needed}.",)
     if not found.experts:
         return (f"{ranked}, {over}; no single expert moved for certain.",)
     surest = [mover(Mover(m.layer, m.expert, m.before, m.now, m.effect)) for m in found.experts[:_EXPERTS]]
-    false = figures.share(localise.FALSE_DISCOVERIES)
-    named = f"{figures.plural(found.named or 0, 'expert')} moved for certain (at most {false} of them named falsely)"
+    false = amounts.share(localise.FALSE_DISCOVERIES)
+    named = f"{amounts.plural(found.named or 0, 'expert')} moved for certain (at most {false} of them named falsely)"
     return (f"{ranked}, {over}. {named}; the surest: {'; '.join(surest)}.",)
 
 
 def drift_sentence(drift: Drift, until: float) -> str:
     """Return one alarm in a sentence: what, since when, until when, where, and how it ended."""
     where = f", first in layer {drift.layer}" if drift.layer is not None else ""
-    began = f"from about {figures.moment(drift.began_at)}"
-    end = f"and goes on ({figures.duration(until - drift.began_at)} so far)"
+    began = f"from about {amounts.moment(drift.began_at)}"
+    end = f"and goes on ({amounts.duration(until - drift.began_at)} so far)"
     if drift.ended_at is not None:
-        end = f"to {figures.moment(drift.ended_at)} ({figures.duration(drift.ended_at - drift.began_at)})"
-        where += f": {endings.because(drift.ending)}"
+        end = f"to {amounts.moment(drift.ended_at)} ({amounts.duration(drift.ended_at - drift.began_at)})"
+        where += f": {alarm_endings.because(drift.ending)}"
     return f"{named(drift.kind)} {began} {end}{where}."
 
 
@@ -122,7 +122,7 @@ def cause(review: Review) -> tuple[str, ...]:
         return (f"Whether it was the traffic or the model is not certain: {why}.",)
     bad = [replay for replay in since if replay.verdict in FAULTS]
     if bad:
-        told = f"Of {figures.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
+        told = f"Of {amounts.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
         return (f"{told} ({bad[0].verdict}): the model or its deployment moved.",)
     checks = (
         "The check of the canaries since then" if len(since) == 1 else f"All {len(since)} checks of the canaries since"
@@ -135,8 +135,8 @@ def largest(change: Change | Missing) -> tuple[str, ...]:
     if isinstance(change, Missing):
         return ()
     if not change.named:
-        layers = figures.joined([str(layer) for layer in change.layers[:_LAYERS]])
-        few = f"{figures.plural(change.requests, 'request')} are too few to name experts ({localise.FEWEST} are needed)"
+        layers = amounts.joined([str(layer) for layer in change.layers[:_LAYERS]])
+        few = f"{amounts.plural(change.requests, 'request')} are too few to name experts ({localise.FEWEST} are needed)"
         return (f"Most moved against {change.reference}: layers {layers}; {few}.",)
     if not change.movers:
         return (f"No expert moved by as much as a small effect against {change.reference}.",)
@@ -148,10 +148,10 @@ def without_gap(found: Quality) -> str:
     if not found.dense_model:
         return "no dense model answered"
     if found.scored:
-        return f"{found.dense_model} scored no more than {figures.plural(found.scored, 'request')}"
+        return f"{found.dense_model} scored no more than {amounts.plural(found.scored, 'request')}"
     return f"the server of {found.dense_model} does not say how likely a text is (vLLM does: prompt_logprobs)"
 
 
 def number(value: float | None) -> str:
     """Return a number with two significant digits."""
-    return figures.UNKNOWN if value is None else figures.significant(value)
+    return amounts.UNKNOWN if value is None else amounts.significant(value)

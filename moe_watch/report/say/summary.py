@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from moe_watch import severity
-from moe_watch.report import figures, phrases
-from moe_watch.report.review import Review, Totals
-from moe_watch.report.sections import Drift, Ood, Quality, Shift, Slowdown
-from moe_watch.report.terms import Interval, Missing
-from moe_watch.severity import Tone
+from moe_watch import alarms as severity
+from moe_watch.alarms import Tone
+from moe_watch.domain import amounts
+from moe_watch.report.data.review import Review, Totals
+from moe_watch.report.data.sections import Drift, Ood, Quality, Shift, Slowdown
+from moe_watch.report.data.types import Interval, Missing
+from moe_watch.report.say import phrases
 
 State = Literal["empty", "blind", "learning", "quality", "routing", "deployment", "traffic", "steady"]
 Trend = Literal["held", "no sign", "perhaps", "unusual", "worse", "worse and harder", "harder", "unknown"]
@@ -70,7 +71,7 @@ def quality(review: Review) -> Answer:
     if isinstance(found, Missing):
         measured: tuple[str, ...] = (found.why, found.remedy)
     elif found.gap is None:
-        looked = figures.plural(found.sampled, "request")
+        looked = amounts.plural(found.sampled, "request")
         why = f"Texts of {looked} were looked at for defects only: {phrases.without_gap(found)}."
         measured = (why, *_garbled(found))
     else:
@@ -106,15 +107,15 @@ def routing(review: Review, state: State) -> Answer:
     if state == "empty":
         return Answer(question, "Not known", ("No request was recorded in the period.",), "unknown")
     if not has_sight(review):
-        share = figures.share(coverage.routed / coverage.requests)
+        share = amounts.share(coverage.routed / coverage.requests)
         return Answer(question, "Not known", (f"Only {share} of the requests came with their routing.",), "bad")
     if coverage.scored < FEWEST:
-        scored = f"{coverage.scored} of {figures.plural(coverage.requests, 'request')} could be scored."
+        scored = f"{coverage.scored} of {amounts.plural(coverage.requests, 'request')} could be scored."
         why = review.baseline.why if isinstance(review.baseline, Missing) else f"Only {scored}"
         return Answer(question, "Not known", (why, *largest), "unknown")
     calm = (
-        f"No alarm in {figures.plural(coverage.scored, 'scored request')}; false ones come at least "
-        f"{figures.count(review.promises.run_length)} requests apart."
+        f"No alarm in {amounts.plural(coverage.scored, 'scored request')}; false ones come at least "
+        f"{amounts.count(review.promises.run_length)} requests apart."
     )
     return Answer(question, "No", (calm, *_ood(review.ood), *largest), "calm")
 
@@ -133,7 +134,7 @@ def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> An
     """Answer from alarms; a blind tap alone does not say that anything moved."""
     sentences = [phrases.drift_sentence(drift, review.period.until) for drift in drifts[:_TOLD]]
     if len(drifts) > _TOLD:
-        sentences.append(f"And {figures.plural(len(drifts) - _TOLD, 'alarm')} more.")
+        sentences.append(f"And {amounts.plural(len(drifts) - _TOLD, 'alarm')} more.")
     short = "Not known" if {drift.kind for drift in drifts} == {"blind"} else "Yes"
     blind: tuple[Tone, ...] = () if has_sight(review) else ("bad",)
     found = severity.worst([*map(tone, drifts), *blind])
@@ -143,11 +144,11 @@ def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> An
 def changed(review: Review) -> Answer:
     """Answer what changed, as far as it was recorded."""
     marks = review.timeline.marks
-    sentences = [f"{figures.moment(mark.at)}: {mark.text}." for mark in marks[:_TOLD]]
+    sentences = [f"{amounts.moment(mark.at)}: {mark.text}." for mark in marks[:_TOLD]]
     if len(marks) > _TOLD:
-        sentences.append(f"And {figures.plural(len(marks) - _TOLD, 'event')} more, in the timeline below.")
+        sentences.append(f"And {amounts.plural(len(marks) - _TOLD, 'event')} more, in the timeline below.")
     quiet = "No restart, no new baseline and no new configuration was recorded."
-    short = figures.plural(len(marks), "event") if marks else "Nothing that was recorded"
+    short = amounts.plural(len(marks), "event") if marks else "Nothing that was recorded"
     compared = _against_previous(review.totals, review.previous)
     return Answer("What changed?", short, (*(sentences or [quiet]), compared, *_slower(review.slowdowns)), "unknown")
 
@@ -173,7 +174,7 @@ def _came_with_unusual_requests(shift: Shift, tolerance: float) -> bool:
 def _gap(gap: Interval) -> str:
     return (
         f"The dense model finds the MoE's output less likely than its own by {phrases.estimate(gap)} nats per token, "
-        f"over {figures.plural(gap.requests, 'request')}; some gap is normal."
+        f"over {amounts.plural(gap.requests, 'request')}; some gap is normal."
     )
 
 
@@ -211,20 +212,20 @@ def _garbled(found: Quality) -> tuple[str, ...]:
     if found.garbled is None or not found.garbled.value:
         return ()
     share = phrases.share_estimate(found.garbled)
-    return (f"Garbled outputs: {share} of {figures.count(found.sampled)} sampled ones.",)
+    return (f"Garbled outputs: {share} of {amounts.count(found.sampled)} sampled ones.",)
 
 
 def _broken(review: Review) -> tuple[str, ...]:
     """Return what vLLM itself says of broken output."""
     corrupted = review.totals.corrupted
-    return (f"vLLM saw NaN in the logits of {figures.plural(corrupted, 'request')}.",) if corrupted else ()
+    return (f"vLLM saw NaN in the logits of {amounts.plural(corrupted, 'request')}.",) if corrupted else ()
 
 
 def _ood(ood: Ood | Missing) -> tuple[str, ...]:
     if isinstance(ood, Missing):
         return ()
-    share, of = phrases.share_estimate(ood.rate), figures.plural(ood.rate.requests, "request")
-    return (f"Out of distribution: {share} of {of}, {figures.share(ood.expected)} expected.",)
+    share, of = phrases.share_estimate(ood.rate), amounts.plural(ood.rate.requests, "request")
+    return (f"Out of distribution: {share} of {of}, {amounts.share(ood.expected)} expected.",)
 
 
 def _against_previous(now: Totals, before: Totals | None) -> str:
@@ -241,13 +242,13 @@ def _against_previous(now: Totals, before: Totals | None) -> str:
         ("time per output token", now.tpot, before.tpot),
     )
     moved = [
-        f"{name} {figures.change(new / old - 1)}"
+        f"{name} {amounts.change(new / old - 1)}"
         for name, new, old in pairs
         if new and old and abs(new / old - 1) >= _WORTH_TELLING
     ]
     if not moved:
         return "Volume, lengths and latency are within a fifth of the period before."
-    return f"Against the period before: {figures.joined(moved)}."
+    return f"Against the period before: {amounts.joined(moved)}."
 
 
 def _slower(found: tuple[Slowdown, ...]) -> tuple[str, ...]:

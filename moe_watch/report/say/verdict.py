@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch import endings, severity
-from moe_watch.report import advice, answers, figures
-from moe_watch.report.advice import Action
-from moe_watch.report.answers import FEWEST, TONE, Answer, State
-from moe_watch.report.phrases import OF_OUTPUT, gravest, standing
-from moe_watch.report.review import Review
-from moe_watch.report.sections import Drift
-from moe_watch.report.terms import Missing
-from moe_watch.severity import Tone
+from moe_watch import alarms
+from moe_watch.alarms import Tone
+from moe_watch.domain import alarm_endings, amounts
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Drift
+from moe_watch.report.data.types import Missing
+from moe_watch.report.say import advice, summary
+from moe_watch.report.say.advice import Action
+from moe_watch.report.say.phrases import OF_OUTPUT, gravest, standing
+from moe_watch.report.say.summary import FEWEST, TONE, Answer, State
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,18 @@ class Verdict:
 def verdict(review: Review) -> Verdict:
     """Return the verdict on one model in one period; its tone is that of the worst that headline or answers say."""
     state = _state(review)
-    found = (answers.quality(review), answers.routing(review, state), answers.changed(review))
+    found = (summary.quality(review), summary.routing(review, state), summary.changed(review))
     wrong = [answer.tone for answer in found if answer.tone in {"bad", "warn"}]
-    tone = severity.worst([_tone(review, state), *wrong])
+    tone = alarms.worst([_tone(review, state), *wrong])
     return Verdict(state, tone, _headline(review, state), found, advice.actions(review, tone))
 
 
 def _state(review: Review) -> State:
     worst = _worst(review)
-    if not answers.has_sight(review) and not _outranks_blindness(worst):
+    if not summary.has_sight(review) and not _outranks_blindness(worst):
         return "blind"
     if worst is not None:
-        return _STATES[severity.verdict_of(worst.kind)]
+        return _STATES[alarms.verdict_of(worst.kind)]
     if not review.coverage.requests:
         return "empty"
     return "steady" if review.coverage.scored >= FEWEST else "learning"
@@ -49,18 +50,18 @@ def _state(review: Review) -> State:
 
 def _outranks_blindness(worst: Drift | None) -> bool:
     """Say whether an alarm is worse than that hardly any routing came, and not over."""
-    return worst is not None and standing(worst) != "settled" and severity.rank(worst.kind) < severity.rank("blind")
+    return worst is not None and standing(worst) != "settled" and alarms.rank(worst.kind) < alarms.rank("blind")
 
 
 def _tone(review: Review, state: State) -> Tone:
     worst = _worst(review)
-    return TONE[state] if worst is None or not answers.has_sight(review) else answers.tone(worst)
+    return TONE[state] if worst is None or not summary.has_sight(review) else summary.tone(worst)
 
 
 def _worst(review: Review) -> Drift | None:
     """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
     drifts, quality = review.timeline.drifts, review.quality
-    if not isinstance(quality, Missing) and answers.trend(quality, review.promises.gap_tolerance) == "unusual":
+    if not isinstance(quality, Missing) and summary.trend(quality, review.promises.gap_tolerance) == "unusual":
         return gravest(drift for drift in drifts if drift.kind not in OF_OUTPUT) or gravest(drifts)
     return gravest(drifts)
 
@@ -68,20 +69,20 @@ def _worst(review: Review) -> Drift | None:
 def _headline(review: Review, state: State) -> str:
     coverage, worst = review.coverage, _worst(review)
     clause = _quality_clause(review)
-    known = "" if answers.quality(review).tone in {"calm", "unknown"} else clause
+    known = "" if summary.quality(review).tone in {"calm", "unknown"} else clause
     if state == "empty":
         return f"Nothing is known: no request was recorded{known}"
     if state == "blind" and (worst is None or worst.kind != "blind"):
-        share = figures.share(coverage.routed / coverage.requests)
+        share = amounts.share(coverage.routed / coverage.requests)
         return f"Blind: only {share} of the requests came with their routing{known}"
     if state == "learning":
         return f"{_learning(review)}{known}"
     if worst is None:
         return f"Routing held steady{clause}"
-    started = figures.moment(worst.began_at)
+    started = amounts.moment(worst.began_at)
     if worst.ended_at is None:
         return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{clause}"
-    lasted = f"for {figures.duration(worst.ended_at - worst.began_at)}{endings.until(worst.ending)}"
+    lasted = f"for {amounts.duration(worst.ended_at - worst.began_at)}{alarm_endings.until(worst.ending)}"
     return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, {lasted}{clause}"
 
 
@@ -97,7 +98,7 @@ _STATES: Final[dict[str, State]] = {
 def _learning(review: Review) -> str:
     if isinstance(review.baseline, Missing):
         return "Learning: there is no baseline yet, so nothing can be called normal"
-    scored = figures.plural(review.coverage.scored, "request")
+    scored = amounts.plural(review.coverage.scored, "request")
     return f"Too little to go by: {scored} could be held against the baseline"
 
 
@@ -124,10 +125,10 @@ _OVER: Final = {
 def _quality_clause(review: Review) -> str:
     """Return what the headline adds on quality, unless it speaks of that anyway."""
     worst = _worst(review)
-    return "" if worst is not None and worst.kind in OF_OUTPUT else _CLAUSES[answers.holding(review)]
+    return "" if worst is not None and worst.kind in OF_OUTPUT else _CLAUSES[summary.holding(review)]
 
 
-_CLAUSES: Final[dict[answers.Holding, str]] = {
+_CLAUSES: Final[dict[summary.Holding, str]] = {
     "held": "; output quality held",
     "no sign": "; no sign of worse output",
     "perhaps": "; output may be getting worse",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from moe_watch.assess import Assessment
-from moe_watch.detect.events import Dating
-from moe_watch.detect.live import Alarm
+from moe_watch.detect.common.attribution import Dating
+from moe_watch.detect.online import Alarm
+from moe_watch.sidecar.monitor.layer_health import Assessment
 
 if TYPE_CHECKING:
-    from moe_watch.companions import Siblings
-    from moe_watch.watch import Watch
+    from moe_watch.sidecar.background import Siblings
+    from moe_watch.sidecar.monitor.replica_monitor import Watch
 
 _MOST_DEAD: Final = 3  # dead experts that a line names
 

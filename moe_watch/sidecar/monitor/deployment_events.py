@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from moe_watch import wire
-from moe_watch.detect.events import Dating, Happening, date
-from moe_watch.recent import Recent
+from moe_watch.detect.common.attribution import Dating, Happening, date
+from moe_watch.sidecar.monitor.rolling_window import Recent
 
 _MOST: Final = 100
 _LONGEST: Final = 500  # characters of a detail

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from moe_watch import status
-from moe_watch.companions import Siblings
-from moe_watch.export.publish import movers, ood_share, share, shares
-from moe_watch.watch import Normal, Watch
+from moe_watch.domain import status
+from moe_watch.sidecar.background import Siblings
+from moe_watch.sidecar.monitor.publish import movers, ood_share, share, shares
+from moe_watch.sidecar.monitor.replica_monitor import Normal, Watch
 
 
 def replica(watch: Watch, now: float) -> status.Replica:

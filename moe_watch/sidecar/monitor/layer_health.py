@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_watch import wire
-from moe_watch.detect.balance import Balance, balance, contiguous, over_ranks
-from moe_watch.detect.blind import Sight, sight
-from moe_watch.detect.dead import DeadExperts, Use, dead_experts
-from moe_watch.recent import Recent
+from moe_watch.detect.load.balance import Balance, balance, contiguous, over_ranks
+from moe_watch.detect.load.blind import Sight, sight
+from moe_watch.detect.load.dead import DeadExperts, Use, dead_experts
 from moe_watch.settings import DetectSettings
+from moe_watch.sidecar.monitor.rolling_window import Recent
 
 _RESAMPLES: Final = 200
 _SIGHT_REQUESTS: Final = 100  # the latest, by which the tap is found to be blind

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import structlog
 
-from moe_watch.endings import Ending
-from moe_watch.plain import plain
-from moe_watch.store.write import NewEpisode
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.domain.plain import plain
+from moe_watch.store.write.batch import NewEpisode
 
 _MOST_ENDED: Final = 5
 

@@ -13,24 +13,29 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
-from moe_watch import aggregate, alarms, assess, rows, whereabouts, wire
-from moe_watch.assess import Assessment
-from moe_watch.companions import Siblings
-from moe_watch.detect import dead, live, moments
-from moe_watch.detect.baseline import Baseline
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.ood import OodScores
-from moe_watch.endings import Ending
-from moe_watch.happenings import Happenings
-from moe_watch.heard import Heard
-from moe_watch.join import Joined
-from moe_watch.raised import Raised
-from moe_watch.recent import Recent
+from moe_watch import wire
+from moe_watch.detect import online
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import location, moments
+from moe_watch.detect.drift.location import Whereabouts
+from moe_watch.detect.fit.baseline_fit import Baseline
+from moe_watch.detect.load import dead
+from moe_watch.detect.ood.score import OodScores
+from moe_watch.domain import window as aggregate
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.domain.request import Joined
 from moe_watch.settings import DetectSettings, StoreSettings
-from moe_watch.store import baselines, served, windows
-from moe_watch.store.write import NewEpisode, NewRequest, Writes
-from moe_watch.verdict import blindness, decide
-from moe_watch.whereabouts import Whereabouts
+from moe_watch.sidecar.background import Siblings
+from moe_watch.sidecar.monitor import alarm_text, layer_health
+from moe_watch.sidecar.monitor.deployment_events import Happenings
+from moe_watch.sidecar.monitor.layer_health import Assessment
+from moe_watch.sidecar.monitor.raised_alarms import Raised
+from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.sidecar.monitor.tap_health import Heard
+from moe_watch.sidecar.monitor.verdict import blindness, decide
+from moe_watch.store.records import baselines, served_models, windows
+from moe_watch.store.write import request_rows
+from moe_watch.store.write.batch import NewEpisode, NewRequest, Writes
 
 _PARTIAL_S: Final = 5.0  # how much of a window a kill may lose
 
@@ -61,7 +66,7 @@ class Watch:
         self, model: wire.Model, detect: DetectSettings, store: StoreSettings, window_s: float, now: float
     ) -> None:
         self.model = model
-        self.identity = served.identity(model)
+        self.identity = served_models.identity(model)
         self.layers, self.experts = model.layers, model.experts if model.layers else 0
         self.recent = Recent(self.layers, self.experts)
         self.clock = aggregate.Clock(window_s)
@@ -69,7 +74,7 @@ class Watch:
         self.window = self._new_window()
         self.previous = self._new_window()
         self.normal: Normal | None = None
-        self.observation: live.Observation | None = None
+        self.observation: online.Observation | None = None
         self.assessment: Assessment | None = None
         self.whereabouts: Whereabouts | None = None  # of the open traffic drift
         self.siblings: Siblings | None = None  # as they were compared last
@@ -81,7 +86,7 @@ class Watch:
         self._errors = 0
         self.verdict, self.reason, self.since = "idle", "it was announced just now", now
         self._detect, self._store = detect, store
-        self._state: live.LiveState | None = None
+        self._state: online.LiveState | None = None
         self._used: dead.Use | None = None
         self._pending = Writes()
         self._written_at = now
@@ -114,7 +119,7 @@ class Watch:
         if normal is None:
             return
         try:
-            self._state = live.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
+            self._state = online.start(normal.fitted, self._detect.average_run_length, self._detect.tolerance)
             self.normal = normal
             self._used = dead.use(normal.fitted.users, normal.fitted.requests, normal.fitted.counts)
         except Exception:  # noqa: BLE001 - a baseline that cannot be used must not end the sidecar
@@ -146,7 +151,7 @@ class Watch:
             self._dirty = True
 
     def _rows(self, requests: Sequence[Joined], routed: list[int], ood: OodScores | None) -> list[NewRequest]:
-        return rows.new_requests(
+        return request_rows.new_requests(
             self.identity,
             requests,
             routed,
@@ -182,7 +187,7 @@ class Watch:
         if self.normal is None or self._state is None:
             return None
         try:
-            self._state, self.observation = live.observe(self.normal.fitted, self._state, batch)
+            self._state, self.observation = online.observe(self.normal.fitted, self._state, batch)
         except Exception:  # noqa: BLE001 - whatever it is, requests must still be counted and stored
             self._errors += 1
             _log.exception("a detector failed", model=self.model.model, replica=self.model.replica)
@@ -200,10 +205,10 @@ class Watch:
                 self.end("traffic", now, "recovered")
         return ood
 
-    def _begin_drift(self, alarm: live.Alarm, batched: int, now: float) -> None:
+    def _begin_drift(self, alarm: online.Alarm, batched: int, now: float) -> None:
         began = self.recent.began_at(alarm.began + batched - 1 - alarm.at) or now
-        told = alarms.of_drift(self, alarm, self._detect.ood_alpha, self._detect.average_run_length)
-        self.begin("traffic", began, now, *alarms.dated(told, self.happened.date(began, self.recent)))
+        told = alarm_text.of_drift(self, alarm, self._detect.ood_alpha, self._detect.average_run_length)
+        self.begin("traffic", began, now, *alarm_text.dated(told, self.happened.date(began, self.recent)))
         if self.normal is not None:
             self.whereabouts = Whereabouts(moments.of_baseline(self.normal.fitted))
 
@@ -211,7 +216,7 @@ class Watch:
         """Put the layers and experts that moved into the open alarm."""
         if told.found is not None:
             ids = [self.layer_id(row) for row in range(self.layers)]
-            self.raised.add_evidence("traffic", {"where": whereabouts.evidence(told.found, ids)})
+            self.raised.add_evidence("traffic", {"where": location.evidence(told.found, ids)})
 
     def compare(self, found: Siblings, now: float) -> None:
         """Open or end the alarm of a replica that differs from its siblings."""
@@ -219,7 +224,7 @@ class Watch:
         if not found.standing.deviates:
             self.end("replica", now, "recovered")
             return
-        summary, evidence = alarms.of_siblings(self, found)
+        summary, evidence = alarm_text.of_siblings(self, found)
         self.begin("replica", found.flagged_at, now, summary, evidence)
         if self.open["replica"].values["evidence"].get("where") != evidence["where"]:
             self.raised.add_evidence("replica", evidence)
@@ -271,9 +276,9 @@ class Watch:
         if not self._unassessed or not self.layers:
             return False
         self._unassessed = False
-        self.assessment = assess.assess(self.model, self.recent, self._used, self._detect)
+        self.assessment = layer_health.assess(self.model, self.recent, self._used, self._detect)
         if self.assessment.dead.dead.any():
-            self.begin("dead_experts", now, now, *alarms.of_dead(self, self.assessment))
+            self.begin("dead_experts", now, now, *alarm_text.of_dead(self, self.assessment))
         elif (known := self.open.get("dead_experts")) is not None:
             same = known.values["baseline_id"] == self._baseline_id
             self.end("dead_experts", now, "recovered" if same else "baseline_replaced")

@@ -9,20 +9,24 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from moe_watch import memory, status, wire
-from moe_watch.companions import News, Served
-from moe_watch.detect.canary import FAULTS
-from moe_watch.endings import Ending
-from moe_watch.export import described, metrics, publish
-from moe_watch.export.snapshot import Board
-from moe_watch.happenings import Happenings, differences
-from moe_watch.join import Joined
-from moe_watch.rows import text
+from moe_watch import wire
+from moe_watch.detect.canary.comparison import FAULTS
+from moe_watch.domain import memory, status
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.store import losses, served
-from moe_watch.store.models import CanaryRun
-from moe_watch.store.write import NewEvent, Writes
-from moe_watch.watch import Normal, Watch
+from moe_watch.sidecar.background import News, Served
+from moe_watch.sidecar.monitor import describe as described
+from moe_watch.sidecar.monitor import publish
+from moe_watch.sidecar.monitor.deployment_events import Happenings, differences
+from moe_watch.sidecar.monitor.replica_monitor import Normal, Watch
+from moe_watch.store import losses
+from moe_watch.store.records import served_models
+from moe_watch.store.schema import CanaryRun
+from moe_watch.store.write.batch import NewEvent, Writes
+from moe_watch.store.write.request_rows import text
 
 _ASSESS_S: Final = 5.0
 _MOST_HELD: Final = 1000  # requests of a replica that wait for its announcement
@@ -53,11 +57,11 @@ class Judge:
     def announce(self, model: wire.Model, now: float) -> None:
         """Take note of what a replica serves; another model there than before starts anew."""
         watch = self.watches.get(model.replica)
-        identity = served.identity(model)
+        identity = served_models.identity(model)
         changed = watch is not None and self._changed(watch.model, model, now)
         if watch is not None and watch.identity == identity:
             watch.model = model
-            self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
+            self._board.add(series.EVENTS, int(changed), *watch.labels, "model_changed")
             self._write_announcement(model, now)
             return
         if watch is not None:
@@ -74,7 +78,7 @@ class Judge:
         self._assessed[model.replica] = 0.0
         self._write_announcement(model, now, is_new=True)
         publish.begin(self._board, watch)
-        self._board.add(metrics.EVENTS, int(changed), *watch.labels, "model_changed")
+        self._board.add(series.EVENTS, int(changed), *watch.labels, "model_changed")
         self._held_bytes.pop(model.replica, None)
         waited = self.process(self._held.pop(model.replica, ()), now)
         self._pending.extend(waited)
@@ -84,7 +88,7 @@ class Judge:
         due = self._settings.replica_expires_s / _RENEWALS
         if is_new or not 0 <= now - self._written[model.replica] < due:
             self._written[model.replica] = now
-            written = served.announcement(model, now, self._settings.sidecar)
+            written = served_models.announcement(model, now, self._settings.sidecar)
             self._pending.extend(written)
 
     def _close(self, watch: Watch, now: float, ending: Ending) -> None:
@@ -111,9 +115,9 @@ class Judge:
         if detail:
             values = {"at": model.sent_at, "replica": model.replica, "kind": "model_changed", "detail": detail}
             self._happened[model.replica].add("model_changed", model.sent_at, detail)
-            written = served.announcement(model, now, self._settings.sidecar)
+            written = served_models.announcement(model, now, self._settings.sidecar)
             self._pending.extend(written)
-            self._pending.events.append(NewEvent(served.identity(model), values))
+            self._pending.events.append(NewEvent(served_models.identity(model), values))
         return bool(detail)
 
     def hear(self, frame: wire.Health | wire.Event, now: float) -> None:
@@ -124,7 +128,7 @@ class Judge:
             self._pending.events.append(NewEvent(watch.identity if watch is not None else "", values))
             self._happened[frame.replica].add(frame.kind, frame.at, text(frame.detail))
             if watch is not None:
-                self._board.add(metrics.EVENTS, 1, *watch.labels, frame.kind)
+                self._board.add(series.EVENTS, 1, *watch.labels, frame.kind)
             return
         if watch is not None:
             watch.heard.hear(frame, now)
@@ -137,7 +141,7 @@ class Judge:
         if grown:
             known: Counter[str] = Counter()
             for reason, n in grown.items():
-                known[reason if reason in metrics.DROP_REASONS else "error"] += n
+                known[reason if reason in series.DROP_REASONS else "error"] += n
             self._lost(watch, known)
             counts, sidecar = watch.heard.dropped, self._settings.sidecar
             self._pending.meta |= losses.kept(sidecar, watch.model.replica, counts)
@@ -148,7 +152,7 @@ class Judge:
             if replica in self.watches:
                 self._lost(self.watches[replica], {"lost": n})
             else:
-                self._board.add(metrics.FRAMES_DROPPED, n, "unknown", replica, "lost")
+                self._board.add(series.FRAMES_DROPPED, n, "unknown", replica, "lost")
 
     def _lost(self, watch: Watch, frames: Mapping[str, int]) -> None:
         watch.lose(frames)
@@ -215,7 +219,7 @@ class Judge:
                 watch.use(normal, now)
                 publish.baseline(self._board, watch)
                 if normal is not None:
-                    self._board.add(metrics.EVENTS, 1, *watch.labels, "baseline_promoted")
+                    self._board.add(series.EVENTS, 1, *watch.labels, "baseline_promoted")
 
     def served(self) -> list[Served]:
         """Return which models with experts are served where."""

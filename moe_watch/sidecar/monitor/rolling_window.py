@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import FEWEST_TOKENS
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.ood.baseline import FEWEST_TOKENS
 
 LATEST: Final = 1000  # requests behind shares such as the OOD ratio
 FINGERPRINTS: Final = 256  # requests behind load balance and its intervals

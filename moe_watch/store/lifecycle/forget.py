@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch.called import is_called
-from moe_watch.store import residue
+from moe_watch.domain.request_ids import is_called
 from moe_watch.store.engine import empty_log, files, rewrite
-from moe_watch.store.models import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
-from moe_watch.store.requests import called
-from moe_watch.store.write import NewEpisode, Writes
+from moe_watch.store.lifecycle import residue
+from moe_watch.store.read.requests import called
+from moe_watch.store.schema import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
+from moe_watch.store.write.batch import NewEpisode, Writes
 
 _CHUNK = 500  # ids in one IN (...); SQLite takes at most 32,766 parameters
 _LOOKED_UP = 50  # names found in bytes that are looked for in the rows of others, each a walk through the tables

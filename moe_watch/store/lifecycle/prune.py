@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch.aggregate import Window
+from moe_watch.domain.window import Window
 from moe_watch.settings import StoreSettings
-from moe_watch.store import models, windows
+from moe_watch.store import schema
+from moe_watch.store.records import windows
 
 DAY_S = 86_400.0
 HOUR_S = 3600.0
@@ -30,11 +31,11 @@ class Pruned:
 
 def prune(engine: Engine, keep: StoreSettings, now: float) -> Pruned:
     """Delete what is past its time and roll windows older than a day up into hours; ``now`` in seconds."""
-    samples = _delete(engine, models.Sample.request_pk, models.Sample.expires_at < now)
-    old = models.Request.finished_at < now - keep.keep_requests_days * DAY_S
-    requests = _delete(engine, models.Request.id, old)  # fingerprints, samples and shadows go with them
+    samples = _delete(engine, schema.Sample.request_pk, schema.Sample.expires_at < now)
+    old = schema.Request.finished_at < now - keep.keep_requests_days * DAY_S
+    requests = _delete(engine, schema.Request.id, old)  # fingerprints, samples and shadows go with them
     oldest = now - keep.keep_windows_days * DAY_S
-    gone = _delete(engine, models.Window.id, models.Window.start < oldest - oldest % HOUR_S)  # an hour goes whole
+    gone = _delete(engine, schema.Window.id, schema.Window.start < oldest - oldest % HOUR_S)  # an hour goes whole
     return Pruned(requests, samples, gone, _roll_up(engine, now - DAY_S))
 
 
@@ -57,11 +58,11 @@ def _roll_up(engine: Engine, before: float) -> int:
     hour that has this one in it already. A sidecar writes the last state of a window before the next window.
     """
     done = 0
-    short = models.Window.seconds < HOUR_S
-    last = select(func.max(models.Window.id)).where(short).group_by(models.Window.model_id, models.Window.replica)
-    fine = short & (models.Window.start < before - before % HOUR_S) & models.Window.id.not_in(last)
+    short = schema.Window.seconds < HOUR_S
+    last = select(func.max(schema.Window.id)).where(short).group_by(schema.Window.model_id, schema.Window.replica)
+    fine = short & (schema.Window.start < before - before % HOUR_S) & schema.Window.id.not_in(last)
     with Session(engine) as session:
-        query = select(models.Window.id, models.Window.model_id, models.Window.replica, models.Window.start).where(fine)
+        query = select(schema.Window.id, schema.Window.model_id, schema.Window.replica, schema.Window.start).where(fine)
         hours: dict[tuple[int, str, float], list[int]] = defaultdict(list)
         for key, model_id, replica, start in session.execute(query):
             hours[model_id, replica, start - start % HOUR_S].append(key)
@@ -74,13 +75,13 @@ def _roll_up(engine: Engine, before: float) -> int:
 def _merge(engine: Engine, model_id: int, replica: str, start: float, keys: Sequence[int]) -> None:
     """Put the sum of some windows in their place, in one transaction."""
     with Session(engine) as session, session.begin():
-        model = session.get_one(models.Model, model_id)
-        whole = (models.Window.model_id == model_id) & (models.Window.replica == replica)
-        whole &= (models.Window.start == start) & (models.Window.seconds == HOUR_S)
-        found = session.scalars(select(models.Window).where(models.Window.id.in_(keys) | whole)).all()
+        model = session.get_one(schema.Model, model_id)
+        whole = (schema.Window.model_id == model_id) & (schema.Window.replica == replica)
+        whole &= (schema.Window.start == start) & (schema.Window.seconds == HOUR_S)
+        found = session.scalars(select(schema.Window).where(schema.Window.id.in_(keys) | whole)).all()
         total = Window(model.layers, model.experts)
         for row in found:
             total.merge(windows.load(row, model))
             session.delete(row)
         session.flush()
-        session.add(models.Window(model_id=model_id, **windows.row("", replica, start, HOUR_S, total).values))
+        session.add(schema.Window(model_id=model_id, **windows.row("", replica, start, HOUR_S, total).values))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from moe_watch.aggregate import Window
-from moe_watch.store import models, windows
+from moe_watch.domain.window import Window
+from moe_watch.store import schema
+from moe_watch.store.records import windows
 
 _KEY = "fleet:"
 
 
-def routed(engine: Engine, model: models.Model, since: float, until: float) -> dict[str, int]:
+def routed(engine: Engine, model: schema.Model, since: float, until: float) -> dict[str, int]:
     """Return the requests with routing of each replica in the windows that begin in a period."""
-    row = models.Window
+    row = schema.Window
     query = (
         select(row.replica, func.sum(row.routed_requests))
         .where(row.model_id == model.id, row.start >= since, row.start < until)
@@ -23,7 +24,7 @@ def routed(engine: Engine, model: models.Model, since: float, until: float) -> d
         return {replica: int(requests) for replica, requests in connection.execute(query)}
 
 
-def by_replica(engine: Engine, model: models.Model, since: float, until: float) -> dict[str, Window]:
+def by_replica(engine: Engine, model: schema.Model, since: float, until: float) -> dict[str, Window]:
     """Return the sums of each replica over the windows that begin in a period."""
     found: dict[str, Window] = {}
     for row, window in windows.between(engine, model, since, until):
@@ -33,14 +34,14 @@ def by_replica(engine: Engine, model: models.Model, since: float, until: float) 
 
 def read(engine: Engine, identity: str) -> str:
     """Return what was written last of the model of this identity; empty when nothing was."""
-    query = select(models.Meta.value).where(models.Meta.key == _KEY + identity)
+    query = select(schema.Meta.value).where(schema.Meta.key == _KEY + identity)
     with engine.connect() as connection:
         return connection.scalar(query) or ""
 
 
 def swap(engine: Engine, identity: str, before: str, after: str) -> bool:
     """Write ``after`` where ``before`` stands; return False, and write nothing, when somebody else was faster."""
-    key, row = _KEY + identity, models.Meta
+    key, row = _KEY + identity, schema.Meta
     with engine.begin() as connection:
         if before:
             change = update(row).where(row.key == key, row.value == before).values(value=after)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from moe_watch.store.models import Fingerprint, Model, Request
+from moe_watch.store.schema import Fingerprint, Model, Request
 
 
 def rows(engine: Engine, model: Model, since: float, until: float, *, size: int = 2000) -> Iterator[Sequence[Any]]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, func, literal_column, select, union_all
 
-from moe_watch.store.models import Fingerprint, Model, Request, Sample, Shadow, Window
+from moe_watch.store.schema import Fingerprint, Model, Request, Sample, Shadow, Window
 
 AnyRow = Row[Any]
 _AT_ONCE: Final = 64  # windows in memory at a time: each may hold 100 KB of arrays

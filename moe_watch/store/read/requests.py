@@ -12,9 +12,9 @@ from sqlalchemy import ColumnElement, Engine, Row, Select, and_, func, or_, sele
 from sqlalchemy.orm import Session
 
 from moe_watch import wire
-from moe_watch.detect.batch import Batch
-from moe_watch.store import arrays
-from moe_watch.store.models import Fingerprint, Model, Request, Sample
+from moe_watch.detect.common.batch import Batch
+from moe_watch.store.codecs import arrays
+from moe_watch.store.schema import Fingerprint, Model, Request, Sample
 
 
 @dataclass(frozen=True)

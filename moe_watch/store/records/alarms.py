@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from moe_watch.store.engine import quick
-from moe_watch.store.models import Episode
+from moe_watch.store.schema import Episode
 
 _PATIENCE_S: Final = 10.0
 

@@ -8,9 +8,9 @@ from zipfile import BadZipFile
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session, defer
 
-from moe_watch.detect import baseline as fitted
+from moe_watch.detect.fit import baseline_fit as fitted
 from moe_watch.store.engine import StoreError
-from moe_watch.store.models import Baseline, Event, Model
+from moe_watch.store.schema import Baseline, Event, Model
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session, defer
 
-from moe_watch.detect.replay import Round
-from moe_watch.store import arrays, bulk
-from moe_watch.store.models import CanaryRun, Fingerprint, Meta, Model, Request
+from moe_watch.detect.canary.replay import Round
+from moe_watch.store.codecs import arrays
+from moe_watch.store.schema import CanaryRun, Fingerprint, Meta, Model, Request
+from moe_watch.store.write import bulk
 
 CHECKED = ("healthy", "benign", "routing", "weights", "deployment", "blind")
 _SIGNS = "canary_secret"  # key in meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from moe_watch.store.models import Event
+from moe_watch.store.schema import Event
 
 
 def between(engine: Engine, since: float, until: float, model_id: int | None = None) -> list[Event]:

@@ -8,8 +8,8 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from moe_watch.detect.gap_alarm import Reference
-from moe_watch.store.models import Meta
+from moe_watch.detect.quality.gap_alarm import Reference
+from moe_watch.store.schema import Meta
 
 _REFERENCE = "quality_reference/"
 _RELEARN = "quality_relearn/"

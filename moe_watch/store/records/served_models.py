@@ -11,8 +11,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from moe_watch import wire
-from moe_watch.store import models
-from moe_watch.store.write import NewModel, Writes
+from moe_watch.store import schema
+from moe_watch.store.write.batch import NewModel, Writes
 
 _ANNOUNCED: Final = "announced:"
 
@@ -44,7 +44,7 @@ def announced(engine: Engine, sidecar: str = "") -> list[wire.Model]:
     ``sent_at`` is when that was written, by the sidecar's clock.
     """
     with Session(engine) as session:
-        found = session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_key(sidecar)))).all()
+        found = session.scalars(select(schema.Meta.value).where(schema.Meta.key.startswith(_key(sidecar)))).all()
     return list(_decode(found))
 
 
@@ -66,14 +66,14 @@ def _decode(values: Iterable[str]) -> Iterable[wire.Model]:
             continue  # written by another version: the tap announces again
 
 
-def by_name(engine: Engine, name: str | None = None) -> list[models.Model]:
+def by_name(engine: Engine, name: str | None = None) -> list[schema.Model]:
     """Return all models, or those of one name, the one that was first seen last at the front."""
-    query = select(models.Model).order_by(models.Model.first_seen.desc(), models.Model.id.desc())
+    query = select(schema.Model).order_by(schema.Model.first_seen.desc(), schema.Model.id.desc())
     with Session(engine, expire_on_commit=False) as session:
-        return list(session.scalars(query if name is None else query.where(models.Model.name == name)))
+        return list(session.scalars(query if name is None else query.where(schema.Model.name == name)))
 
 
-def by_identity(engine: Engine, digest: str) -> models.Model | None:
+def by_identity(engine: Engine, digest: str) -> schema.Model | None:
     """Return the model of one identity."""
     with Session(engine, expire_on_commit=False) as session:
-        return session.scalar(select(models.Model).where(models.Model.identity == digest))
+        return session.scalar(select(schema.Model).where(schema.Model.identity == digest))

@@ -12,10 +12,10 @@ import numpy as np
 from sqlalchemy import ColumnElement, Engine, Row, case, func, select
 from sqlalchemy.orm import Session
 
-from moe_watch.detect.gap import Floats
-from moe_watch.detect.quality import Observed
-from moe_watch.export.metrics import CONTEXT_BUCKETS, CONTEXTS
-from moe_watch.store.models import Model, Request, Sample, ServerBench, Shadow
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality.against_dense import Observed
+from moe_watch.metrics.series import CONTEXT_BUCKETS, CONTEXTS
+from moe_watch.store.schema import Model, Request, Sample, ServerBench, Shadow
 
 _CHUNK = 500  # keys in one IN (...)
 LOOK_BACK = 4000  # requests: rows of a slow transaction and replays that a restart cut short are found behind others

@@ -8,9 +8,10 @@ import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from moe_watch.aggregate import Window
-from moe_watch.store import arrays, models
-from moe_watch.store.write import NewWindow
+from moe_watch.domain.window import Window
+from moe_watch.store import schema
+from moe_watch.store.codecs import arrays
+from moe_watch.store.write.batch import NewWindow
 
 
 def row(identity: str, replica: str, start: float, seconds: float, window: Window) -> NewWindow:
@@ -28,7 +29,7 @@ def row(identity: str, replica: str, start: float, seconds: float, window: Windo
     return NewWindow(identity, values)
 
 
-def load(found: models.Window, model: models.Model) -> Window:
+def load(found: schema.Window, model: schema.Model) -> Window:
     """Return the sums in one row; raise ``ValueError`` when it is not of the shape of ``model``."""
     window = Window(model.layers, model.experts, found.requests, found.routed_requests)
     shape = (2, model.layers, model.experts)
@@ -39,23 +40,23 @@ def load(found: models.Window, model: models.Model) -> Window:
 
 
 def between(
-    engine: Engine, model: models.Model, since: float, until: float, replica: str | None = None
-) -> Iterator[tuple[models.Window, Window]]:
+    engine: Engine, model: schema.Model, since: float, until: float, replica: str | None = None
+) -> Iterator[tuple[schema.Window, Window]]:
     """Yield the windows that begin in a period, in the order of time, each row with its sums."""
     query = (
-        select(models.Window)
-        .where(models.Window.model_id == model.id, models.Window.start >= since, models.Window.start < until)
-        .order_by(models.Window.start, models.Window.replica)
+        select(schema.Window)
+        .where(schema.Window.model_id == model.id, schema.Window.start >= since, schema.Window.start < until)
+        .order_by(schema.Window.start, schema.Window.replica)
         .execution_options(yield_per=64)
     )
     if replica is not None:
-        query = query.where(models.Window.replica == replica)
+        query = query.where(schema.Window.replica == replica)
     with Session(engine, expire_on_commit=False) as session:
         for found in session.scalars(query):
             yield found, load(found, model)
 
 
-def pooled(engine: Engine, model: models.Model, since: float, until: float, replica: str | None = None) -> Window:
+def pooled(engine: Engine, model: schema.Model, since: float, until: float, replica: str | None = None) -> Window:
     """Return the sum of the windows that begin in a period."""
     total = Window(model.layers, model.experts)
     for _, window in between(engine, model, since, until, replica):

@@ -20,9 +20,10 @@ from sqlalchemy.exc import (
     TimeoutError,  # noqa: A004 - of the pool
 )
 
-from moe_watch import called
-from moe_watch.store import bulk, models
+from moe_watch.domain import request_ids
+from moe_watch.store import schema
 from moe_watch.store.engine import quick
+from moe_watch.store.write import bulk
 
 _PATIENCE_S: Final = 10.0  # a statement of Postgres that takes longer hangs
 _LIMIT_CLASS: Final = "54"  # of Postgres' errors: a value that is too large for an index, and the like
@@ -124,19 +125,19 @@ def write(engine: Engine, writes: Writes) -> int:
     with quick(engine, _PATIENCE_S) as connection:
         for model in writes.models:
             values = {"identity": model.identity, **model.values}
-            connection.execute(bulk.insert(connection.dialect.name, models.Model).on_conflict_do_nothing(), values)
+            connection.execute(bulk.insert(connection.dialect.name, schema.Model).on_conflict_do_nothing(), values)
         ids = _model_ids(connection, writes)
         fresh = _write_requests(connection, writes.requests, ids)
         _upsert(
-            connection, models.Window, _with_model(writes.windows, ids), ("model_id", "replica", "start", "seconds")
+            connection, schema.Window, _with_model(writes.windows, ids), ("model_id", "replica", "start", "seconds")
         )
         _upsert(
-            connection, models.Episode, _with_model(writes.episodes, ids), ("model_id", "replica", "kind", "flagged_at")
+            connection, schema.Episode, _with_model(writes.episodes, ids), ("model_id", "replica", "kind", "flagged_at")
         )
-        _upsert(connection, models.Meta, [{"key": key, "value": value} for key, value in writes.meta.items()], ("key",))
+        _upsert(connection, schema.Meta, [{"key": key, "value": value} for key, value in writes.meta.items()], ("key",))
         if writes.events:
             rows = _with_model(writes.events, ids)
-            connection.execute(bulk.insert(connection.dialect.name, models.Event).on_conflict_do_nothing(), rows)
+            connection.execute(bulk.insert(connection.dialect.name, schema.Event).on_conflict_do_nothing(), rows)
     return fresh
 
 
@@ -181,7 +182,7 @@ def _apart(connection: Connection, requests: list[NewRequest]) -> tuple[list[New
         key, at = tuple(_key(request).values()), request.values["finished_at"]
         if there.get(key, at) != at:
             nonce = blake2b(f"{key} {at!r}".encode(), digest_size=6).hexdigest()
-            renamed = {**request.values, "request_id": called.again(request.values["request_id"], nonce)}
+            renamed = {**request.values, "request_id": request_ids.again(request.values["request_id"], nonce)}
             others.append(request := msgspec.structs.replace(request, values=renamed))
         all_of_them.append(request)
     return all_of_them, others
@@ -191,7 +192,7 @@ def _key(request: NewRequest) -> dict[str, Any]:
     return {name: request.values[name] for name in bulk.KEY}
 
 
-def _upsert(connection: Connection, table: type[models.Base], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+def _upsert(connection: Connection, table: type[schema.Base], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
     if not rows:
         return
     statement = bulk.insert(connection.dialect.name, table)
@@ -201,8 +202,8 @@ def _upsert(connection: Connection, table: type[models.Base], rows: list[dict[st
 
 def _model_ids(connection: Connection, writes: Writes) -> dict[str, int]:
     wanted = writes.identities()
-    query = select(models.Model.identity, models.Model.id).where(
-        models.Model.identity.in_(bindparam("wanted", expanding=True))
+    query = select(schema.Model.identity, schema.Model.id).where(
+        schema.Model.identity.in_(bindparam("wanted", expanding=True))
     )
     return {row.identity: row.id for row in connection.execute(query, {"wanted": sorted(wanted)})} if wanted else {}
 

@@ -13,14 +13,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, Dialect, Table, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from moe_watch.store import models
+from moe_watch.store import schema
 
 Insert = postgresql.Insert | sqlite.Insert
 _AT_ONCE: Final = 500  # ids in one query
 KEY: Final = ("replica", "request_id", "choice")
 
 
-def insert(dialect: str, model: type[models.Base]) -> Insert:
+def insert(dialect: str, model: type[schema.Base]) -> Insert:
     """Return an insert into the table of ``model`` that knows conflicts."""
     table = model.__table__
     if not isinstance(table, Table):
@@ -38,7 +38,7 @@ def insert_requests(connection: Connection, rows: Sequence[dict[str, Any]]) -> i
 
 def finished(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
     """Return when the requests ended that the store has under the ``KEY`` of ``rows``."""
-    table, found = models.Request.__table__.c, dict[tuple[Any, ...], float]()
+    table, found = schema.Request.__table__.c, dict[tuple[Any, ...], float]()
     wanted = sorted({row["request_id"] for row in rows})
     for start in range(0, len(wanted), _AT_ONCE):
         some = table.request_id.in_(wanted[start : start + _AT_ONCE])
@@ -57,24 +57,24 @@ def insert_fingerprints(connection: Connection, rows: Sequence[dict[str, Any]]) 
 def insert_samples(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Insert samples, which are few: SQLAlchemy converts their JSON; ``rows`` as for fingerprints."""
     if rows:
-        connection.execute(_of_requests(connection.dialect.name, models.Sample, tuple(rows[0])), rows)
+        connection.execute(_of_requests(connection.dialect.name, schema.Sample, tuple(rows[0])), rows)
 
 
 @lru_cache
 def _compiled_requests(dialect: str, columns: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     given: dict[str, Any] = {name: bindparam(name) for name in columns}
-    return _compiled(dialect, insert(dialect, models.Request).values(given).on_conflict_do_nothing())
+    return _compiled(dialect, insert(dialect, schema.Request).values(given).on_conflict_do_nothing())
 
 
 @lru_cache
 def _compiled_fingerprints(dialect: str, columns: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    return _compiled(dialect, _of_requests(dialect, models.Fingerprint, columns))
+    return _compiled(dialect, _of_requests(dialect, schema.Fingerprint, columns))
 
 
-def _of_requests(dialect: str, model: type[models.Base], columns: tuple[str, ...]) -> Insert:
+def _of_requests(dialect: str, model: type[schema.Base], columns: tuple[str, ...]) -> Insert:
     """Return the insert of what belongs to a request that is known by its key."""
     given = [name for name in columns if name not in KEY]
-    requests, own = models.Request.__table__.c, model.__table__.c
+    requests, own = schema.Request.__table__.c, model.__table__.c
     mine = select(requests.id, *(bindparam(name, type_=own[name].type) for name in given))
     mine = mine.where(*(requests[name] == bindparam(name, type_=requests[name].type) for name in KEY))
     return insert(dialect, model).from_select(["request_pk", *given], mine).on_conflict_do_nothing()

@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from moe_watch import aggregate, wire
-from moe_watch.detect.ood import OodScores
-from moe_watch.join import Joined
-from moe_watch.store import arrays, counts
-from moe_watch.store.write import NewRequest
+from moe_watch import wire
+from moe_watch.detect.ood.score import OodScores
+from moe_watch.domain import window
+from moe_watch.domain.request import Joined
+from moe_watch.store.codecs import arrays, counts
+from moe_watch.store.write.batch import NewRequest
 
 _DAY_S = 86_400.0
 _DRAW = secrets.token_bytes(16)
@@ -30,7 +31,7 @@ def new_request(
         "choice": joined.choice,
         "replica": text(joined.replica, 255),
         "finished_at": joined.finished_at,
-        "outcome": aggregate.outcome(joined),
+        "outcome": window.outcome(joined),
         "prompt_tokens": latency.prompt_tokens if latency else routing.prompt_tokens if routing else 0,
         "output_tokens": latency.output_tokens if latency else routing.decode_routed if routing else 0,
         "cached_tokens": latency.cached_tokens if latency else routing.cached_tokens if routing else 0,

@@ -6,8 +6,8 @@ import functools
 import os
 
 from moe_watch.settings import TapSettings
-from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status
+from moe_watch.tap.send.sender import Sender
+from moe_watch.tap.send.status import Status
 
 
 @functools.cache

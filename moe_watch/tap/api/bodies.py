@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from moe_watch import wire
-from moe_watch.tap.asked import UNREADABLE, Message, Part, Said, is_image, is_rich
-from moe_watch.tap.redact import breathe
+from moe_watch.tap.api.asked import UNREADABLE, Message, Part, Said, is_image, is_rich
+from moe_watch.tap.api.redact import breathe
 
 Redact = Callable[[str], tuple[str, int]]
 

@@ -10,14 +10,17 @@ import time
 import uuid
 from collections.abc import Awaitable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from moe_watch import wire
-from moe_watch.tap import asked, bodies, ids
-from moe_watch.tap.samples import Endpoint, Message, Receive, Scope, Send, Tap
+from moe_watch.tap.api import asked, bodies
+from moe_watch.tap.api.asgi import Endpoint, Message, Receive, Scope, Send
+from moe_watch.tap.send import ids
 
 if TYPE_CHECKING:
-    from moe_watch.tap.sender import Header
+    from moe_watch.tap.api.bodies import Redact
+    from moe_watch.tap.send.ids import Used
+    from moe_watch.tap.send.sender import Header, Sender
 
 MOST_KEPT: Final = 4 * 1024 * 1024  # bytes of one body; a longer request is known by its headers alone
 _SECRET: Final = secrets.token_bytes(16)  # of this process: which ids are sampled nobody outside can tell
@@ -154,3 +157,12 @@ def _keep(kept: bytearray, more: bytes) -> bool:
         return False
     kept.extend(more)
     return True
+
+
+class Tap(NamedTuple):
+    """What the requests of this process have in common."""
+
+    sender: Sender
+    redact: Redact | None
+    used: Used
+    exchange: type[Exchange]  # imported at the start: no request waits for that

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from moe_watch.tap import switch
+from moe_watch.tap import enabled
 
 if TYPE_CHECKING:
     from moe_watch import wire
-    from moe_watch.tap.sender import Build, Header, Sender
+    from moe_watch.tap.send.sender import Build, Header, Sender
 
 log = logging.getLogger("moe_watch.tap")
 
@@ -24,10 +24,10 @@ class LatencyLogger(StatLoggerBase):
         del vllm_config, engine_index
         self._sender: Sender | None = None
         try:
-            if switch.is_on():
-                from moe_watch.tap import frontend
+            if enabled.is_on():
+                from moe_watch.tap.api import api_sender
 
-                self._sender = frontend.sender()
+                self._sender = api_sender.sender()
         except Exception:
             log.exception("moe-watch latency logger could not start; serving goes on")
 
@@ -60,7 +60,7 @@ def latency(finished: Any, now: float) -> Build:
     the API server's process does.
     """
     from moe_watch import wire
-    from moe_watch.tap import ids
+    from moe_watch.tap.send import ids
 
     def build(header: Header) -> wire.Latency:
         request_id, choice = ids.from_frontend(finished.request_id or "")

@@ -7,13 +7,13 @@ from types import ModuleType
 from typing import Any
 
 from moe_watch.settings import TapSettings
-from moe_watch.tap import identity, layers, support
-from moe_watch.tap.capture import Capturer
-from moe_watch.tap.counts import Counts, Shape
-from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.runner import generation, unwatched, watch
-from moe_watch.tap.sender import Sender
-from moe_watch.tap.status import Status, log
+from moe_watch.tap.engine import compatibility, identity, layers
+from moe_watch.tap.engine.capture import Capturer
+from moe_watch.tap.engine.counts import Counts, Shape
+from moe_watch.tap.engine.routing import RoutingTap
+from moe_watch.tap.engine.runner import generation, unwatched, watch
+from moe_watch.tap.send.sender import Sender
+from moe_watch.tap.send.status import Status, log
 
 
 def hook(module: ModuleType) -> None:
@@ -65,7 +65,7 @@ def tap(runner: Any, config: Any, sender: Sender) -> None:
     if not found:
         _without_experts(runner, config, sender)
         return
-    reason = support.refusal(config, runner.device.type, vllm.__version__) or support.layers_refusal(found)
+    reason = compatibility.refusal(config, runner.device.type, vllm.__version__) or compatibility.layers_refusal(found)
     try:
         shape = layers.shape(found, config)
         sender.announce(identity.announce(config, generation(runner), shape, found))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_watch.tap.ledger import Ints
+from moe_watch.tap.engine.ledger import Ints
 
 _TOGETHER: Final = {"cpu": 1 << 16, "cuda": 1 << 25}  # logits looked at together: a cache's worth; a bound on memory
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_watch import wire
-from moe_watch.tap import ids
-from moe_watch.tap.counts import Fetch, Shape, Sums
-from moe_watch.tap.endings import Ending
-from moe_watch.tap.ledger import Account
-from moe_watch.tap.sender import Build, Header, Sender
+from moe_watch.tap.engine.counts import Fetch, Shape, Sums
+from moe_watch.tap.engine.finish_notes import Ending
+from moe_watch.tap.engine.ledger import Account
+from moe_watch.tap.send import ids
+from moe_watch.tap.send.sender import Build, Header, Sender
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from moe_watch import __version__, wire
-from moe_watch.tap.counts import Shape
-from moe_watch.tap.sender import Build, Header
-from moe_watch.tap.status import log
+from moe_watch.tap.engine.counts import Shape
+from moe_watch.tap.send.sender import Build, Header
+from moe_watch.tap.send.status import log
 
 _BLOCK: Final = 4096
 _BLOCKS: Final = 16  # of every file

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from moe_watch.tap.capture import Capturer, keep_for_good
-from moe_watch.tap.counts import Shape
+from moe_watch.tap.engine.capture import Capturer, keep_for_good
+from moe_watch.tap.engine.counts import Shape
 
 _MOST_LOGITS: Final = 256 * 1024 * 1024  # bytes of device memory
 

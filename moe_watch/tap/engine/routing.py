@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from moe_watch.tap import endings, frames
-from moe_watch.tap.capture import Capturer
-from moe_watch.tap.counts import Counts
-from moe_watch.tap.endings import Ending
-from moe_watch.tap.ledger import Ledger, Tokens
-from moe_watch.tap.sender import Sender
+from moe_watch.tap.engine import finish_notes, frames
+from moe_watch.tap.engine.capture import Capturer
+from moe_watch.tap.engine.counts import Counts
+from moe_watch.tap.engine.finish_notes import Ending
+from moe_watch.tap.engine.ledger import Ledger, Tokens
+from moe_watch.tap.send.sender import Sender
 
 _STEPS: Final = 16  # steps that are counted together on a CPU, where each call costs more than its work
 _LATEST_S: Final = 0.1  # but no later than this
@@ -101,7 +101,7 @@ class RoutingTap:
 
     def _note_ended(self, scheduled: Any) -> None:
         """Remember what ended; raise ``RuntimeError`` when the scheduler did not say how."""
-        now, noted = time.time(), endings.of(scheduled)
+        now, noted = time.time(), finish_notes.of(scheduled)
         for request in scheduled.finished_req_ids:
             self._prefilling.pop(request, None)
             if request in self._homeless:

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_watch.tap import layers
-from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.status import log
+from moe_watch.tap.engine import layers
+from moe_watch.tap.engine.routing import RoutingTap
+from moe_watch.tap.send.status import log
 
 
 def generation(runner: Any) -> str:

@@ -12,7 +12,7 @@ from moe_watch import wire
 
 _LONGEST: Final = wire.LONGEST_NAME - wire.AGAIN - 2  # with room for what tells a repeated id from the first
 _MOST_USED: Final = 1 << 16
-_AGAIN: Final = re.compile(r"~[0-9a-f]{12}\Z")  # moe_watch.called
+_AGAIN: Final = re.compile(r"~[0-9a-f]{12}\Z")  # moe_watch.domain.request_ids
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
 _CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
 _PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts

@@ -15,7 +15,7 @@ import zmq
 
 from moe_watch import ipc, wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap.status import Status
+from moe_watch.tap.send.status import Status
 
 log = logging.getLogger("moe_watch.tap")
 

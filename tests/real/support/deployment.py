@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 
-from moe_watch.demo import servers
-from moe_watch.demo.traffic import Prompt, send
+from demo import servers
+from demo.traffic import Prompt, send
 from moe_watch.provision import prometheus
 from moe_watch.provision.alert import Links
-from tests.otlp_receiver import Received, receiver
-from tests.real import monitoring
-from tests.real.monitoring import Webhook
+from tests.real.support import monitoring
+from tests.real.support.monitoring import Webhook
+from tests.support.otlp_receiver import Received, receiver
 
 MODELS = Path(servers.__file__).parent / "models"
 MOE, REPLICA = "tiny-moe", "vllm-0"
@@ -57,7 +57,7 @@ class Deployment:
     def command(self, *arguments: str) -> str:
         """Run ``moe-watch`` as a user would; return what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", "moe_watch.cli", *arguments],
+            [sys.executable, "-m", "moe_watch.cli.main", *arguments],
             env={**os.environ, **self.env},
             capture_output=True,
             text=True,
@@ -123,7 +123,7 @@ def deployment(work: Path) -> Iterator[Deployment]:
         sidecar = servers.start_sidecar(work, env=env)
         stack.callback(sidecar.stop)
         env["MOE_WATCH_HTTP__PORT"] = sidecar.url.rpartition(":")[2]
-        args = ["--middleware", "moe_watch.tap.samples.Middleware"]
+        args = ["--middleware", "moe_watch.tap.middleware.Middleware"]
         args += ["--otlp-traces-endpoint", f"{collector.url}/v1/traces"]
         moe = servers.start_vllm("moe", MODELS / "moe", work=work, served_name=MOE, args=args, env=env, port=port)
         stack.callback(moe.stop)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from moe_watch import wire
-from tests.real.routing_reference import Reference
-from tests.real.vllm_server import Tapped
+from tests.real.support.routing_reference import Reference
+from tests.real.support.vllm_server import Tapped
 
 MOST_DIFFERENT = 0.001  # share of expert choices that may differ in float32: ties and the order of additions
 

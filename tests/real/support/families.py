@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_watch.demo import shapes
-from tests.real.vllm_server import MIDDLEWARE, Tapped, VllmServer, tapped
+from demo import shapes
+from tests.real.support.vllm_server import MIDDLEWARE, Tapped, VllmServer, tapped
 
 # So small a queue that it overflows in a test; and a way to look into the server's processes.
 SMALL_QUEUE = {"MOE_WATCH_QUEUE_FRAMES": "100"}
-INSIDE = ("--worker-extension-cls", "tests.real.inside.Extension", "--middleware", "tests.real.inside.Door")
+INSIDE = (
+    "--worker-extension-cls",
+    "tests.real.support.inside.Extension",
+    "--middleware",
+    "tests.real.support.inside.Door",
+)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Extension:
 
     def tap_state(self) -> dict[str, Any]:
         """Return the state of the engine's sender and the size of the tap's books."""
-        from moe_watch.tap.routing import RoutingTap  # noqa: PLC0415 - not where the tap is off
+        from moe_watch.tap.engine.routing import RoutingTap  # noqa: PLC0415 - not where the tap is off
 
         mine, found = sender("engine"), state("engine")
         for books in [one for one in gc.get_objects() if type(one) is RoutingTap and one.sender is mine]:
@@ -98,7 +98,7 @@ class Extension:
 
     def tap_mend(self) -> None:
         """Put everything back and attach the tap anew."""
-        from moe_watch.tap import attach, layers  # noqa: PLC0415 - not where the tap is off
+        from moe_watch.tap.engine import attach, layers  # noqa: PLC0415 - not where the tap is off
 
         mend("engine")
         runner: Any = self.model_runner  # type: ignore[attr-defined]

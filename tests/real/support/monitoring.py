@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import yaml
 
-from moe_watch.demo.servers import Server, free_port, start
-from tests.patience import PATIENCE_S
+from demo.servers import Server, free_port, start
+from tests.support.patience import PATIENCE_S
 
 Rules = Mapping[str, Any]
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import httpx
 import zmq
 
+from demo import servers
 from moe_watch import wire
-from moe_watch.demo import servers
-from tests.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
-MIDDLEWARE = ("--middleware", "moe_watch.tap.samples.Middleware")
+MIDDLEWARE = ("--middleware", "moe_watch.tap.middleware.Middleware")
 READY_S = 400
 DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}  # for ``VllmServer.rpc``
 AnyFrame = TypeVar("AnyFrame", bound=wire.Frame)

@@ -8,10 +8,10 @@ from typing import Final
 
 from markupsafe import Markup
 
-from moe_watch.report import figures
-from moe_watch.report.plots.svg import Drawing, Scale, linear, logarithmic, ticks
-from moe_watch.report.sections import Advantage, Latency, Load, Ood, Quality
-from moe_watch.report.terms import Interval
+from moe_watch.domain import amounts
+from moe_watch.report.data.sections import Advantage, Latency, Load, Ood, Quality
+from moe_watch.report.data.types import Interval
+from moe_watch.report.render.plots.svg import Drawing, Scale, linear, logarithmic, ticks
 
 _LEFT: Final = 46
 _HEIGHT: Final = 200
@@ -38,7 +38,7 @@ def p_values(ood: Ood, width: int = 460) -> Markup:
             wide - 3,
             _HEIGHT - y(part),
             name,
-            title=figures.plural(ood.histogram[i], "request"),
+            title=amounts.plural(ood.histogram[i], "request"),
         )
     drawing.line(_LEFT, y(flat), width - 8, y(flat), "expected")
     for i in range(0, len(parts) + 1, 2):
@@ -67,7 +67,7 @@ def gap_by_decile(quality: Quality, width: int = 960) -> Markup:
         )
         drawing.text(_LEFT + (i + 0.5) * wide, _HEIGHT + 20, str(i + 1))
         if width > 600:
-            drawing.text(_LEFT + (i + 0.5) * wide, _HEIGHT + 36, f"n {figures.count(decile.requests)}", "faint")
+            drawing.text(_LEFT + (i + 0.5) * wide, _HEIGHT + 36, f"n {amounts.count(decile.requests)}", "faint")
     drawing.text(_LEFT, _HEIGHT + 54, "← ordinary", anchor="start")
     label = "tenth of the traffic by OOD score · unusual →" if width > 600 else "tenth of the traffic · unusual →"
     drawing.text(width - 8, _HEIGHT + 54, label, anchor="end")
@@ -103,15 +103,15 @@ def first_token(latency: Latency, width: int = 960) -> Markup:
     for value in _TTFT_TICKS:
         if min(ends) / 1.4 <= value <= max(ends) * 1.4:
             drawing.line(x(value), 8, x(value), bottom, "grid")
-            drawing.text(x(value), bottom + 18, figures.seconds(value))
+            drawing.text(x(value), bottom + 18, amounts.seconds(value))
     for i, context in enumerate(latency.contexts):
         y = 12 + (i + 0.5) * row
         late = context.budget is not None and context.p95 > context.budget
         drawing.text(left - 10, y + 4, context.name, "label", "end")
         drawing.line(x(context.median), y, x(context.p95), y, "range-late" if late else "range")
-        drawing.circle(x(context.median), y, 4.5, "point", title=f"median {figures.seconds(context.median)}")
+        drawing.circle(x(context.median), y, 4.5, "point", title=f"median {amounts.seconds(context.median)}")
         end = "point-strong" if late else "point-hollow"
-        drawing.circle(x(context.p95), y, 4.5, end, title=f"95 % {figures.seconds(context.p95)}")
+        drawing.circle(x(context.p95), y, 4.5, end, title=f"95 % {amounts.seconds(context.p95)}")
         if context.budget is not None:
             drawing.line(x(context.budget), y - 11, x(context.budget), y + 11, "budget")
     drawing.text(width - 12, bottom + 36, "seconds, logarithmic", anchor="end")
@@ -164,4 +164,4 @@ def _range(estimates: Sequence[Interval]) -> tuple[float, float]:
 def _shares(drawing: Drawing, y: Scale, highest: float) -> None:
     for value in ticks(0, highest):
         drawing.line(_LEFT, y(value), drawing.width - 8, y(value), "grid" if value else "axis")
-        drawing.text(_LEFT - 6, y(value) + 4, figures.share(value) if value else "0", anchor="end")
+        drawing.text(_LEFT - 6, y(value) + 4, amounts.share(value) if value else "0", anchor="end")

@@ -7,8 +7,8 @@ from typing import Final
 
 from markupsafe import Markup
 
-from moe_watch.report.plots.svg import Drawing
-from moe_watch.report.sections import Change
+from moe_watch.report.data.sections import Change
+from moe_watch.report.render.plots.svg import Drawing
 
 BOUNDS: Final = (0.2, 0.5, 0.8, 1.2)  # Cohen's small, medium and large, and beyond
 _LEFT: Final = 46

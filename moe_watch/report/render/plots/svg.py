@@ -12,7 +12,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from moe_watch.report.text import one_line
+from moe_watch.domain.sanitise import one_line
 
 Scale = Callable[[float], float]
 _STEPS: Final = (60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400, 28 * 86400)

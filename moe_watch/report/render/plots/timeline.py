@@ -7,10 +7,10 @@ from typing import Final
 
 from markupsafe import Markup
 
-from moe_watch.report import figures
-from moe_watch.report.plots.svg import Drawing, Scale, linear, polyline, runs, ticks, time_ticks
-from moe_watch.report.sections import Bucket, Drift, Timeline
-from moe_watch.report.terms import Interval, Period
+from moe_watch.domain import amounts
+from moe_watch.report.data.sections import Bucket, Drift, Timeline
+from moe_watch.report.data.types import Interval, Period
+from moe_watch.report.render.plots.svg import Drawing, Scale, linear, polyline, runs, ticks, time_ticks
 
 _TOP: Final = 46  # room for the letters of the marks
 _LEFT: Final = 46
@@ -91,7 +91,7 @@ def _span(drawing: Drawing, drift: Drift, period: Period, x: Scale, floor: float
 def _grid(drawing: Drawing, y: Scale, highest: float) -> None:
     for value in ticks(0, highest):
         drawing.line(_LEFT, y(value), drawing.width - 8, y(value), "grid" if value else "axis")
-        drawing.text(_LEFT - 6, y(value) + 4, figures.share(value) if value else "0", anchor="end")
+        drawing.text(_LEFT - 6, y(value) + 4, amounts.share(value) if value else "0", anchor="end")
 
 
 def _curve(drawing: Drawing, known: list[tuple[Bucket, Interval]], step: float, x: Scale, y: Scale) -> None:
@@ -120,7 +120,7 @@ def _traffic(drawing: Drawing, timeline: Timeline, x: Scale, base: float) -> Non
             unrouted = height(bucket.requests - bucket.routed)
             drawing.rect(start, base - routed - unrouted, wide, unrouted, "unrouted")
     drawing.line(_LEFT, base, drawing.width - 8, base, "axis")
-    drawing.text(_LEFT - 6, base - _TRAFFIC + 9, figures.count(most), anchor="end")
+    drawing.text(_LEFT - 6, base - _TRAFFIC + 9, amounts.count(most), anchor="end")
     drawing.text(_LEFT - 6, base + 3, "0", anchor="end")
 
 

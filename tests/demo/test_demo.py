@@ -30,7 +30,7 @@ from moe_watch.store import engine, migrate
 from tests.support import store_factory
 from tests.support.patience import PATIENCE_S as PATIENT_S
 
-FAKE = Path(__file__).parent / "fake_demo.py"
+FAKE = Path(__file__).parents[1] / "support" / "fake_demo.py"
 
 
 def fake(stage: Stage, name: str, *behaviour: str) -> Server:

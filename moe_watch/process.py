@@ -15,9 +15,10 @@ import zmq
 from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
-from moe_watch import __version__, descriptors, http
+from moe_watch import __version__, descriptors, http, supervise
 from moe_watch.callers import Callers, Door, protocol
 from moe_watch.export import prometheus
+from moe_watch.export.snapshot import Board
 from moe_watch.ingest import bind
 from moe_watch.opening import Opening
 from moe_watch.settings import HttpSettings, Settings
@@ -77,7 +78,7 @@ async def _serve(
     source = http.Source(
         settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
     )
-    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping):
+    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping, sidecar.board):
         host, port = listening.getsockname()[:2]
         scheme = "https" if settings.http.tls_cert else "http"
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
@@ -91,6 +92,8 @@ async def _http_server(
     listening: socket.socket,
     settings: HttpSettings,
     stopping: asyncio.Event,
+    board: Board,
+    *,
     callers: Callers | None = None,
 ) -> AsyncIterator[None]:
     """Serve meanwhile; set ``stopping`` when the server ends before, and raise ``EndedError`` then."""
@@ -110,7 +113,7 @@ async def _http_server(
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[Door(listening, callers)]))
     task.add_done_callback(lambda _: None if server.should_exit else stopping.set())
-    watching = asyncio.create_task(callers.watch())
+    watching = asyncio.create_task(supervise.keep("callers", callers.watch, board))
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from moe_watch import severity
+from moe_watch import kinds
 
 if TYPE_CHECKING:
     from moe_watch.watch import Watch
@@ -19,7 +19,7 @@ def decide(watch: Watch, now: float) -> tuple[str, str]:
         return "idle", "a dense model has no experts to watch"
     reason = blindness(watch, now)
     wrong = {*watch.open, "blind"} if reason else {*watch.open} - {"blind"}
-    worst = min(wrong, key=lambda kind: (severity.rank(kind), kind), default=None)
+    worst = min(wrong, key=lambda kind: (kinds.rank(kind), kind), default=None)
     if worst is None:
         return _of_baseline(watch)
     return ("blind", reason) if worst == "blind" else _of_alarm(watch, worst)
@@ -39,7 +39,7 @@ def blindness(watch: Watch, now: float) -> str:
 def _of_alarm(watch: Watch, kind: str) -> tuple[str, str]:
     values = watch.open[kind].values
     of_deployment = values["evidence"].get("verdict") in _OF_THE_DEPLOYMENT
-    return "deployment" if of_deployment else severity.verdict_of(kind), str(values["summary"])
+    return "deployment" if of_deployment else kinds.named(kind).verdict, str(values["summary"])
 
 
 def _of_baseline(watch: Watch) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 import moe_watch
-from moe_watch import http, severity, wire
+from moe_watch import http, kinds, wire
 from moe_watch.cli import main
 from moe_watch.companions import News, Siblings
 from moe_watch.detect.canary import FAULTS
@@ -149,9 +149,29 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 
 def test_every_kind_of_alarm_is_open_and_has_its_place_in_the_order(everything: Everything) -> None:
     """A kind to come fails here until it is opened above and has its severity."""
-    kinds = kinds_in_the_code()
-    assert kinds == set(everything.bench.judge.watches["r0"].open)
-    assert {kind for kind in kinds if severity.rank(kind) == severity.rank("one to come")} == set()
+    found = kinds_in_the_code()
+    assert found == set(everything.bench.judge.watches["r0"].open)
+    assert found == {kind.name for kind in kinds.KINDS}
+
+
+def test_what_is_said_of_a_kind_stands_in_one_table_alone() -> None:
+    """Two tables once differed in which of two alarms is the worse one."""
+    names = {kind.name for kind in kinds.KINDS}
+    for path in Path(moe_watch.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert len(keys) < 3 or not keys <= names, f"{path}:{node.lineno} is another table of kinds"
+
+
+def test_every_kind_says_everything_of_itself_and_its_alerts_exist() -> None:
+    """Nothing is left to the words for a kind that is not known."""
+    for kind in kinds.KINDS:
+        said = (kind.title, kind.is_open, kind.was_open, kind.advice)
+        unknown = kinds.named(kind.name + " to come")
+        assert not {*said} & {unknown.title, unknown.is_open, unknown.was_open, unknown.advice}, kind.name
+        assert kind.alerts, kind.name
+        assert set(kind.alerts) <= set(alarms.names()), kind.name
 
 
 def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:

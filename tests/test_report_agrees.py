@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch import severity
+from moe_watch import kinds
 from moe_watch.endings import Ending
 from moe_watch.export import metrics
 from moe_watch.report import phrases, words
@@ -23,7 +23,7 @@ from tests.judge_bench import Bench
 from tests.reviews import NOTHING, drifted
 from tests.store_factory import DAY, UNTIL
 
-KINDS: Final = ("garbled", "blind", "routing", "quality", "replica", "traffic", "dead_experts", "one to come")
+KINDS: Final = (*(kind.name for kind in kinds.KINDS), "one to come")
 CAUSES: Final = ("moe", "both", "traffic", "none", "unknown")
 NOTHING_TO_DO: Final = "Nothing needs doing"
 small = st.floats(-0.05, 0.3)
@@ -94,7 +94,7 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
     if found.tone == "calm":
         assert not alarms
         assert not tones & {"bad", "warn"}
-    if found.state == "quality" or {d.kind for d in alarms if d.ended_at is None} & phrases.OF_OUTPUT:
+    if found.state == "quality" or {d.kind for d in alarms if d.ended_at is None} & kinds.OF_OUTPUT:
         assert quality.short not in {"Yes", "No sign of worse", "Not known", "Not known yet"}
         assert quality.tone in {"bad", "warn"}
     if quality.tone in {"bad", "warn"}:
@@ -102,7 +102,7 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
     if "steady" in found.headline:
         assert not alarms
         assert routing.tone == "calm"
-    assert (routing.short == "Yes") == bool({d.kind for d in alarms} - {"blind", *phrases.OF_OUTPUT})
+    assert (routing.short == "Yes") == bool({d.kind for d in alarms} - {"blind", *kinds.OF_OUTPUT})
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -111,10 +111,10 @@ def test_advice_comes_from_every_kind_of_alarm_of_the_period(review: Review) -> 
     """From open ones as from those that ended, the gravest first; that something recovered is said of that alone."""
     found = words.verdict(review)
     told = [action for action in found.actions if "episode:" in action.command]
-    kinds = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.drifts)))
+    ordered = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.drifts)))
     by_number = {f"moe-watch explain episode:{drift.id}": drift for drift in review.timeline.drifts}
-    assert [by_number[action.command].kind for action in told] == kinds[: len(told)]
-    assert told or not kinds
+    assert [by_number[action.command].kind for action in told] == ordered[: len(told)]
+    assert told or not ordered
     for action in told:
         settled = phrases.standing(by_number[action.command]) == "settled"
         assert ("recovered: find out" in action.text) == settled
@@ -138,13 +138,13 @@ def test_how_an_alarm_ended_is_told(ending: Ending) -> None:
         assert found.actions[0].text.startswith("Read the outputs with defects")
 
 
-def watched(*kinds: str) -> Watch:
-    """Return a watch with alarms of ``kinds`` open."""
+def watched(*named: str) -> Watch:
+    """Return a watch with alarms of the kinds ``named`` open."""
     bench = Bench()
     watch = bench.judge.watches["r0"]
-    for kind in kinds:
+    for kind in named:
         watch.begin(kind, bench.now, bench.now, kind, {})
-    if "blind" in kinds:
+    if "blind" in named:
         bench.beat("off")
     return watch
 
@@ -159,5 +159,5 @@ def test_sidecar_and_report_speak_of_the_same_alarm_first(one: str, other: str) 
     quiet = replace(drifted(), timeline=replace(drifted().timeline, drifts=drifts))
     assert live in metrics.VERDICTS
     assert words.verdict(quiet).state == live
-    worst = min((one, other), key=severity.rank)
-    assert live == severity.verdict_of(worst)
+    worst = min((one, other), key=kinds.rank)
+    assert live == kinds.named(worst).verdict

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Engine
 
-from moe_watch import severity, status
+from moe_watch import kinds, severity, status
 from moe_watch.provision import assets
 from moe_watch.report import alarm_tables, answers, figures, from_history, leads, phrases, tables, words
 from moe_watch.report.explain import Explanation, Table
@@ -30,16 +30,6 @@ _CHANNELS: Final = {
     "mix": "a shift among topics that the baseline knows",
     "confidence": "how sure the router is",
     "expert": "the excess of a single expert",
-}
-_KINDS: Final = {
-    "RoutingDrift": ("routing",),
-    "TrafficDrift": ("traffic",),
-    "OODRateHigh": ("traffic", "routing"),
-    "DeadExperts": ("dead_experts",),
-    "QualityGap": ("quality",),
-    "GarbledOutput": ("garbled",),
-    "TapDown": ("blind",),
-    "ReplicaDeviates": ("replica",),
 }
 
 
@@ -83,7 +73,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
     if review is not None:
         sentences += phrases.cause(review)
         shown = alarm_tables.drift_tables(review)
-    _, todo = runbook(next((n for n, kinds in _KINDS.items() if row.kind in kinds), ""))
+    _, todo = runbook(next(iter(kinds.named(row.kind).alerts), ""))
     return Explanation(
         title=f"Alarm {row.id} ({row.kind}, {_STANDS[phrases.standing(drift)]})",
         tone=_tone(drift),
@@ -117,18 +107,18 @@ def _plain(text: str) -> str:
 
 
 def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tuple[str, ...]) -> Explanation:
-    kinds = _KINDS.get(name, ())
-    mine = [drift for drift in review.timeline.drifts if drift.kind in kinds]
+    told_of = kinds.told_by(name)
+    mine = [drift for drift in review.timeline.drifts if drift.kind in told_of]
     open_now = [drift for drift in mine if drift.ended_at is None]
     told = [phrases.drift_sentence(drift, review.period.until) for drift in mine]
-    if kinds and not mine:
+    if told_of and not mine:
         told = ["No alarm of this kind was open in the last 24 hours."]
     rows = [row for drift in open_now if (row := episodes.find(engine, drift.id)) is not None]
     nearest = [sentence for row in rows[:1] for sentence in _nearest(engine, row)]
     told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
     shown = alarm_tables.OF_ALERT[name](review) if name in alarm_tables.OF_ALERT else ()
-    tone: Tone = words.verdict(review).tone if not kinds else "calm"
+    tone: Tone = words.verdict(review).tone if not told_of else "calm"
     return Explanation(
         title=f"{name} on {review.served.name}, last 24 hours",
         tone="bad" if open_now else severity.worst([tone, *map(_tone, mine)]),

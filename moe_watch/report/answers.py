@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from moe_watch import severity
+from moe_watch import kinds, severity
 from moe_watch.report import figures, phrases
 from moe_watch.report.review import Review, Totals
 from moe_watch.report.sections import Drift, Ood, Quality, Shift, Slowdown
@@ -57,7 +57,7 @@ def holding(review: Review) -> Holding:
 
 def of_output(review: Review) -> tuple[Drift, ...]:
     """Return the alarms of what the MoE writes."""
-    return tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)
+    return tuple(drift for drift in review.timeline.drifts if drift.kind in kinds.OF_OUTPUT)
 
 
 def quality(review: Review) -> Answer:
@@ -99,7 +99,7 @@ def routing(review: Review, state: State) -> Answer:
     """Answer whether routing moved."""
     question = "Did routing move?"
     coverage = review.coverage
-    drifts = [drift for drift in review.timeline.drifts if drift.kind not in phrases.OF_OUTPUT]
+    drifts = [drift for drift in review.timeline.drifts if drift.kind not in kinds.OF_OUTPUT]
     largest = phrases.largest(review.change)
     if drifts:
         return _moved(review, phrases.by_gravity(drifts), (*_ood(review.ood), *largest))
@@ -126,7 +126,7 @@ def has_sight(review: Review) -> bool:
 
 def tone(drift: Drift) -> Tone:
     """Return how bad an alarm is: what recovered, and traffic that is just another one, need no more than a look."""
-    return "warn" if drift.kind == "traffic" or phrases.standing(drift) == "settled" else "bad"
+    return "warn" if phrases.standing(drift) == "settled" else TONE[kinds.named(drift.kind).verdict]
 
 
 def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from moe_watch import endings, severity, status
+from moe_watch import endings, kinds, status
 from moe_watch.detect import localise
 from moe_watch.detect.canary import FAULTS
 from moe_watch.report import figures
@@ -17,16 +17,6 @@ Standing = Literal["open", "unsettled", "settled"]
 _STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
-OF_OUTPUT: Final = frozenset({"garbled", "quality"})  # alarms of what the MoE writes, not of how it routes
-_KIND: Final = {
-    "traffic": "Traffic drift",
-    "routing": "Routing drift",
-    "garbled": "Garbled output",
-    "quality": "Worse output",
-    "dead_experts": "Dead experts",
-    "blind": "Blind tap",
-    "replica": "A replica that differs from its siblings",
-}
 
 
 def standing(drift: Drift) -> Standing:
@@ -38,7 +28,7 @@ def standing(drift: Drift) -> Standing:
 
 def by_gravity(drifts: Iterable[Drift]) -> list[Drift]:
     """Return alarms in the order in which to speak of them: by where they stand, then by what they mean."""
-    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), severity.rank(d.kind), d.kind, -d.flagged_at))
+    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), kinds.rank(d.kind), d.kind, -d.flagged_at))
 
 
 def gravest(drifts: Iterable[Drift]) -> Drift | None:
@@ -102,12 +92,7 @@ def drift_sentence(drift: Drift, until: float) -> str:
     if drift.ended_at is not None:
         end = f"to {figures.moment(drift.ended_at)} ({figures.duration(drift.ended_at - drift.began_at)})"
         where += f": {endings.because(drift.ending)}"
-    return f"{named(drift.kind)} {began} {end}{where}."
-
-
-def named(kind: str) -> str:
-    """Return what an alarm of ``kind`` is called."""
-    return _KIND.get(kind, kind.replace("_", " ").capitalize())
+    return f"{kinds.named(drift.kind).title} {began} {end}{where}."
 
 
 def cause(review: Review) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch import endings, severity
+from moe_watch import endings, kinds, severity
 from moe_watch.report import advice, answers, figures
 from moe_watch.report.advice import Action
 from moe_watch.report.answers import FEWEST, TONE, Answer, State
-from moe_watch.report.phrases import OF_OUTPUT, gravest, standing
+from moe_watch.report.phrases import gravest, standing
 from moe_watch.report.review import Review
 from moe_watch.report.sections import Drift
 from moe_watch.report.terms import Missing
@@ -41,7 +41,7 @@ def _state(review: Review) -> State:
     if not answers.has_sight(review) and not _outranks_blindness(worst):
         return "blind"
     if worst is not None:
-        return _STATES[severity.verdict_of(worst.kind)]
+        return kinds.named(worst.kind).verdict
     if not review.coverage.requests:
         return "empty"
     return "steady" if review.coverage.scored >= FEWEST else "learning"
@@ -49,7 +49,7 @@ def _state(review: Review) -> State:
 
 def _outranks_blindness(worst: Drift | None) -> bool:
     """Say whether an alarm is worse than that hardly any routing came, and not over."""
-    return worst is not None and standing(worst) != "settled" and severity.rank(worst.kind) < severity.rank("blind")
+    return worst is not None and standing(worst) != "settled" and kinds.rank(worst.kind) < kinds.rank("blind")
 
 
 def _tone(review: Review, state: State) -> Tone:
@@ -61,7 +61,7 @@ def _worst(review: Review) -> Drift | None:
     """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
     drifts, quality = review.timeline.drifts, review.quality
     if not isinstance(quality, Missing) and answers.trend(quality, review.promises.gap_tolerance) == "unusual":
-        return gravest(drift for drift in drifts if drift.kind not in OF_OUTPUT) or gravest(drifts)
+        return gravest(drift for drift in drifts if drift.kind not in kinds.OF_OUTPUT) or gravest(drifts)
     return gravest(drifts)
 
 
@@ -80,18 +80,9 @@ def _headline(review: Review, state: State) -> str:
         return f"Routing held steady{clause}"
     started = figures.moment(worst.began_at)
     if worst.ended_at is None:
-        return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{clause}"
+        return f"{kinds.named(worst.kind).is_open} since {started}{clause}"
     lasted = f"for {figures.duration(worst.ended_at - worst.began_at)}{endings.until(worst.ending)}"
-    return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, {lasted}{clause}"
-
-
-_STATES: Final[dict[str, State]] = {
-    "quality": "quality",
-    "blind": "blind",
-    "routing": "routing",
-    "traffic": "traffic",
-    "deployment": "deployment",
-}
+    return f"{kinds.named(worst.kind).was_open} on {started}, {lasted}{clause}"
 
 
 def _learning(review: Review) -> str:
@@ -101,30 +92,10 @@ def _learning(review: Review) -> str:
     return f"Too little to go by: {scored} could be held against the baseline"
 
 
-_OPEN: Final = {
-    "traffic": "Traffic is unlike the baseline",
-    "routing": "The same prompts go to other experts",
-    "garbled": "The MoE writes broken text",
-    "quality": "The MoE writes worse",
-    "dead_experts": "Experts get no tokens",
-    "blind": "The tap sees no routing",
-    "replica": "One replica differs from its siblings",
-}
-_OVER: Final = {
-    "traffic": "Traffic left the baseline",
-    "routing": "The same prompts went to other experts",
-    "garbled": "The MoE wrote broken text",
-    "quality": "The MoE wrote worse",
-    "dead_experts": "Experts got no tokens",
-    "blind": "The tap saw no routing",
-    "replica": "One replica differed from its siblings",
-}
-
-
 def _quality_clause(review: Review) -> str:
     """Return what the headline adds on quality, unless it speaks of that anyway."""
     worst = _worst(review)
-    return "" if worst is not None and worst.kind in OF_OUTPUT else _CLAUSES[answers.holding(review)]
+    return "" if worst is not None and worst.kind in kinds.OF_OUTPUT else _CLAUSES[answers.holding(review)]
 
 
 _CLAUSES: Final[dict[answers.Holding, str]] = {

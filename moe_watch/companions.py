@@ -56,6 +56,7 @@ class News:
     quality: list[Change]
     canary: CanaryRun | None
     siblings: Siblings | None = None
+    reference_since: float = 0.0  # of what the canaries were held against
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Companions:
             canary = _guarded(self._new_check, one)
             siblings = self._new_comparison(one, states[one.identity])
             if quality or canary is not None or siblings is not None:
-                out.append(News(one.replica, quality, canary, siblings))
+                since = _guarded(canaries.reference_since, self.engine, canary) if canary is not None else None
+                out.append(News(one.replica, quality, canary, siblings, since or 0.0))
         return out
 
     def _new_comparison(self, served: Served, state: fleet.State | None) -> Siblings | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_watch import private
+from moe_watch import private, wire
 from moe_watch.backtest import Recorded
 from moe_watch.detect.batch import Batch
 from moe_watch.store import arrays
@@ -168,10 +168,14 @@ def _holding(address: str, who: Who) -> Iterator[tuple[str, Any, Any]]:
     from pyarrow import compute, dataset  # noqa: PLC0415
 
     filesystem, _ = _filesystem(address)
-    column, value = ("request_id", who.request_id) if who.user_hash is None else ("user_hash", who.user_hash)
+    mine = compute.field("user_hash") == who.user_hash
+    if who.user_hash is None:
+        name, asked = compute.field("request_id"), who.request_id or ""
+        again = compute.starts_with(name, f"{asked}~") & (compute.utf8_length(name) == len(asked) + wire.AGAIN)
+        mine = (name == asked) | again
     for fragment in _open(address).get_fragments():
         table = dataset.dataset(fragment.path, filesystem=filesystem, format="parquet").to_table()
-        kept = table.filter(compute.field(column) != value)
+        kept = table.filter(~mine)
         if kept.num_rows < table.num_rows:
             yield fragment.path, table, kept
 

@@ -3,6 +3,9 @@
 A state machine without a clock: the time is an argument. One request may have several choices (``n`` > 1), each with
 routing and latency of its own, and one ``Request`` frame that serves them all. vLLM gives the choices' latencies one
 and the same id, so they are told apart by their number of tokens.
+
+A client chooses ids, so a part that a request has already is another request's, which gets an id of its own: the tap
+makes ids unique where it sees them repeat, but not over processes and restarts.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import itertools
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Final, Literal
 
-from moe_watch import memory, wire
+from moe_watch import called, memory, wire
 
 Part = Literal["routing", "latency", "request"]
 _PARTS: Final[tuple[Part, ...]] = ("routing", "latency", "request")
@@ -56,8 +60,9 @@ class Joined:
 
 @dataclass(slots=True)
 class _Group:
-    """What has come of one request id."""
+    """What has come of one request; ``sent_as`` is the key that its frames have."""
 
+    sent_as: Key
     since: float
     routings: dict[int, wire.Routing] = field(default_factory=dict)
     latencies: list[wire.Latency] = field(default_factory=list)
@@ -71,6 +76,24 @@ class _Group:
         return max(said, len(self.routings), len(self.latencies))
 
 
+@dataclass(frozen=True, slots=True)
+class _Had:
+    """What the last request of a key had when it went on."""
+
+    routings: tuple[int, ...]  # choices
+    latencies: int
+    request: bool
+    choices: int
+    complete: bool
+
+    def lacked(self, frame: wire.Routing | wire.Latency | wire.Request) -> bool:
+        """Say whether ``frame`` is what it went on without."""
+        if isinstance(frame, wire.Request):
+            return not self.request
+        there = frame.choice in self.routings if isinstance(frame, wire.Routing) else self.latencies >= self.choices
+        return not self.complete and not there
+
+
 class Join:
     """Requests of which some part is still awaited, oldest first."""
 
@@ -80,7 +103,8 @@ class Join:
         self.bytes = 0
         self.refused: Counter[str] = Counter()  # duplicate, late
         self._open: OrderedDict[Key, _Group] = OrderedDict()
-        self._done: OrderedDict[int, None] = OrderedDict()  # digests: an id may be long
+        self._named: defaultdict[Key, list[Key]] = defaultdict(list)  # key of frames -> open requests, oldest first
+        self._done: OrderedDict[int, _Had] = OrderedDict()  # by digest of the key of frames: an id may be long
         self._seen: defaultdict[str, dict[Part, float]] = defaultdict(dict)  # replica -> part -> first seen
 
     def __len__(self) -> int:
@@ -117,18 +141,40 @@ class Join:
         return [joined for key in list(self._open) for joined in self._close(key)]
 
     def _add(self, frame: wire.Routing | wire.Latency | wire.Request, now: float) -> list[Joined]:
-        key = (frame.replica, frame.request_id)
         part: Part = _part(frame)
         self._seen[frame.replica].setdefault(part, now)
-        if hash(key) in self._done:
+        sent_as = (frame.replica, frame.request_id)
+        for key in self._named.get(sent_as, ()):
+            group = self._open[key]
+            if _put(group, frame):
+                return self._weighed(key, group, frame, now)
+            if isinstance(frame, wire.Latency) or _is_same(group, frame):
+                self.refused["duplicate"] += 1
+                return []
+        had = self._done.get(hash(sent_as))
+        if had is not None and sent_as not in self._named and had.lacked(frame):
             self.refused["late"] += 1
             return []
-        group = self._open.get(key)
-        if group is None:
-            group = self._open[key] = _Group(now)
-        if not _put(group, frame):
+        return self._begin(frame, sent_as, now)
+
+    def _begin(self, frame: wire.Routing | wire.Latency | wire.Request, sent_as: Key, now: float) -> list[Joined]:
+        """Begin a request with its first part; under another id where there is or was one with this id."""
+        key = sent_as
+        if hash(sent_as) in self._done or sent_as in self._named:
+            nonce = blake2b(f"{frame.source} {frame.seq}".encode(), digest_size=6).hexdigest()
+            key = (frame.replica, called.again(frame.request_id, nonce))
+        if key in self._open:
             self.refused["duplicate"] += 1
             return []
+        group = self._open[key] = _Group(sent_as, now)
+        self._named[sent_as].append(key)
+        _put(group, frame)
+        return self._weighed(key, group, frame, now)
+
+    def _weighed(
+        self, key: Key, group: _Group, frame: wire.Routing | wire.Latency | wire.Request, now: float
+    ) -> list[Joined]:
+        """Add the size of ``frame``, which the group has now; return the request when it is complete."""
         size = memory.weigh(frame)
         group.size += size
         self.bytes += size
@@ -155,10 +201,18 @@ class Join:
     def _close(self, key: Key) -> list[Joined]:
         group = self._open.pop(key)
         self.bytes -= group.size
-        self._done[hash(key)] = None
+        self._named[group.sent_as].remove(key)
+        if not self._named[group.sent_as]:
+            del self._named[group.sent_as]
+        joined = list(_pair(key, group, set(self._seen.get(key[0], ()))))
+        complete = all(one.complete for one in joined)
+        had = (tuple(group.routings), len(group.latencies), group.request is not None, group.choices)
+        digest = hash(group.sent_as)
+        self._done[digest] = _Had(*had, complete=complete)
+        self._done.move_to_end(digest)
         if len(self._done) > _MOST_DONE:
             self._done.popitem(last=False)
-        return list(_pair(key, group, set(self._seen.get(key[0], ()))))
+        return joined
 
 
 def _part(frame: wire.Routing | wire.Latency | wire.Request) -> Part:
@@ -183,6 +237,12 @@ def _put(group: _Group, frame: wire.Routing | wire.Latency | wire.Request) -> bo
         return False
     group.request = frame
     return True
+
+
+def _is_same(group: _Group, frame: wire.Routing | wire.Latency | wire.Request) -> bool:
+    """Say whether the place of ``frame`` is taken by the very same frame."""
+    there = group.routings.get(frame.choice) if isinstance(frame, wire.Routing) else group.request
+    return there is not None and (there.source, there.seq) == (frame.source, frame.seq)
 
 
 def _is_aborted(group: _Group) -> bool:

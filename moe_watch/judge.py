@@ -234,7 +234,7 @@ class Judge:
                     watch.end(change.kind, now, change.ending)
             if one.canary is not None:
                 publish.canary(self._board, watch, one.canary)
-                _check_canaries(watch, one.canary, now)
+                _check_canaries(watch, one.canary, one.reference_since, now)
             if one.siblings is not None:
                 publish.siblings(self._board, watch, one.siblings)
                 watch.compare(one.siblings, now)
@@ -254,10 +254,12 @@ def _active(normals: dict[str, Normal], identity: str) -> object:
     return None if normal is None else normal.active
 
 
-def _check_canaries(watch: Watch, run: CanaryRun, now: float) -> None:
+def _check_canaries(watch: Watch, run: CanaryRun, reference_since: float, now: float) -> None:
     """Open or end the alarm of routing drift; a replay that saw nothing does neither."""
     if run.verdict in FAULTS:
         evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
         watch.begin("routing", run.at, run.at, run.summary, evidence)
     elif run.verdict in {"healthy", "benign"}:
-        watch.end("routing", now, "recovered")
+        known = watch.open.get("routing")
+        replaced = known is not None and known.values["flagged_at"] < reference_since
+        watch.end("routing", now, "reference_replaced" if replaced else "recovered")

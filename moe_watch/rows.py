@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import zlib
+import secrets
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from moe_watch.store import arrays, counts
 from moe_watch.store.write import NewRequest
 
 _DAY_S = 86_400.0
+_DRAW = secrets.token_bytes(16)
 
 
 def new_request(
@@ -84,8 +86,14 @@ def new_requests(
 
 
 def is_kept(request_id: str, rate: float) -> bool:
-    """Say whether the fingerprint of this request is among the share ``rate`` that is stored; the same every time."""
-    return rate >= 1 or zlib.crc32(request_id.encode()) < rate * 2**32
+    """Say whether the fingerprint of this request is among the share ``rate`` that is stored.
+
+    The same every time in this process, and for nobody to foretell who chooses ids.
+    """
+    if rate >= 1:
+        return True
+    drawn = blake2b(request_id.encode(), digest_size=8, key=_DRAW).digest()
+    return int.from_bytes(drawn, "big") < rate * 2**64
 
 
 def _add_fingerprints(of: Sequence[tuple[NewRequest, wire.Routing]]) -> None:

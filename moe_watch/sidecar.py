@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch import __version__, descriptors, fleet, memory, retention, supervise, wire
 from moe_watch.addresses import shown
+from moe_watch.canary import marks
 from moe_watch.canary import schedule as canaries
 from moe_watch.companions import Companions
 from moe_watch.export import metrics, otel, traces
@@ -65,6 +66,7 @@ class Sidecar:
         self._frames = frames
         self._parts = memory.Parts(settings.memory_bytes)
         self._intake = Intake(most_cells=self._parts.cells, expires_s=settings.replica_expires_s)
+        self._marks = marks.Checker()
         self._join = Join(settings.join_timeout_s, most_bytes=self._parts.join)
         self._waiting = Waiting(self._parts.waiting)
         self._writer = Writer(store, self.board, open_spool(settings), self._parts.written)
@@ -161,6 +163,8 @@ class Sidecar:
                 break
             self._tried.set()
             await asyncio.sleep(_OPEN_S)
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            await asyncio.to_thread(self._learn_key)
         await self._use(known.active, known.normals)
         unseen = [model for model in known.announced if self._is_unseen(model)]
         self._intake.announced |= {model.replica: model for model in unseen}
@@ -193,7 +197,7 @@ class Sidecar:
         raws = list(_drain(self._frames, most, self._parts.taken))
         now, monotonic = time.time(), time.monotonic()
         frames = self._intake.take(raws, monotonic)
-        self._waiting.put(self._join.add(frames, monotonic), frames)
+        self._waiting.put(self._join.add(self._marks.check(frames), monotonic), frames)
         if frames:
             self.board.set(metrics.INGEST_LAG, max(0.0, now - frames[-1].sent_at))
         return len(raws)
@@ -273,9 +277,15 @@ class Sidecar:
             await asyncio.sleep(_BASELINE_S)
             with contextlib.suppress(SQLAlchemyError, OSError):
                 await asyncio.to_thread(self._measure_store)
+                await asyncio.to_thread(self._learn_key)
                 found = await asyncio.to_thread(baselines.active, self._store)
                 if found != self._active:
                     await self._use(found, await asyncio.to_thread(normals, self._store, found))
+
+    def _learn_key(self) -> None:
+        """Learn what canaries are signed with; until then they count as traffic."""
+        if not self._marks.key:
+            self._marks.key = marks.secret(self.settings.canary, self._store)
 
     def _measure_store(self) -> None:
         self._store_bytes = engine.size_bytes(self._store)

@@ -25,7 +25,8 @@ MOST_LAYERS: Final = 512
 MOST_EXPERTS: Final = 4096
 MOST_CELLS: Final = 1 << 16  # layers x experts
 # Bounds that a store and a memory can keep; checked where a frame is decoded. A range lets no nan and no infinity in.
-Name = Annotated[str, msgspec.Meta(max_length=255)]
+LONGEST_NAME: Final = 255
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 Tag = Annotated[str, msgspec.Meta(max_length=64)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_FRAME_BYTES)]
@@ -44,6 +45,7 @@ PerLayer = Annotated[list[Mean], msgspec.Meta(max_length=8 * MOST_LAYERS)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
+AGAIN: Final = 13  # characters that an id gets which came before: see ``called.again``
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape", "model_too_large", "memory"]
@@ -176,7 +178,9 @@ class Request(Frame, frozen=True, kw_only=True, tag="request"):
     images: Natural = 0
     domain: Tag = ""  # the client's tag, header X-Moe-Watch-Domain
     user: Tag = ""  # hash of the "user" field, so that a person's requests can be forgotten
-    canary: bool = False
+    canary: bool = False  # it has a mark; whether moe-watch made that, the sidecar checks
+    mark: Tag = ""  # header X-Moe-Watch-Canary, signed by who replays canaries
+    unread: bool = False  # the body was too large or too rich to be read whole: choices, images or more are unknown
     disconnected: bool = False
     traceparent: Tag = ""  # W3C trace context that came with the request, so that a span of ours joins vLLM's trace
     sample: Sample | None = None

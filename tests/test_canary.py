@@ -16,11 +16,15 @@ from canary_world import Fault, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch.canary import prompts, replay, rounds, words
+from moe_watch import wire
+from moe_watch.canary import marks, prompts, replay, rounds, words
 from moe_watch.canary.rounds import assemble
 from moe_watch.detect.canary import Judgement, judge
 from moe_watch.detect.replay import Round, aligned
 from moe_watch.store.canaries import Routed
+from tests.frames import Tap
+
+KEY = "k" * 64
 
 
 def test_the_set_that_ships_has_a_hundred_prompts_with_safety_among_them() -> None:
@@ -110,7 +114,8 @@ class Served:
     def play(self, load: str = "4") -> tuple[replay.Server, list[replay.Answer]]:
         async def all_of_it() -> tuple[replay.Server, list[replay.Answer]]:
             transport = httpx.MockTransport(self.answer)
-            async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            hooks = marks.signing(KEY)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=hooks) as http:
                 server = await replay.probe(http, prompts.load())
                 return server, await replay.replay(http, server, replay.LOADS[load], seed=1)
 
@@ -122,7 +127,10 @@ def test_canaries_are_tagged_salted_and_greedy() -> None:
     served = Served()
     _, answers = served.play("mixed")
     assert len(answers) == len(prompts.load().prompts)
-    assert all(h[replay.CANARY_HEADER] == "1" for h, _ in served.asked)
+    checker, tap = marks.Checker(), Tap()
+    checker.key = KEY
+    asked = checker.check([tap.request("a", mark=headers[marks.HEADER]) for headers, _ in served.asked])
+    assert all(isinstance(request, wire.Request) and request.canary for request in asked)
     assert all(h["X-Request-Id"].startswith(replay.REQUEST_PREFIX) for h, _ in served.asked)
     assert len({body["cache_salt"] for _, body in served.asked}) == len(served.asked)
     canaries = [body for headers, body in served.asked if "filler" not in headers["X-Request-Id"]]

@@ -73,7 +73,7 @@ def test_a_clock_that_jumps_costs_nothing(process: Jumping, monkeypatch: pytest.
     tap, n, real = Tap(), 600, time.time
     process.send(tap.announce(), tap.health())
     _send(process, tap, n, n)
-    time.sleep(0.5)  # written
+    process.until_rows("select count(*) from fingerprints", [(n,)])
     assert "active now" in _fit(process)
     process.until(lambda s: s["replicas"][0]["baseline"] is not None)
     for sidecar, tap_ahead in ((-HOUR_S, 0), (DAY_S, 0), (0, -HOUR_S), (-HOUR_S, DAY_S)):

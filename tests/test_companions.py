@@ -14,10 +14,11 @@ from moe_watch.store import canaries, engine, served
 from moe_watch.store.models import CanaryRun
 from moe_watch.store.write import write
 from tests.frames import Tap
+from tests.judge_bench import Bench
 from tests.test_store_write import some_writes
 
 
-def _check(store: Engine, tap: Tap, verdict: str, at: float, **announced: object) -> None:
+def _check(store: Engine, tap: Tap, verdict: str, at: float, *, reference: bool = False, **announced: object) -> None:
     model = served.by_identity(store, served.identity(tap.announce(**announced)))
     assert model is not None
     run = CanaryRun(
@@ -27,7 +28,7 @@ def _check(store: Engine, tap: Tap, verdict: str, at: float, **announced: object
         engine="vllm",
         load="idle",
         replica=tap.replica,
-        reference=False,
+        reference=reference,
         verdict=verdict,
         first_layer=1,
         effect=2.0,
@@ -51,6 +52,25 @@ def test_a_check_is_news_once(store: Engine) -> None:
     assert news.canary is not None
     assert (news.replica, news.canary.verdict) == ("r0", "routing")
     assert companions.news([one], 50.0) == []
+
+
+@pytest.mark.parametrize(("again", "ending"), [(None, "recovered"), (35.0, "reference_replaced")])
+def test_a_reference_that_was_recorded_anew_cures_nothing(store: Engine, again: float | None, ending: str) -> None:
+    """A healthy check against rounds of after the alarm says that the model is as it was then."""
+    bench = Bench()
+    write(store, bench.judge.collect(bench.now))
+    one = Served("tiny", "r0", bench.judge.watches["r0"].identity)
+    companions = Companions(store, Settings(), Board())
+    _check(store, bench.tap, "", 5.0, reference=True)
+    _check(store, bench.tap, "routing", 30.0)
+    bench.judge.learn(companions.news([one], 31.0), 31.0)
+    assert set(bench.judge.watches["r0"].open) == {"routing"}
+    if again is not None:
+        canaries.retire(store, "tiny", "s")
+        _check(store, bench.tap, "", again, reference=True)
+    _check(store, bench.tap, "healthy", 40.0)
+    bench.judge.learn(companions.news([one], 41.0), 41.0)
+    assert bench.judge.watches["r0"].raised.ended[0]["ending"] == ending
 
 
 def test_a_check_of_another_model_under_the_same_name_is_no_news(store: Engine) -> None:

@@ -126,6 +126,19 @@ def test_one_request_is_forgotten_by_its_id(store: Engine, tmp_path: Path) -> No
     assert run("forget", "--request", "cmpl-ann-33").exit_code == 1
 
 
+def test_all_requests_that_had_one_id_are_forgotten_by_it(store: Engine) -> None:
+    """In store, spool and exports: what was put behind a repeated id hides nothing."""
+    again = batch(75, 3)
+    for request, nonce in zip(again.requests, ("0" * 12, "1" * 12, "2" * 11), strict=True):
+        request.values["request_id"] = f"cmpl-bob-1~{nonce}"
+    write(store, again)
+    assert run("export", "--to", "copies/one", "--since", "2020-01-01").exit_code == 0
+    done = run("forget", "--request", "cmpl-bob-1")
+    assert "deleted 3 requests" in done.output
+    assert "copies/one: deleted 3 rows; 0 left" in done.output
+    assert count(store, models.Request) == 30
+
+
 def test_what_a_running_sidecar_has_in_its_spool_is_waited_for(store: Engine, tmp_path: Path) -> None:
     """It is written to the store first, and deleted there; a spool that does not empty is an error."""
     spool = Spool(tmp_path / "spool", 1 << 24)  # as a running sidecar holds it
@@ -200,7 +213,7 @@ def test_a_person_is_forgotten_while_the_sidecar_runs(tmp_path: Path) -> None:
             process.send(routing, latency, tap.request(routing.request_id, user=ANN, sample=sample, sample_rate=1.0))  # type: ignore[union-attr]
             process.send(*tap.whole())
         process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 60)
-        time.sleep(0.5)  # written
+        process.until_rows("select count(*) from requests", [(60,)])
         assert traces(tmp_path)
         done = subprocess.run(
             [sys.executable, "-m", "moe_watch.cli", "forget", "--user", "ann"],

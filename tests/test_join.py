@@ -154,7 +154,7 @@ def test_a_claim_of_endless_choices_is_bounded() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 3)), max_size=60))
 def test_every_request_comes_out_once(sent: list[tuple[int, int, int]]) -> None:
-    """Whatever arrives, no (request, choice) comes out twice, and none that had a part is forgotten."""
+    """Whatever arrives, no (request, choice) comes out twice, none is forgotten, and no routing but what is late."""
     tap, join, clock = Tap(), Join(_TIMEOUT), itertools.count()
     found: list[Joined] = []
     for request, part, choice in sent:
@@ -165,4 +165,37 @@ def test_every_request_comes_out_once(sent: list[tuple[int, int, int]]) -> None:
     found += join.flush()
     keys = [(joined.request_id, joined.choice) for joined in found]
     assert len(keys) == len(set(keys))
-    assert {request_id for request_id, _ in keys} == {f"cmpl-{request}" for request, _, _ in sent}
+    assert {request_id.split("~")[0] for request_id, _ in keys} == {f"cmpl-{request}" for request, _, _ in sent}
+    routed = [(joined.routing.source, joined.routing.seq) for joined in found if joined.routing is not None]
+    assert len(routed) == len(set(routed)) >= sum(part == 0 for _, part, _ in sent) - join.refused["late"]
+
+
+@given(st.permutations(range(9)))
+def test_requests_with_one_and_the_same_id_are_as_many_as_they_are(order: list[int]) -> None:
+    """However their parts are mixed: three requests come out, under ids that lead back to the one."""
+    tap, join = Tap(), Join(_TIMEOUT)
+    join.add(tap.whole("cmpl-0"), 0.0)
+    frames = [frame for _ in range(3) for frame in tap.whole("cmpl-1")]
+    found = [*join.add([frames[index] for index in order], 0.0), *join.flush()]
+    assert sum(joined.routing is not None for joined in found) == 3
+    assert len({joined.request.seq for joined in found if joined.request is not None}) == 3
+    assert {joined.request_id.split("~")[0] for joined in found} == {"cmpl-1"}
+
+
+def test_a_constant_id_hides_no_request() -> None:
+    """One after the other, as one client sends them, each is complete and has an id of its own."""
+    tap, join = Tap(), Join(_TIMEOUT)
+    found = [joined for _ in range(600) for joined in join.add(tap.whole("cmpl-1"), 0.0)]
+    assert _complete(found) == [True] * 600
+    assert len({joined.request_id for joined in found}) == 600
+    assert not join.refused
+    assert len(join) == 0
+    assert not join._named
+
+
+def test_choices_that_a_request_did_not_own_up_to_are_counted() -> None:
+    """A body that could not be read says one; what the engine routed comes out all the same."""
+    tap, join = Tap(), Join(_TIMEOUT)
+    found = join.add([*tap.whole("cmpl-1"), *(tap.routing("cmpl-1", choice=choice) for choice in range(1, 8))], 0.0)
+    found += join.flush()
+    assert sorted(joined.choice for joined in found if joined.routing is not None) == list(range(8))

@@ -91,7 +91,7 @@ def test_a_bare_sidecar_works_where_vllm_is_not(wheel: Path, tmp_path: Path) -> 
     command = [sys.executable, "-c", _BARE, str(tmp_path / "site")]
     done = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Run the sidecar until it is told to stop" in done.stdout
+    assert "Run the sidecar until it is stopped" in done.stdout
     assert re.search(r"schema \d{4} \(was empty\)", done.stdout)
 
 

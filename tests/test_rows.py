@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -89,3 +91,14 @@ def test_the_share_of_fingerprints_is_the_same_requests_every_time(rate: float, 
     assert not rows.is_kept(request_id, rate) or rows.is_kept(request_id, min(1.0, rate * 1.5))
     assert rows.is_kept(request_id, 1.0)
     assert not rows.is_kept(request_id, 0.0)
+
+
+def test_which_fingerprints_are_kept_is_not_the_clients_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that a draw without a secret would leave out are kept as often as others."""
+    avoiding = [name for name in map(str, range(9000)) if zlib.crc32(name.encode()) >= 2**31][:4000]
+    kept = []
+    for draw in (b"one", b"two"):
+        monkeypatch.setattr(rows, "_DRAW", draw)
+        kept.append([rows.is_kept(name, 0.5) for name in avoiding])
+        assert 1800 < sum(kept[-1]) < 2200
+    assert kept[0] != kept[1]

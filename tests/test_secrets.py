@@ -29,7 +29,10 @@ from tests.postgres import Postgres
 
 MARK = "hunter2"
 ANYWHERE = "0.0.0.0"  # noqa: S104 - that is the point
-_KEYS = ("HTTP__TOKEN", "VLLM_API_KEY", "SHADOW__API_KEY", "SHADOW__JUDGE_API_KEY", "GRAFANA__TOKEN")
+_KEYS = (
+    *("HTTP__TOKEN", "VLLM_API_KEY", "SHADOW__API_KEY", "SHADOW__JUDGE_API_KEY", "GRAFANA__TOKEN"),
+    "CANARY__SECRET",
+)
 _URLS = ("VLLM_URL", "SHADOW__URL", "SHADOW__JUDGE_URL", "OTLP__ENDPOINT")
 
 

@@ -75,6 +75,13 @@ class Process:
         with sqlite3.connect(self.database) as connection:
             return connection.execute(query).fetchall()
 
+    def until_rows(self, query: str, wanted: list[Any]) -> None:
+        """Return when ``query`` finds ``wanted`` in the store."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := self.rows(query)) != wanted:
+            assert time.monotonic() < deadline, (query, found, self.server.log_tail())
+            time.sleep(0.1)
+
     def close(self) -> None:
         self.socket.close()
         self.server.stop()
@@ -119,8 +126,7 @@ def test_sigterm_loses_nothing_that_was_received(process: Process) -> None:
     for _ in range(400):
         process.send(*tap.whole())
     process.send(tap.routing("cmpl-alone"))
-    process.until(lambda s: s["frames_received"].get("routing", 0) >= 1)
-    time.sleep(0.3)  # the kernel has the rest by now
+    process.until(lambda s: s["frames_received"].get("routing", 0) == 401)  # most of them wait to be judged
     os.kill(process.server.process.pid, signal.SIGTERM)
     assert process.server.process.wait(PATIENCE_S) == 0
     assert process.rows("select count(*) from requests") == [(401,)]
@@ -162,7 +168,7 @@ def test_from_learning_to_an_alarm_and_back_to_silence(process: Process) -> None
     for _ in range(600):
         process.send(*tap.whole())
     process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 600)
-    time.sleep(1)  # written
+    process.until_rows("select count(*) from fingerprints", [(600,)])
     assert "fitted on 600 requests; active now" in _fit(process)
     process.until(lambda s: s["replicas"][0]["baseline"] is not None)
     for _ in range(300):
@@ -199,7 +205,8 @@ def test_a_kill_loses_at_most_seconds_and_the_next_start_goes_on(process: Proces
     for _ in range(100):
         process.send(*tap.whole())
     process.until(lambda s: s["replicas"] and s["replicas"][0]["requests"] == 100)
-    time.sleep(6)  # one partial window
+    process.until_rows("select count(*) from requests", [(100,)])
+    process.until_rows("select sum(requests) from windows", [(100,)])
     os.kill(process.server.process.pid, signal.SIGKILL)
     process.server.process.wait(PATIENCE_S)
     process.server = process.start()

@@ -50,6 +50,25 @@ def test_a_request_is_found_by_its_id(store: Engine) -> None:
     assert requests.find(store, "cmpl-1", replica="other") == []
 
 
+def test_ids_that_were_made_unique_lead_back(store: Engine) -> None:
+    """The client's id finds its request and those that came again with it, and no id that only looks so."""
+    writes = some_writes(6)
+    names = [
+        "a_b",
+        "a_b~0123456789ab",
+        "a_b~0123456789ac",
+        "a_b~0123",
+        "axb~0123456789ab",
+        "a_b~0123456789ab~zzzzzzzzzzzz",
+    ]
+    for request, name in zip(writes.requests, names, strict=True):
+        request.values["request_id"] = name
+    write(store, writes)
+    assert {found.request.request_id for found in requests.find(store, "a_b")} == set(names[:3])
+    assert {found.request.request_id for found in requests.find(store, names[1])} == {names[1], names[5]}
+    assert [found.request.request_id for found in requests.find(store, names[3])] == [names[3]]
+
+
 def arrays_sum(raw: bytes) -> int:
     return int(requests.arrays.unpack_counts(raw, 3, 8).sum())
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from moe_watch import rows, wire
 from moe_watch.aggregate import Window
 from moe_watch.join import Join
-from moe_watch.store import arrays, engine, models, served, windows
+from moe_watch.store import arrays, engine, models, requests, served, windows
 from moe_watch.store.write import NewEpisode, NewEvent, Writes, is_away, write
 from tests.frames import Tap
 
@@ -87,8 +87,9 @@ def test_what_is_written_twice_is_there_once(store: Engine) -> None:
 
 def test_a_batch_may_mix_old_and_new_requests(store: Engine) -> None:
     """Only the new ones get rows, and every fingerprint belongs to its own request."""
-    write(store, some_writes(2))
-    more = some_writes(5)
+    old, more = some_writes(2), some_writes(5)
+    more.requests[:2] = old.requests
+    write(store, old)
     assert write(store, more) == 3
     with store.connect() as connection:
         found = connection.execute(
@@ -108,6 +109,20 @@ def test_the_same_request_twice_in_one_batch_is_one_row(store: Engine) -> None:
     writes.requests += writes.requests
     assert write(store, writes) == 2
     assert _count(store, models.Fingerprint) == 2
+
+
+def test_an_id_that_comes_again_long_after_is_another_row(store: Engine) -> None:
+    """With its own fingerprint and text, found by the client's id; writing all of it once more changes nothing."""
+    first, later = some_writes(3), some_writes(3)
+    for request in later.requests:
+        request.values["finished_at"] += 1e6
+    assert [write(store, some) for some in (first, later, later, first)] == [3, 3, 0, 0]
+    found = requests.find(store, "cmpl-1")
+    assert [one.request.finished_at for one in found] == [
+        writes.requests[1].values["finished_at"] for writes in (later, first)
+    ]
+    assert all(one.fingerprint is not None and one.sample is not None for one in found)
+    assert [one.request.request_id for one in requests.find(store, found[0].request.request_id)] != ["cmpl-1"]
 
 
 def test_a_window_grows_in_place(store: Engine) -> None:

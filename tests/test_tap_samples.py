@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import zlib
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from vllm.entrypoints.openai.chat_completion import api_router
+from vllm.entrypoints.serve.engine.serving import BaseServing
 
 from moe_watch import rows, wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap import bodies, exchange, frontend, redact, samples
+from moe_watch.tap import asked as asking
+from moe_watch.tap import bodies, exchange, frontend, ids, redact, samples
 from moe_watch.tap.sender import Sender
 from moe_watch.tap.status import Status
 from tests.fake_api import CHAT, chat
@@ -115,12 +125,97 @@ def test_a_redaction_that_cannot_be_loaded_switches_sampling_off(monkeypatch: py
     assert served.frame().sample is None
 
 
-def test_canaries_are_marked_and_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their text is known anyway."""
+def test_a_canarys_mark_is_told_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether moe-watch made it, the sidecar finds out: to the tap it is a request like any other."""
     served = Served(monkeypatch, sample_rate=1.0)
-    served.post(ask(), **{"X-Moe-Watch-Canary": "1"})
-    assert served.frame().canary
-    assert served.frame().sample is None
+    served.post(ask(), **{"X-Moe-Watch-Canary": "m" * 70})
+    assert (served.frame().mark, served.frame().canary) == ("m" * 64, True)
+    assert served.frame().sample is not None
+
+
+def test_an_id_that_comes_again_gets_one_of_its_own_that_leads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for vLLM, the frame and the answer's header; what the engine makes of it leads to the same."""
+    served = Served(monkeypatch)
+    told = []
+    for _ in range(50):
+        seen = served.post(ask(), **{"X-Request-Id": "abc-1"}).headers["x-request-id"]
+        told.append(served.frame().request_id)
+        assert told[-1] == f"chatcmpl-{seen}"
+        assert ids.from_engine(f"chatcmpl-{seen}-0123abcd") == ids.from_frontend(told[-1]) == (told[-1], 0)
+        assert ids.from_engine(f"1_cmpl-{seen}-2-0123abcd") == (f"cmpl-{seen}", 2 * wire.CHOICES + 1)
+    assert told[0] == "chatcmpl-abc-1"
+    assert len(set(told)) == 50
+    assert all(re.fullmatch("chatcmpl-abc-1~[0-9a-f]{12}", one) for one in told[1:])
+
+
+def test_of_two_id_headers_the_one_that_vllm_reads_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first; and where it is one of ours, vLLM sees no other."""
+    heard: list[str | None] = []
+    served = Served(monkeypatch)
+
+    async def app(scope: Any, _: Any, send: Any) -> None:
+        heard.append(BaseServing._base_request_id(Request(scope)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    served.app.app = app
+    for first, second in ((b"a", b"b"), (b"a", b"c"), (b"", b"d"), (b"b", b"a")):
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [(b"x-request-id", first), *HOST]}
+        scope["headers"].append((b"x-request-id", second))  # type: ignore[union-attr]
+        asyncio.run(served.app(scope, None, send_nothing))  # type: ignore[arg-type]
+        assert served.frame().request_id == f"chatcmpl-{heard[-1]}"
+    assert heard[0] == "a"
+    assert heard[3] == "b"
+    assert len(set(heard)) == 4
+
+
+HOST = [(b"host", b"vllm")]
+
+
+async def send_nothing(_: object) -> None:
+    """Take a message."""
+
+
+def test_which_requests_are_sampled_is_not_the_clients_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that a draw without a secret would choose are chosen no more often than others; one process is consistent."""
+    assert len(exchange._SECRET) >= 16
+    own = [f"a{n}".encode() for n in range(400_000) if zlib.crc32(f"chatcmpl-a{n}".encode()) < 2**32 // 100][:2000]
+    shares = []
+    for secret in (b"one", b"two"):
+        monkeypatch.setattr(exchange, "_SECRET", secret)
+        shares.append([exchange._is_drawn(one, 0.25) for one in own])
+        assert shares[-1] == [exchange._is_drawn(one, 0.25) for one in own]
+        assert 400 < sum(shares[-1]) < 600
+    assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize("root", ["", "/llm", "/a/b", "/"])
+@pytest.mark.parametrize("stripped", [False, True])
+def test_a_root_path_hides_nothing(monkeypatch: pytest.MonkeyPatch, root: str, *, stripped: bool) -> None:
+    """`vllm serve --root-path`: vLLM's own router answers, and the request is told with its route."""
+    served = Served(monkeypatch)
+    app = FastAPI()
+    app.root_path = root  # as vllm.entrypoints.launchers.app.build_app sets it
+    app.include_router(api_router.router)
+    app.add_middleware(samples.Middleware)
+    path = CHAT if stripped or root == "/" else root + CHAT
+
+    async def go() -> int:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://vllm") as client:
+            return (await client.post(path, json=ask())).status_code
+
+    assert asyncio.run(go()) != 404
+    assert served.frame().endpoint == CHAT
+    assert served.frame().user == ""
+    assert served.frame().model == "m"
+
+
+@given(st.lists(st.sampled_from(["/", "llm", "v1", "l", ""])), st.lists(st.sampled_from(["/", "llm", "v1", ""])))
+def test_paths_are_matched_as_starlette_matches_them(path: list[str], root: list[str]) -> None:
+    """By its own function."""
+    scope = {"path": "/" + "".join(path), "root_path": "".join(root)}
+    assert samples.route(scope) == get_route_path(scope)
 
 
 def test_the_trace_that_a_request_came_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +245,7 @@ def test_images_domain_and_user_are_told_without_their_content(monkeypatch: pyte
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": 7}', b"\xff\xfe", b'{"n": "many"}'])
 def test_any_body_is_borne(body: bytes) -> None:
     """What is not of the API asks for nothing."""
-    asked = bodies.said(body)
+    asked = asking.said(body)
     assert (asked.choices, asked.images) == (1, 0)
 
 
@@ -160,13 +255,13 @@ def test_any_body_is_borne(body: bytes) -> None:
 )
 def test_each_prompt_of_a_completion_has_n_choices(prompt: object, prompts: int) -> None:
     """A list of token ids is one prompt, a list of texts or of such lists is several."""
-    asked = bodies.said(json.dumps({"prompt": prompt, "n": 2}).encode())
+    asked = asking.said(json.dumps({"prompt": prompt, "n": 2}).encode())
     assert (asked.prompts, asked.choices) == (prompts, 2 * prompts)
 
 
 def test_each_of_several_prompts_keeps_its_own_text() -> None:
     """A sample of several prompts lists them, each redacted, with the outputs prompt by prompt."""
-    asked = bodies.said(json.dumps({"prompt": ["to ann@example.org", 'say "b"'], "n": 2}).encode())
+    asked = asking.said(json.dumps({"prompt": ["to ann@example.org", 'say "b"'], "n": 2}).encode())
     answer = json.dumps({"choices": [{"index": index, "text": str(index)} for index in range(4)]}).encode()
     sample = bodies.sample(asked, answer, redact.redact, 1000, cut=False)
     assert (sample.prompts, sample.outputs) == (2, ["0", "1", "2", "3"])
@@ -177,7 +272,7 @@ def test_each_of_several_prompts_keeps_its_own_text() -> None:
 
 def test_long_outputs_of_many_choices_fit_a_frame() -> None:
     """However much a client asks for, a sample is never too large to send."""
-    asked = bodies.said(json.dumps({"prompt": ["p" * 10_000] * 100, "n": 8}).encode())
+    asked = asking.said(json.dumps({"prompt": ["p" * 10_000] * 100, "n": 8}).encode())
     answer = json.dumps({"choices": [{"index": index, "text": "o" * 60_000} for index in range(800)]}).encode()
     sample = bodies.sample(asked, answer, lambda text: (text, 0), 10**9, cut=False)
     assert len(sample.outputs) == 800
@@ -188,7 +283,7 @@ def test_long_outputs_of_many_choices_fit_a_frame() -> None:
 @pytest.mark.parametrize("raw", [b"", b"data: {", b"data: []\n\n", b'{"choices": null}', b'{"choices": [7]}'])
 def test_any_answer_is_borne(raw: bytes) -> None:
     """What cannot be read is an empty output."""
-    assert bodies.sample(bodies.said(b"{}"), raw, redact.redact, 100, cut=False).outputs == [""]
+    assert bodies.sample(asking.said(b"{}"), raw, redact.redact, 100, cut=False).outputs == [""]
 
 
 @pytest.mark.parametrize("broken_part", ["_note_request", "_note_answer", "_frame"])
@@ -220,7 +315,7 @@ def test_other_paths_pass_untold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_switch_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The middleware of a server without the setting is a plain call."""
     monkeypatch.delenv("MOE_WATCH_ENDPOINT", raising=False)
-    assert samples.Middleware(chat)._sender is None  # type: ignore[arg-type]
+    assert samples.Middleware(chat)._tap is None  # type: ignore[arg-type]
 
 
 PEM = "-----BEGIN RSA PRIVATE KEY-----"
@@ -261,7 +356,7 @@ def test_what_was_json_stays_json() -> None:
 def test_numbers_that_no_frame_holds_do_not_switch_the_tap_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client may ask for any number of choices and tokens."""
     for body in ({"n": 2**70}, {"n": 2**40}, {"max_tokens": 2**70, "seed": -(2**70)}):
-        asked = bodies.said(json.dumps({"prompt": "a", **body}).encode())
+        asked = asking.said(json.dumps({"prompt": "a", **body}).encode())
         sample = bodies.sample(asked, b"{}", redact.redact, 1000, cut=False)
         frame = msgspec.structs.replace(Tap().request("a"), choices=asked.choices, sample=sample)
         assert wire.decode(wire.encode(frame)) == frame
@@ -271,7 +366,7 @@ def test_what_a_cut_leaves_of_a_number_does_not_leave() -> None:
     """Redaction that makes a text much shorter must not bring its cut edge into the sample."""
     text = f"{PEM}\n{'a' * 3000}\n{PEM.replace('BEGIN', 'END')}" + " mail ann@example.org" * 1000
     for most in range(4000, 4040):
-        asked = bodies.said(json.dumps({"prompt": text}).encode())
+        asked = asking.said(json.dumps({"prompt": text}).encode())
         assert "ann" not in bodies.sample(asked, b"{}", redact.redact, most, cut=False).prompt
 
 
@@ -282,6 +377,6 @@ def test_token_ids_do_not_leave() -> None:
         ([[5]], "[token ids]"),
         ([[5, 6], [7]], '["[token ids]","[token ids]"]'),
     ):
-        asked = bodies.said(json.dumps({"prompt": prompt}).encode())
+        asked = asking.said(json.dumps({"prompt": prompt}).encode())
         sample = bodies.sample(asked, b"{}", redact.redact, 1000, cut=False)
         assert (sample.prompt, sample.prompt_truncated) == (expected, True)

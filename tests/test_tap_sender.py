@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -123,6 +124,26 @@ def test_a_frame_that_cannot_be_made_is_counted_and_passed_over(tmp_path: Path) 
     assert details(frames) == ["1", "2"]
     assert tap.dropped["error"] == 1
     assert tap.status.errors == 1
+
+
+def test_frames_that_take_long_to_make_keep_no_health_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the thread looks at everything else, and goes on with the queue at once."""
+    tap, clock, sent = sender(tmp_path), 0.0, list[bytes]()
+
+    def slow(header: Header) -> wire.Event:
+        nonlocal clock
+        clock += 0.4
+        return wire.Event(**header, kind="engine_start", at=0.0)
+
+    monkeypatch.setattr(tap, "stopping", True)  # no thread: the test has its turn
+    monkeypatch.setattr("moe_watch.tap.sender.time.monotonic", lambda: clock)
+    for _ in range(100):
+        tap.put(slow)
+    tap._wake.clear()
+    socket = SimpleNamespace(poll=lambda *_: 1, send=lambda raw, _: sent.append(raw))
+    tap._drain(socket)  # type: ignore[arg-type]
+    assert len(sent) == 3
+    assert tap._wake.is_set()
 
 
 def test_an_endpoint_that_is_none_switches_the_tap_off(tmp_path: Path) -> None:

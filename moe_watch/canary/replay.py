@@ -1,8 +1,8 @@
 """Replays the canary set against an OpenAI-compatible vLLM server, in several batch compositions.
 
 Temperature 0, a fixed seed and a fixed number of output tokens. A fresh ``cache_salt`` a request keeps the prefix cache
-from answering for the router: cached positions are not routed again. The header tags the requests, so that neither they
-nor the filler count as traffic.
+from answering for the router: cached positions are not routed again. The client marks the requests, so that neither
+they nor the filler count as traffic.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from moe_watch.addresses import bearer, refused, shown, why
+from moe_watch.canary import marks
 from moe_watch.canary.prompts import CanarySet, Prompt
 from moe_watch.canary.reference import token_digest
 
-CANARY_HEADER = "X-Moe-Watch-Canary"
 REQUEST_PREFIX = "moe-watch-canary-"
 _PAUSE_S = 0.2
 
@@ -71,12 +71,15 @@ class Answer:
 
 @asynccontextmanager
 async def client(
-    url: str, api_key: SecretStr | None = None, timeout_s: float = 120
+    url: str, api_key: SecretStr | None, key: str, timeout_s: float = 120
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Open an HTTP client for the server at ``url`` (with or without /v1)."""
+    """Open an HTTP client for the server at ``url`` (with or without /v1) whose requests are marked with ``key``."""
     base = url.rstrip("/").removesuffix("/v1")
     limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=base, headers=bearer(api_key), timeout=timeout_s, limits=limits) as http:
+    hooks, headers = marks.signing(key), bearer(api_key)
+    async with httpx.AsyncClient(
+        base_url=base, headers=headers, timeout=timeout_s, limits=limits, event_hooks=hooks
+    ) as http:
         yield http
 
 
@@ -182,7 +185,7 @@ def _path(server: Server) -> str:
 
 
 def _headers(name: str) -> dict[str, str]:
-    return {"X-Request-Id": f"{REQUEST_PREFIX}{name}", CANARY_HEADER: "1"}
+    return {"X-Request-Id": f"{REQUEST_PREFIX}{name}"}
 
 
 def _body(server: Server, prompt: Prompt) -> dict[str, Any]:

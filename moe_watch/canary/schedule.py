@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch.canary import prompts, replay
+from moe_watch.canary import marks, prompts, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name
 from moe_watch.settings import Settings
 from moe_watch.store import canaries, episodes, events
@@ -94,7 +94,8 @@ async def once(settings: Settings, engine: Engine) -> Checked:
     if settings.vllm_url is None:
         raise NotChecked("the address of vLLM is not set: MOE_WATCH_VLLM_URL")
     wanted = prompts.load(settings.canary.prompts)
-    async with replay.client(settings.vllm_url, settings.vllm_api_key) as http:
+    key = await asyncio.to_thread(marks.secret, settings.canary, engine)
+    async with replay.client(settings.vllm_url, settings.vllm_api_key, key) as http:
         server = await replay.probe(http, wanted)
         loads = loads_by_name(settings.canary.loads)
         return await check(http, server, engine, loads=loads, error=settings.canary.error)

@@ -1,4 +1,4 @@
-"""The commands of ``moe-watch``, a file each."""
+"""The commands of ``moe-watch``, one file each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_watch.store.engine import StoreError
 
 
 class Address(click.types.StringParamType):
-    """The address of a server, store or folder; refused with a password, since everyone sees command lines."""
+    """The address of a server, store or folder; refused with a password, since every user can read command lines."""
 
     name = "url"
 
@@ -39,7 +39,7 @@ ADDRESS = Address()
 
 
 def settings(**flags: object) -> Settings:
-    """Return the settings with ``flags`` on top; raise ``ClickException`` that names each wrong one."""
+    """Return the settings with ``flags`` on top; raise ``ClickException`` that names each invalid one."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -50,7 +50,7 @@ def settings(**flags: object) -> Settings:
 
 
 def store(of: Settings) -> Engine:
-    """Return the store at the newest schema; raise ``ClickException`` that says what to do."""
+    """Return the store at the newest schema; raise ``ClickException`` with the remedy."""
     try:
         opened = engine.connect(of.store.url)
         engine.check(opened)

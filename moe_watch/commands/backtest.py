@@ -1,4 +1,4 @@
-"""``moe-watch backtest``: what today's detectors would have said of the recorded past."""
+"""``moe-watch backtest``: which alarms today's detectors would have raised on stored requests."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from moe_watch.store.models import Model
 
 
 @click.command("backtest")
-@click.option("--since", default="7d", show_default=True, help="How far back: 12h, 7d, or a date.")
-@click.option("--until", default=None, help="Up to when; now by default.")
-@click.option("--model", "name", help="Name of the model; the one seen last by default.")
-@click.option("--from", "address", type=commands.ADDRESS, help="Read Parquet of `moe-watch export`, not the store.")
+@click.option("--since", default="7d", show_default=True, help="Start: 12h or 7d ago, or a date.")
+@click.option("--until", default=None, help="End; by default now.")
+@click.option("--model", "name", help="Name of the model; by default the one seen last.")
+@click.option(
+    "--from", "address", type=commands.ADDRESS, help="Read Parquet of `moe-watch export` instead of the store."
+)
 @click.option(
     "--ray", "cluster", help="Run on the Ray cluster at this address ('local' starts one here); needs --from."
 )
 def command(since: str, until: str | None, name: str | None, address: str | None, cluster: str | None) -> None:
-    """Run the detectors over stored fingerprints, replica by replica, and tell when each drift would have fired."""
+    """Run the detectors over stored fingerprints of each replica, and show when each drift alarm would have opened."""
     if cluster and not address:
         raise click.UsageError("--ray needs --from: the workers read Parquet, not the store")
     start, end = period(since, until, time.time())

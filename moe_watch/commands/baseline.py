@@ -1,4 +1,4 @@
-"""``moe-watch baseline``: what is normal for a model, fitted on requests in the store, versioned."""
+"""``moe-watch baseline``: versioned baselines of a model, fitted on requests in the store."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from moe_watch.store.engine import StoreError
 from moe_watch.store.models import Baseline, Model
 
 _BATCH = 512
-_model = click.option("--model", "name", help="Name of the model; needed where the store has several.")
+_model = click.option("--model", "name", help="Name of the model; needed if the store has several.")
 
 
 @click.group()
 def command() -> None:
-    """Fit, list, show and promote baselines, pictures of normal routing, or have normal quality learned anew."""
+    """Fit, list, show and promote baselines of normal routing, or learn a new reference of normal quality."""
 
 
 @command.command()
 @_model
-@click.option("--since", default="30d", show_default=True, help="Fit on requests from then on: 12h, 7d, or a date.")
-@click.option("--until", help="Fit on requests up to then; now by default.")
-@click.option("--note", default="", help="Why this baseline was made; kept with it.")
-@click.option("--promote", "and_promote", is_flag=True, help="Make it the active one at once.")
-@click.option("--seed", default=0, show_default=True, help="Draws which requests fit and which calibrate.")
+@click.option("--since", default="30d", show_default=True, help="Start of the period: 12h or 7d ago, or a date.")
+@click.option("--until", help="End of the period; by default now.")
+@click.option("--note", default="", help="A note that is kept with the baseline.")
+@click.option("--promote", "and_promote", is_flag=True, help="Make it the active baseline at once.")
+@click.option("--seed", default=0, show_default=True, help="Seed that divides the requests into fit and calibration.")
 def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *, and_promote: bool) -> None:
     """Fit a baseline on the stored requests of a period of normal traffic."""
     settings, now = commands.settings(), time.time()
@@ -124,7 +124,7 @@ def show(version: int, name: str | None) -> None:
 @click.argument("version", type=int)
 @_model
 def promote(version: int, name: str | None) -> None:
-    """Make one baseline the active one; a running sidecar takes it up within seconds."""
+    """Make one baseline the active one; a running sidecar loads it within seconds."""
     store = commands.store(commands.settings())
     model = choose(store, name)
     try:
@@ -137,10 +137,10 @@ def promote(version: int, name: str | None) -> None:
 @command.command()
 @_model
 def relearn(name: str | None) -> None:
-    """Let QualityGap and GarbledOutput learn anew what is normal, after a change of the model that is accepted.
+    """Make QualityGap and GarbledOutput learn a new reference, after an accepted change of the model.
 
-    Their reference is made of the replays from now on; a running sidecar takes this up within seconds. Alarms of both
-    that are open end, and until the reference is complete they see nothing.
+    The reference consists of the replays from now on; a running sidecar starts it within seconds. Open alarms of both
+    end, and neither raises an alarm until the reference is complete.
     """
     settings = commands.settings()
     store = commands.store(settings)

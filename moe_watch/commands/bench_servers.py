@@ -1,4 +1,4 @@
-"""``moe-watch bench-servers``: where does the MoE begin to pay."""
+"""``moe-watch bench-servers``: from which concurrency on the MoE is faster than the dense model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 import click
 import httpx
 from pydantic import SecretStr
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from moe_watch import commands, tables, terminal
 from moe_watch.addresses import bearer
+from moe_watch.canary import marks
 from moe_watch.detect.advantage import begins
 from moe_watch.report.figures import plural
 from moe_watch.serving.load import Level, LoadError, Target, prompts, side_by_side
@@ -27,12 +30,22 @@ from moe_watch.store.models import ServerBench
 
 @click.command()
 @click.option("--moe", "moe_url", type=commands.ADDRESS, help="Base URL of the MoE's server; by default vllm_url.")
-@click.option("--dense", "dense_url", type=commands.ADDRESS, help="That of the dense model's; by default shadow.url.")
-@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Requests under way at once.")
-@click.option("--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Turns of each server.")
-@click.option("--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts.")
-@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Length of the answers.")
-@click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A file with a prompt a line.")
+@click.option(
+    "--dense", "dense_url", type=commands.ADDRESS, help="Base URL of the dense model's server; by default shadow.url."
+)
+@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Numbers of requests under way at once.")
+@click.option(
+    "--rounds", default=4, show_default=True, type=click.IntRange(2, 50), help="Number of turns of each server."
+)
+@click.option(
+    "--prompt-words", default=64, show_default=True, type=click.IntRange(1), help="Length of the prompts, words."
+)
+@click.option(
+    "--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Maximum length of the answers, tokens."
+)
+@click.option(
+    "--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A file with one prompt per line."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the result in the store for the report.")
 def command(
@@ -47,7 +60,7 @@ def command(
     as_json: bool,
     save: bool,
 ) -> None:
-    """Load both servers in turns, with the same prompts, and say from which concurrency on the MoE is faster.
+    """Load both servers in turns, with the same prompts, and print from which concurrency on the MoE is faster.
 
     This is load on a production server: it is short (a few requests per level and round) but real.
     """
@@ -56,10 +69,11 @@ def command(
     if settings.vllm_url is None or settings.shadow.url is None:
         raise click.ClickException("two servers are needed: give --moe and --dense")
     store = commands.store(settings) if save else None
+    hooks = _marking(settings, store)
     texts = _texts(file) if file else prompts(prompt_words)
     levels = _levels(concurrency)
     try:
-        names, found = asyncio.run(_measure(settings, levels, rounds, max_tokens, texts))
+        names, found = asyncio.run(_measure(settings, levels, rounds, max_tokens, texts, hooks=hooks))
     except (LoadError, DenseError) as error:
         raise click.ClickException(str(error)) from error
     at = time.time()
@@ -68,6 +82,16 @@ def command(
         with Session(store, expire_on_commit=False) as session, session.begin():
             shadows.add_benches(session, rows)
     _print(rows, as_json=as_json)
+
+
+def _marking(settings: Settings, store: Engine | None) -> marks.Hooks:
+    """Return what marks the load as no traffic; where there is none, say that it counts."""
+    try:
+        known = store if store is not None else commands.store(settings)
+        return marks.signing(marks.secret(settings.canary, known))
+    except (click.ClickException, SQLAlchemyError):
+        terminal.line("the load counts as traffic: without the store, MOE_WATCH_CANARY__SECRET is not known", err=True)
+        return {}
 
 
 def _texts(file: Path) -> Iterator[str]:
@@ -91,11 +115,11 @@ def _levels(text: str) -> list[int]:
 
 
 async def _measure(
-    settings: Settings, levels: list[int], rounds: int, max_tokens: int, texts: Iterator[str]
+    settings: Settings, levels: list[int], rounds: int, max_tokens: int, texts: Iterator[str], *, hooks: marks.Hooks
 ) -> tuple[tuple[str, str], list[Level]]:
     """Return the names of both models and what they did."""
     async with (
-        _http(settings.vllm_url or "", settings.vllm_api_key) as moe,
+        _http(settings.vllm_url or "", settings.vllm_api_key, hooks) as moe,
         _http(settings.shadow.url or "", settings.shadow.api_key) as dense,
     ):
         names = (await DenseClient(moe).served())[0], (await DenseClient(dense, settings.shadow.model).served())[0]
@@ -110,10 +134,11 @@ async def _measure(
     return names, found
 
 
-def _http(url: str, key: SecretStr | None) -> httpx.AsyncClient:
+def _http(url: str, key: SecretStr | None, hooks: marks.Hooks | None = None) -> httpx.AsyncClient:
     base = url.rstrip("/").removesuffix("/v1")
     limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=httpx.Timeout(300, connect=5), limits=limits)
+    timeout = httpx.Timeout(300, connect=5)
+    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=timeout, limits=limits, event_hooks=hooks)
 
 
 def _row(level: Level, at: float, moe: str, dense: str) -> ServerBench:

@@ -1,4 +1,4 @@
-"""``moe-watch canary``: replay a fixed set of prompts, to tell a change of the model from one of the traffic."""
+"""``moe-watch canary``: replay a fixed set of prompts, to distinguish a change of the model from one of the traffic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 
 from moe_watch import commands, tables, terminal
-from moe_watch.canary import prompts, reference, replay
+from moe_watch.canary import marks, prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS
@@ -23,9 +23,9 @@ from moe_watch.settings import Settings
 from moe_watch.store import canaries
 from moe_watch.store.models import CanaryRun
 
-_url = click.option("--url", type=commands.ADDRESS, help="Base URL of vLLM; settings.vllm_url by default.")
+_url = click.option("--url", type=commands.ADDRESS, help="Base URL of vLLM; by default vllm_url of the settings.")
 _prompts = click.option(
-    "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; the set that ships by default."
+    "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; by default the included set."
 )
 _loads = click.option("--loads", help="Batch compositions, comma-separated: 1, 4, 16, mixed.")
 _FAILURES = (NotChecked, replay.ServerRefused, prompts.BadCanarySet, reference.NoReference)
@@ -33,7 +33,7 @@ _FAILURES = (NotChecked, replay.ServerRefused, prompts.BadCanarySet, reference.N
 
 @click.group()
 def command() -> None:
-    """Replay canary prompts: record the reference, check against it, list what was found."""
+    """Replay canary prompts: record the reference, check against it, list the checks."""
 
 
 @command.command("record")
@@ -43,10 +43,12 @@ def command() -> None:
 @click.option(
     "--rounds", default=8, show_default=True, type=click.IntRange(FEWEST_ROUNDS, 100), help="Healthy rounds to replay."
 )
-@click.option("--add", is_flag=True, help="Add to the reference, such as after a restart; else it is replaced.")
+@click.option(
+    "--add", is_flag=True, help="Add the rounds to the reference, for example after a restart, instead of replacing it."
+)
 @click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="Weights for --engine transformers.")
-@click.option("--model", help="Name under which vLLM serves it, for --engine transformers.")
+@click.option("--model", help="Name under which vLLM serves the model, for --engine transformers.")
 def record_(
     *,
     url: str | None,
@@ -58,7 +60,7 @@ def record_(
     model: str | None,
     add: bool,
 ) -> None:
-    """Learn how canaries are routed while the deployment is known to be good."""
+    """Record the routing of the canaries as the reference, while the deployment is known to be good."""
     settings = _settings(url, path, loads)
     store = commands.store(settings)
     try:
@@ -98,7 +100,8 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
 
         names = ", ".join(load.name for load in loads)
         show()
-        async with replay.client(_address(settings), settings.vllm_api_key) as http:
+        key = marks.secret(settings.canary, store)
+        async with replay.client(_address(settings), settings.vllm_api_key, key) as http:
             server = await replay.probe(http, wanted)
             total = await record(http, server, loads, store, rounds=rounds, add=add, on_round=show)
     scored = "" if server.prompt_logprobs else "; without log-probabilities of the prompts, which the server refuses"
@@ -111,7 +114,7 @@ async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) 
 
 
 def _reach(reference: list[Round]) -> list[str]:
-    """Say how many experts the prompts hardly reach: what canaries cannot see has to be known."""
+    """Return how many experts the prompts hardly reach, since canaries cannot see a fault of these."""
     few = unreached(reference)
     if not few.any():
         return []
@@ -144,7 +147,7 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
     "--against", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True, help="Which reference."
 )
 def run_(url: str | None, path: Path | None, loads: str | None, against: str) -> None:
-    """Replay the canaries once and judge them; the exit code is 2 when the model or the deployment changed."""
+    """Replay the canaries once and print the verdict; exit code 2 for a changed model or deployment, and for blind."""
     settings = _settings(url, path, loads)
     store = commands.store(settings)
     try:
@@ -159,16 +162,17 @@ def run_(url: str | None, path: Path | None, loads: str | None, against: str) ->
 
 async def _run(settings: Settings, store: Engine, against: str) -> Checked:
     wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
-    async with replay.client(_address(settings), settings.vllm_api_key) as http:
+    key = marks.secret(settings.canary, store)
+    async with replay.client(_address(settings), settings.vllm_api_key, key) as http:
         server = await replay.probe(http, wanted)
         return await check(http, server, store, loads=loads, error=settings.canary.error, against=against)
 
 
 @command.command("list")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--all", "everything", is_flag=True, help="The rounds of the reference, too.")
+@click.option("--all", "everything", is_flag=True, help="List the rounds of the reference as well.")
 def list_(limit: int, *, everything: bool) -> None:
-    """List the checks, newest first; by load: the largest shift over what chance explains, above 1 it moved."""
+    """List the checks, newest first, with the largest shift of each load over the bound of chance: above 1 it moved."""
     store = commands.store(commands.settings())
     columns, rows = ("at", "replica", "engine", "set", "verdict", "by load", "what was found"), []
     verdicts = None if everything else canaries.CHECKED
@@ -181,5 +185,5 @@ def list_(limit: int, *, everything: bool) -> None:
 
 
 def _by_load(run: CanaryRun) -> str:
-    """Say how far each batch composition moved, in times the bound of chance: "1: 3.2, 16: 0.40"."""
+    """Return the shift of each batch composition over the bound of chance: "1: 3.2, 16: 0.40"."""
     return ", ".join(f"{load}: {significant(ratio)}" for load, ratio in (run.evidence.get("by_load") or {}).items())

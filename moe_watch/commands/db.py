@@ -1,4 +1,4 @@
-"""``moe-watch db``: the schema of the store, and what is past its time."""
+"""``moe-watch db``: the schema of the store, and the deletion of rows past their retention."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moe_watch.store.prune import prune as prune_store
 
 @click.group()
 def command() -> None:
-    """Look after the store."""
+    """Upgrade or prune the store."""
 
 
 @command.command()
 @click.option("--store", "url", type=commands.ADDRESS, help="SQLAlchemy URL; by default the one in the settings.")
 def upgrade(url: str | None) -> None:
-    """Bring the store to the schema of this version."""
+    """Upgrade the store to the schema of this version."""
     try:
         store = engine.connect(url or commands.settings().store.url)
         before = migrate.current(store)
@@ -35,7 +35,7 @@ def upgrade(url: str | None) -> None:
 
 @command.command()
 def prune() -> None:
-    """Delete what is past its retention and roll up old windows, as the sidecar does by itself."""
+    """Delete rows past their retention and roll up old windows, as the sidecar does by itself."""
     settings = commands.settings()
     pruned = prune_store(commands.store(settings), settings.store, time.time())
     counts = {"request": pruned.requests, "sample": pruned.samples, "window": pruned.windows}

@@ -1,4 +1,4 @@
-"""``moe-watch doctor``: is everything right between vLLM and a verdict."""
+"""``moe-watch doctor``: checks of everything between vLLM and a verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": 
 
 @click.command()
 def command() -> None:
-    """Check vLLM, tap, socket, sidecar, store and baseline, and say what to do; exits with 1 when something fails."""
+    """Check vLLM, tap, socket, sidecar, store and baseline, and print remedies; exit code 1 if a check fails."""
     console = terminal.Screen(highlight=False, soft_wrap=True)
     failed = False
     for check in checkup(commands.settings()):

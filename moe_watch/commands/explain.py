@@ -45,7 +45,7 @@ def command(what: str, *, raw: bool) -> None:
 
 
 def _find(engine: Engine, settings: Settings, what: str, now: float) -> list[Explanation]:
-    """Return what there is to say; raises ``click.ClickException`` that says what could have been meant."""
+    """Return the explanations; raises ``click.ClickException`` with suggestions if there are none."""
     if number := _EPISODE.fullmatch(what):
         row = episodes.find(engine, int(number[1]))
         if row is not None:

@@ -1,4 +1,4 @@
-"""``moe-watch export``: the history as Parquet, for long memories and many machines."""
+"""``moe-watch export``: stored fingerprints as Parquet, for an archive and for Ray."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from moe_watch.store.prune import DAY_S
 @click.option(
     "--to", "address", required=True, type=commands.ADDRESS, help="Folder or fsspec address, such as s3://bucket/a."
 )
-@click.option("--since", default="7d", show_default=True, help="How far back: 12h, 7d, or a date.")
-@click.option("--until", default=None, help="Up to when; now by default.")
+@click.option("--since", default="7d", show_default=True, help="Start: 12h or 7d ago, or a date.")
+@click.option("--until", default=None, help="End; by default now.")
 @click.option("--model", "name", help="Only the model of this name.")
 def command(address: str, since: str, until: str | None, name: str | None) -> None:
     """Write stored fingerprints to Parquet, partitioned by model and day.
 
-    Days (UTC) that are there are replaced, so whole days are written: from that of --since to that of --until. A day
-    that retention has begun to delete is left as it was exported before.
+    It writes whole days (UTC), from the day of --since to the day of --until, and replaces days that exist. It leaves
+    a day that retention has begun to delete as it was exported before.
     """
     settings, now = commands.settings(), time.time()
     start, end = period(since, until, now)

@@ -1,4 +1,4 @@
-"""``moe-watch forget``: delete a request, or all requests of a person, everywhere, and show that they are gone."""
+"""``moe-watch forget``: delete a request or all requests of a person from all places, and verify the deletion."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from moe_watch.store.forget import Who
 
 
 @click.command("forget")
-@click.option("--request", "request_id", help="The request's id, as the client got it.")
-@click.option("--user", help='The person, as in the "user" field of the requests.')
+@click.option("--request", "request_id", help="Id of the request, as the client received it.")
+@click.option("--user", help='The person, as in the "user" field of requests.')
 @click.option(
     *("--export", "addresses"),
     multiple=True,
     type=commands.ADDRESS,
     help="A copy of an export that `moe-watch export` did not write itself; repeatable.",
 )
-@click.option("--wait", default=30.0, show_default=True, help="Seconds for a running sidecar to empty its spool.")
+@click.option(
+    "--wait", default=30.0, show_default=True, help="Seconds to wait until a running sidecar has emptied its spool."
+)
 def command(request_id: str | None, user: str | None, addresses: tuple[str, ...], wait: float) -> None:
     """Delete every row of one request or one person from the spool, the store and all exports.
 
-    Each place is read again afterwards; exits with 1 when something is left or could not be searched, or when nothing
-    was found at all. Sums over many requests stay, they name nobody.
+    It reads each place again afterwards; exit code 1 if rows are left, if a place could not be searched, or if nothing
+    was found. Sums over many requests stay, since they identify nobody.
     """
     if bool(request_id) == bool(user):
         raise click.UsageError("say what to forget: --request ID or --user NAME")

@@ -1,4 +1,4 @@
-"""``moe-watch kv-cache``: what a request costs in KV cache, and the longest that fits now."""
+"""``moe-watch kv-cache``: the KV cache that a request needs, and the longest request that fits now."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _INFO = re.compile(r'(\w+)="([^"]*)"')
 
 @click.command()
 @click.argument("config", type=click.Path(exists=True, path_type=Path))
-@click.option("--dtype", default="bfloat16", show_default=True, help="Type of the numbers in the cache (fp8: half).")
+@click.option("--dtype", default="bfloat16", show_default=True, help="Data type of the cache (fp8: half the size).")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Tensor-parallel ranks.")
 @click.option(
     "--in-flight",
     default=8192,
     show_default=True,
     type=click.IntRange(0),
-    help="Tokens in a batch, twice with async scheduling.",
+    help="Tokens in a batch; twice as many with async scheduling.",
 )
-@click.option("--block", default=16, show_default=True, type=click.IntRange(1), help="Tokens of a block.")
-@click.option("--free-gib", type=float, help="Free KV cache of a rank; says the longest request that fits.")
-@click.option("--url", type=commands.ADDRESS, help="A vLLM server to ask for block size and free blocks instead.")
+@click.option("--block", default=16, show_default=True, type=click.IntRange(1), help="Tokens per block.")
+@click.option("--free-gib", type=float, help="Free KV cache of a rank; prints the longest request that fits.")
+@click.option("--url", type=commands.ADDRESS, help="Ask this vLLM server for block size and free blocks instead.")
 def command(
     config: Path, *, dtype: str, ranks: int, in_flight: int, block: int, free_gib: float | None, url: str | None
 ) -> None:
-    """Predict KV-cache memory by length of context from CONFIG, a checkpoint's folder or its config.json."""
+    """Predict KV-cache memory by context length from CONFIG, the folder of a checkpoint or its config.json."""
     file = config / "config.json" if config.is_dir() else config
     try:
         read = json.loads(file.read_text(encoding="utf-8"))

@@ -38,14 +38,14 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
     help="Base URL of a Grafana to push to.",
 )
 @click.option(
-    "--token", help="Its service account token; better MOE_WATCH_GRAFANA__TOKEN, which no process list shows."
+    "--token", help="Its service account token; prefer MOE_WATCH_GRAFANA__TOKEN, which no process list shows."
 )
-@click.option("--dry-run", is_flag=True, help="Show what would change in Grafana and change nothing.")
-@click.option("--force", is_flag=True, help="Also overwrite what a person changed in Grafana.")
-@click.option("--prune", is_flag=True, help="Delete what an earlier version pushed and this one no longer has.")
-@click.option("--datasource", help="Uid of Grafana's Prometheus data source; needed when it has several.")
+@click.option("--dry-run", is_flag=True, help="Show the changes to Grafana without making them.")
+@click.option("--force", is_flag=True, help="Also overwrite objects that a person changed in Grafana.")
+@click.option("--prune", is_flag=True, help="Delete objects that an earlier version pushed and this one no longer has.")
+@click.option("--datasource", help="Uid of Grafana's Prometheus data source; needed if there are several.")
 @click.option(
-    "--grafana-url", help=f"Grafana's address in the alerts' links.  [default: --grafana or {DEFAULT_GRAFANA}]"
+    "--grafana-url", help=f"Grafana's address in the links of alerts.  [default: --grafana or {DEFAULT_GRAFANA}]"
 )
 @click.option("--runbooks-url", help="Where runbooks/*.md are served.  [default: the Runbooks dashboard in Grafana]")
 @click.option("--page-url", help="Webhook for critical alerts.")
@@ -56,7 +56,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str,
 @click.option(
     "--alerting",
     type=click.Choice(["prometheus", "grafana"]),
-    help="Who alerts, so that nothing pages twice.  [default: prometheus for files, grafana for a push]",
+    help="Which system alerts, so that no alert is sent twice.  [default: prometheus for files, grafana for a push]",
 )
 def command(out: Path | None, form: str, url: str | None, *, token: str | None, **options: Any) -> None:
     """Provision dashboards and alerts: write them with --out, push them with --grafana, or both."""

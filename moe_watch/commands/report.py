@@ -36,15 +36,17 @@ def _formats(context: click.Context, parameter: click.Parameter, given: str) -> 
 
 
 @click.command()
-@click.option("--since", default="7d", show_default=True, help="Start: so long ago (24h, 7d) or a date, UTC.")
-@click.option("--until", help="End, likewise; by default now.")
-@click.option("--model", help="One served model by its name; by default every model with data.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder, or one file; by default here.")
-@click.option("--format", "formats", default="", callback=_formats, help="What to write; by default html,md,json.")
+@click.option("--since", default="7d", show_default=True, help="Start: 24h or 7d ago, or a date (UTC).")
+@click.option("--until", help="End, in the same form; by default now.")
+@click.option("--model", help="Name of one served model; by default all models with data.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(), help="Folder, or one file; by default the current folder."
+)
+@click.option("--format", "formats", default="", callback=_formats, help="Formats to write; by default html,md,json.")
 def command(since: str, until: str | None, model: str | None, out: Path, formats: tuple[str, ...]) -> None:
-    """Write the review of a period: is quality holding, did routing move, what changed, what to do.
+    """Write the report of a period: is quality holding, did routing move, what changed, what to do.
 
-    A file given as --out chooses the format by its ending.
+    If --out is a file, its ending selects the format.
     """
     now = time.time()
     period = Period(*read_period(since, until, now))

@@ -15,7 +15,7 @@ from moe_watch.store.engine import StoreError
 @click.option("--store", "url", type=commands.ADDRESS, help="SQLAlchemy URL of the store.")
 @click.option("--port", type=click.IntRange(0, 65535), help="HTTP port.")
 def command(endpoint: str | None, url: str | None, port: int | None) -> None:
-    """Run the sidecar until it is told to stop."""
+    """Run the sidecar until it is stopped."""
     settings = commands.settings(endpoint=endpoint)
     if url is not None:
         settings.store.url = url

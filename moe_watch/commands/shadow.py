@@ -1,4 +1,4 @@
-"""``moe-watch shadow``: replay sampled requests to the dense model, in a process of its own."""
+"""``moe-watch shadow``: replay sampled requests to the dense model, in its own process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moe_watch.shadow import worker
 
 @click.command()
 @click.option("--url", type=commands.ADDRESS, help="OpenAI-compatible base URL of the dense model.")
-@click.option("--model", help="Its name there; by default the first that the server lists.")
+@click.option("--model", help="Model name at that server; by default the first that it lists.")
 @click.option("--store", "store_url", type=commands.ADDRESS, help="SQLAlchemy URL of the store.")
 def command(url: str | None, model: str | None, store_url: str | None) -> None:
-    """Replay sampled requests to the dense model until told to stop.
+    """Replay sampled requests to the dense model until stopped.
 
-    The sidecar does the same by itself when shadow.url is set; a process of its own can run elsewhere, near the dense
-    model, and needs only the store. Set shadow.inside to false for the sidecar then, or it looks at the samples first.
+    The sidecar does the same by itself if shadow.url is set; a separate process can run near the dense model and needs
+    only the store. In that case set shadow.inside to false for the sidecar, or it processes the samples first.
     """
     settings = commands.settings()
     settings.shadow.url = url or settings.shadow.url

@@ -1,4 +1,4 @@
-"""``moe-watch status``: what the running sidecar sees now."""
+"""``moe-watch status``: the verdict of the running sidecar on every replica."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _COLOURS = {"healthy": "green", "learning": "yellow", "idle": "dim", "blind": "m
 
 @click.command()
 @click.option("--url", type=commands.ADDRESS, help="Address of the sidecar; by default the one in the settings.")
-@click.option("--watch", "follow", is_flag=True, help="Keep looking until Ctrl-C.")
+@click.option("--watch", "follow", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--json", "raw", is_flag=True, help="Print the JSON of /api/v1/status.")
 def command(url: str | None, *, follow: bool, raw: bool) -> None:
-    """Show the verdict on every replica; exits with 2 when one has an open alarm or a blind tap."""
+    """Show the verdict on every replica; exit code 2 if one has an open alarm or a blind tap."""
     settings = commands.settings()
     try:
         body, seen = fetch_status(settings.http, url)
@@ -70,7 +70,7 @@ def parts(seen: status.Status) -> list[tables.Fields | tables.Prose | str]:
 
 
 def _plain(text: str) -> str:
-    """Return text from vLLM and its clients, which must neither be read as markup nor move the cursor."""
+    """Return text from vLLM and its clients that is neither read as markup nor moves the cursor."""
     return escape(one_line(text, 1000))
 
 

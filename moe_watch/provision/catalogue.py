@@ -1,8 +1,8 @@
-"""The alerts. PromQL compares here, nothing more: bounds, tests and verdicts are the sidecar's.
+"""The alerts. PromQL only compares here: the sidecar computes bounds, tests and verdicts.
 
-Every expression keeps ``model`` and ``replica`` (TTFT also ``context``) where it is of one, so that routing, inhibition
-and the links to the dashboards find them. Verdict gauges stand at 0 from a replica's first frame, so silence means
-health only while ``TapDown`` is silent too.
+An expression about one replica keeps ``model`` and ``replica`` (TTFT also ``context``), so that routing, inhibition
+and the links to the dashboards find them. Verdict gauges are 0 from a replica's first frame on, so the absence of
+alerts means health only while ``TapDown`` does not fire either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUBJECT: Final = "{{ $labels.model }} on {{ $labels.replica }}"
 
 
 def _began(kind: str) -> str:
-    """Return since when a drift of ``kind`` goes on, seconds since the epoch, empty while there is none."""
+    """Return the start of an open drift of ``kind``, in seconds since the epoch; empty without one."""
     active = f'max {BY} (moe_watch_drift_active{{kind="{kind}"}}) == 1'
     return f'max {BY} (moe_watch_drift_began_timestamp_seconds{{kind="{kind}"}}) and on (model, replica) ({active})'
 
@@ -49,17 +49,17 @@ def _dropped() -> str:
 
 
 def _refused() -> str:
-    """Return the share of frames that a sidecar refuses, by reason; nothing says of which replica all of them are."""
+    """Return the share of frames that a sidecar refuses, by reason; a refused frame need not name its replica."""
     by_reason = "sum by (instance, reason) (rate(moe_watch_frames_refused_total[5m]))"
     refused, came = (f"sum by (instance) (rate(moe_watch_frames_{what}_total[5m]))" for what in ("refused", "received"))
     return f"{by_reason} / on (instance) group_left () ({came} + {refused})"
 
 
 def _nobody_watches() -> str:
-    """Return what is true of a replica without a tap, of a sidecar that cannot be scraped, or of a site without data.
+    """Return an expression for a replica without a tap, a sidecar that cannot be scraped, or a site without data.
 
-    A replica that was watched a quarter of an hour ago and is in no scrape now is told for as long: whether it was
-    removed on purpose only people know. Where no replica is left at all, that is told until one is back.
+    It holds for a quarter of an hour for a replica that was watched a quarter of an hour ago and is in no scrape now:
+    only people know whether it was removed on purpose. Without any replica it holds until one is back.
     """
     gone = (
         f"max {BY} (moe_watch_tap_up offset {limit.VANISHED_AFTER}) == 1 "
@@ -99,7 +99,7 @@ MODEL: Final = (
         summary=f"Canary prompts at temperature 0 are answered by other experts on {SUBJECT}",
         description=(
             'The last replay of the canary set moved {{ $value | printf "%.1f" }} times its noise floor, which healthy '
-            "restarts and other batch compositions never did. Nothing about live traffic can cause this."
+            "restarts and other batch compositions never did. Live traffic cannot cause this."
         ),
         dashboard="moe-watch-routing",
     ),
@@ -112,7 +112,7 @@ MODEL: Final = (
         summary="{{ $value }} experts of " + SUBJECT + " get no tokens any more",
         description=(
             "{{ $value }} experts that the baseline's traffic would have chosen by now were not chosen once. Weights, "
-            "an expert map or a mask are wrong, or traffic lost a whole domain."
+            "an expert map or a mask are wrong, or a whole domain left the traffic."
         ),
         dashboard="moe-watch-routing",
     ),
@@ -140,8 +140,8 @@ MODEL: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"{SUBJECT} writes worse than the dense model, and worse than it used to",
         description=(
-            'The sequential test on the gap to the dense model is in alarm: at least {{ $value | printf "%.2f" }} nats '
-            "a token. The shadow saw the same prompts, so a harder mix of traffic is already taken out."
+            'The sequential test on the gap to the dense model raised an alarm: at least {{ $value | printf "%.2f" }} '
+            "nats per token. The dense model answered the same prompts, so harder prompts alone do not raise it."
         ),
         dashboard="moe-watch-quality",
     ),
@@ -154,10 +154,10 @@ TRAFFIC: Final = (
         incident="traffic",
         expr=_began("traffic"),
         wait=limit.VERDICT_FOR,
-        summary=f"Requests to {SUBJECT} are of another kind than those of its baseline",
+        summary=f"Requests to {SUBJECT} differ from those of its baseline",
         description=(
-            "Live routing left the baseline and no canary moved with it: the traffic changed, not the model. It "
-            "began at about {{ $value | humanizeTimestamp }} UTC."
+            "Live routing left the baseline and no canary moved with it: the traffic changed, not the model. The "
+            "change began at about {{ $value | humanizeTimestamp }} UTC."
         ),
         dashboard="moe-watch-quality",
     ),
@@ -172,7 +172,7 @@ TRAFFIC: Final = (
         wait=limit.RATE_FOR,
         summary=f"Too many requests to {SUBJECT} are unlike anything in its baseline",
         description=(
-            "At least {{ $value | humanizePercentage }} of the latest requests are out of distribution (lower bound), "
+            "At least {{ $value | humanizePercentage }} of the latest requests are unusual (lower bound), "
             f"more than {limit.OOD_TIMES_EXPECTED:g} times the share expected. Output quality on them is uncertain."
         ),
         dashboard="moe-watch-quality",
@@ -227,8 +227,9 @@ SERVING: Final = (
         wait=limit.VERDICT_FOR,
         summary=f"First tokens of prompts in the length bucket {{{{ $labels.context }}}} come too late on {SUBJECT}",
         description=(
-            "{{ $value | humanizePercentage }} of them were over the budget of their length; "
-            f"{1 - limit.TTFT_OBJECTIVE_RATIO:.0%} may be. Both the long and the short window burn, so it goes on now."
+            "{{ $value | humanizePercentage }} of them exceeded the budget of their length; "
+            f"{1 - limit.TTFT_OBJECTIVE_RATIO:.0%} may. Both the long and the short window burn, so it "
+            "is happening now."
         ),
         dashboard="moe-watch-serving",
     ),
@@ -259,8 +260,8 @@ MONITOR: Final = (
             "{{ with $labels.replica }} on {{ . }}{{ end }}{{ with $labels.instance }} behind {{ . }}{{ end }}"
         ),
         description=(
-            "No routing arrives: the tap inside vLLM is off or blind, the sidecar is down or no longer scraped, or "
-            "nothing ever was. Every other moe-watch alert is silent for want of data and not because all is well."
+            "No routing arrives: the tap inside vLLM is off or blind, or the sidecar is down, no longer scraped, or "
+            "was never scraped. All other moe-watch alerts lack data: that they do not fire does not mean all is well."
         ),
         dashboard="moe-watch-health",
     ),
@@ -273,7 +274,7 @@ MONITOR: Final = (
         summary=f"{{{{ $value | humanizePercentage }}}} of the records of {SUBJECT} are lost on the way to moe-watch",
         description=(
             f"More than {limit.FRAMES_DROPPED_RATIO:.0%} of the frames between vLLM and the sidecar are lost: "
-            "vLLM is unharmed, but rates and verdicts now rest on what was left over."
+            "vLLM is not affected, but rates and verdicts are computed from the remaining frames only."
         ),
         dashboard="moe-watch-health",
     ),
@@ -283,11 +284,11 @@ MONITOR: Final = (
         incident="monitor",
         expr=f"{_refused()} > {limit.FRAMES_REFUSED_RATIO:g}",
         wait=limit.RATE_FOR,
-        summary="{{ $value | humanizePercentage }} of the records are refused by moe-watch: {{ $labels.reason }}",
+        summary="moe-watch refuses {{ $value | humanizePercentage }} of the records: {{ $labels.reason }}",
         description=(
-            f"More than {limit.FRAMES_REFUSED_RATIO:.0%} of what taps send to {{{{ $labels.instance }}}} counts for "
-            "nothing: requests that come under one id again and again, senders of another version, or a sidecar at "
-            "its bounds. What is refused is seen by no detector."
+            f"More than {limit.FRAMES_REFUSED_RATIO:.0%} of the frames sent to {{{{ $labels.instance }}}} are refused: "
+            "many requests under one id, senders of another version, or a sidecar at its bounds. No detector sees a "
+            "refused frame."
         ),
         dashboard="moe-watch-health",
     ),
@@ -307,7 +308,7 @@ FLEET: Final = (
         description=(
             "Minute after minute its requests go to other experts than those of all other replicas of the model: a bad "
             "node, another build or another configuration, unless the load balancer sends it other requests. Evidence "
-            'stands at {{ $value | printf "%.1f" }} of the threshold.'
+            'is {{ $value | printf "%.1f" }} times the threshold.'
         ),
         dashboard="moe-watch-routing",
     ),

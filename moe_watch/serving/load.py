@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 
 from moe_watch.addresses import refused, why
-from moe_watch.canary.replay import CANARY_HEADER
 from moe_watch.detect.advantage import rounds as ratio_of_rounds
 from moe_watch.detect.gap import Estimate
 from moe_watch.serving import stream
@@ -27,7 +26,6 @@ _STORY = (
     "what was slow and what nobody had expected so that the next move takes less time than this one did"
 )
 WORDS = _STORY.split()
-_NOT_TRAFFIC = {CANARY_HEADER: "bench"}  # so that a tap leaves the load out of drift, windows and samples
 
 
 class LoadError(RuntimeError):
@@ -137,7 +135,7 @@ async def _one(target: Target, text: str, max_tokens: int) -> tuple[int, float]:
         "stream_options": {"include_usage": True},
     }
     started, first, tokens = time.perf_counter(), 0.0, 0
-    async with target.http.stream("POST", "/v1/chat/completions", json=body, headers=_NOT_TRAFFIC) as reply:
+    async with target.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         if reply.is_error:
             await reply.aread()
             raise _FailedError(refused(reply))

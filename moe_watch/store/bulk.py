@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moe_watch.store import models
 
 Insert = postgresql.Insert | sqlite.Insert
+_AT_ONCE: Final = 500  # ids in one query
 KEY: Final = ("replica", "request_id", "choice")
 
 
@@ -33,6 +34,17 @@ def insert_requests(connection: Connection, rows: Sequence[dict[str, Any]]) -> i
         return 0
     sql, order = _compiled_requests(connection.dialect.name, tuple(rows[0]))
     return connection.exec_driver_sql(sql, list(map(itemgetter(*order), rows))).rowcount
+
+
+def finished(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Return when the requests ended that the store has under the ``KEY`` of ``rows``."""
+    table, found = models.Request.__table__.c, dict[tuple[Any, ...], float]()
+    wanted = sorted({row["request_id"] for row in rows})
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = table.request_id.in_(wanted[start : start + _AT_ONCE])
+        query = select(*(table[name] for name in (*KEY, "finished_at"))).where(some)
+        found |= {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
+    return found
 
 
 def insert_fingerprints(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session, defer
 
 from moe_watch.detect.replay import Round
-from moe_watch.store import arrays
-from moe_watch.store.models import CanaryRun, Fingerprint, Model, Request
+from moe_watch.store import arrays, bulk
+from moe_watch.store.models import CanaryRun, Fingerprint, Meta, Model, Request
 
 CHECKED = ("healthy", "benign", "routing", "weights", "deployment", "blind")
+_SIGNS = "canary_secret"  # key in meta
 _MOST_AT_ONCE = 500  # ids in one query; SQLite refuses very long lists
 
 
@@ -28,6 +30,17 @@ class Routed:
     top_k: int
     prompt: NDArray[np.uint32]  # [layers, experts]
     decode: NDArray[np.uint32]
+
+
+def secret(engine: Engine) -> str:
+    """Return what canaries of this store are signed with; who asks first makes it."""
+    with Session(engine) as session, session.begin():
+        found = session.get(Meta, _SIGNS)
+        if found is None:
+            made = bulk.insert(engine.dialect.name, Meta).values(key=_SIGNS, value=secrets.token_hex(32))
+            session.execute(made.on_conflict_do_nothing())
+            found = session.get_one(Meta, _SIGNS)
+        return found.value
 
 
 def fingerprints(engine: Engine, request_ids: Sequence[str]) -> dict[str, Routed]:
@@ -79,6 +92,16 @@ def reference_sets(engine: Engine, model: str, kind: str = "vllm") -> list[tuple
     )
     with Session(engine) as session:
         return [(version, int(rounds)) for version, rounds in session.execute(query).tuples()]
+
+
+def reference_since(engine: Engine, run: CanaryRun) -> float:
+    """Return when the oldest round was recorded of the reference that ``run`` was held against; 0 without one."""
+    query = select(func.min(CanaryRun.at)).where(
+        *(CanaryRun.reference, CanaryRun.set_version == run.set_version),
+        *(CanaryRun.engine == run.engine, CanaryRun.model_id == run.model_id),
+    )
+    with Session(engine) as session:
+        return float(session.scalar(query) or 0.0)
 
 
 def retire(engine: Engine, model: str, set_version: str, kind: str = "vllm") -> int:

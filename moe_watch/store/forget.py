@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
+from moe_watch.called import is_called
 from moe_watch.store import residue
 from moe_watch.store.engine import empty_log, files, rewrite
 from moe_watch.store.models import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
+from moe_watch.store.requests import called
 from moe_watch.store.write import NewEpisode, Writes
 
 _CHUNK = 500  # ids in one IN (...); SQLite takes at most 32,766 parameters
@@ -40,11 +42,13 @@ class Who:
 
     def has(self, values: dict[str, Any]) -> bool:
         """Say whether a row of ``requests`` is one of these."""
-        return any(wanted is not None and values[name] == wanted for name, wanted in vars(self).items())
+        if self.request_id is not None and is_called(values["request_id"], self.request_id):
+            return True
+        return self.user_hash is not None and values["user_hash"] == self.user_hash
 
     def where(self) -> ColumnElement[bool]:
         """Return the condition on ``requests``."""
-        return Request.request_id == self.request_id if self.user_hash is None else Request.user_hash == self.user_hash
+        return called(self.request_id or "") if self.user_hash is None else Request.user_hash == self.user_hash
 
 
 @dataclass(frozen=True)

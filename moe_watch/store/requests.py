@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, Row, Select, func, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from moe_watch import wire
 from moe_watch.detect.batch import Batch
 from moe_watch.store import arrays
 from moe_watch.store.models import Fingerprint, Model, Request, Sample
@@ -36,14 +37,21 @@ class Stored:
     ood_p: NDArray[np.float64]  # [n], nan where it was not scored
 
 
+def called(request_id: str) -> ColumnElement[bool]:
+    """Return the condition that a client means a request by this id, as ``called.is_called`` says."""
+    again = Request.request_id.startswith(f"{request_id}~", autoescape=True)
+    length = func.length(Request.request_id) == len(request_id) + wire.AGAIN
+    return or_(Request.request_id == request_id, and_(again, length))
+
+
 def find(engine: Engine, request_id: str, replica: str | None = None) -> list[Found]:
-    """Return the choices of the request(s) with this id, newest first; several replicas may have had the same id."""
+    """Return the choices of the request(s) with this id, newest first; several may have had the same id."""
     query = (
         select(Request, Model, Fingerprint, Sample)
         .join(Model, Model.id == Request.model_id)
         .outerjoin(Fingerprint, Fingerprint.request_pk == Request.id)
         .outerjoin(Sample, Sample.request_pk == Request.id)
-        .where(Request.request_id == request_id)
+        .where(called(request_id))
         .order_by(Request.finished_at.desc(), Request.choice)
     )
     if replica is not None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from sqlalchemy.exc import (
     TimeoutError,  # noqa: A004 - of the pool
 )
 
+from moe_watch import called
 from moe_watch.store import bulk, models
 from moe_watch.store.engine import quick
 
@@ -158,10 +160,31 @@ def _write_requests(connection: Connection, requests: list[NewRequest], ids: dic
     if not requests:
         return 0
     fresh = bulk.insert_requests(connection, [{"model_id": ids[r.identity], **r.values} for r in requests])
+    if fresh < len(requests):
+        requests, others = _apart(connection, requests)
+        fresh += bulk.insert_requests(connection, [{"model_id": ids[r.identity], **r.values} for r in others])
     fingerprints = [r.fingerprint | _key(r) for r in requests if r.fingerprint is not None]
     bulk.insert_fingerprints(connection, fingerprints)
     bulk.insert_samples(connection, [r.sample | _key(r) for r in requests if r.sample is not None])
     return fresh
+
+
+def _apart(connection: Connection, requests: list[NewRequest]) -> tuple[list[NewRequest], list[NewRequest]]:
+    """Return ``requests``, and those of them whose ids the store has of others, which get ids of their own.
+
+    A client's id may come again long after: another request with it has ended at another time. The new id follows from
+    that time, so that writing it once more changes nothing.
+    """
+    there = bulk.finished(connection, [request.values for request in requests])
+    all_of_them, others = list[NewRequest](), list[NewRequest]()
+    for request in requests:
+        key, at = tuple(_key(request).values()), request.values["finished_at"]
+        if there.get(key, at) != at:
+            nonce = blake2b(f"{key} {at!r}".encode(), digest_size=6).hexdigest()
+            renamed = {**request.values, "request_id": called.again(request.values["request_id"], nonce)}
+            others.append(request := msgspec.structs.replace(request, values=renamed))
+        all_of_them.append(request)
+    return all_of_them, others
 
 
 def _key(request: NewRequest) -> dict[str, Any]:

@@ -1,141 +1,123 @@
-"""What request and response bodies of the OpenAI API say; runs in the sender's thread, on bytes that were kept."""
+"""The sample of one exchange: the redacted texts of request and answer; runs in the sender's thread.
+
+A client chooses what there is to redact, so each request has one budget of bytes and of time: what is beyond it is cut
+before anything looks for secrets in it.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from moe_watch import wire
+from moe_watch.tap.asked import UNREADABLE, Message, Part, Said, is_image, is_rich
+from moe_watch.tap.redact import breathe
 
 Redact = Callable[[str], tuple[str, int]]
 
-_PARAMS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed", "n")
 _MOST: Final = wire.MAX_FRAME_BYTES // 4  # of a prompt, and of all outputs together: what a frame has room for
+_MOST_S: Final = 0.5  # of the processor, for one request
 _MOST_OUTPUTS: Final = 1024
 _SLACK: Final = 1024  # redacted beyond the limit too, so that nothing is cut in two before it is recognised
-_MOST_CHOICES: Final = 2**31 - 1  # what a frame holds
+_EACH: Final = 24  # bytes that a text costs besides its own
+_OFTEN: Final = 2048  # bytes between two breaths
+_PIECES_A_BREATH: Final = 128
 
 
-class _Message(msgspec.Struct):
-    role: str = ""
-    content: str | list[Any] | None = None
+class _Function(msgspec.Struct, gc=False):
+    arguments: str | None = None
 
 
-class _Body(msgspec.Struct):
-    """The few fields that are read; everything else is passed over without being built."""
-
-    model: str | None = None
-    stream: bool | None = None
-    n: int | None = None
-    user: str | None = None
-    messages: list[_Message] = []
-    prompt: Any = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    seed: int | None = None
-    response_format: dict[str, Any] | None = None
+class _Call(msgspec.Struct, gc=False):
+    function: _Function | None = None
 
 
-_body = msgspec.json.Decoder(_Body)
-_any = msgspec.json.Decoder()
+class _Told(msgspec.Struct, gc=False):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
-@dataclass(frozen=True)
-class Said:
-    """What the client asked for."""
-
-    model: str
-    stream: bool
-    prompts: int
-    choices: int  # in all, of all prompts
-    images: int
-    user: str
-    body: _Body
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    text: str | None = None
+    delta: _Told | None = None
+    message: _Told | None = None
 
 
-def said(raw: bytes) -> Said:
-    """Return what ``raw`` asks for; of a body that is none of the API's, that it asks for nothing."""
-    try:
-        body = _body.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = _Body()
-    prompts = len(_prompts(body))
-    images = sum(_is_image(part) for message in body.messages for part in _parts(message))
-    return Said(
-        model=(body.model or "")[:255],
-        stream=bool(body.stream),
-        prompts=prompts,
-        choices=min(max(body.n or 1, 1) * prompts, _MOST_CHOICES),
-        images=images,
-        user=wire.user_hash(body.user or ""),
-        body=body,
-    )
+class _Answer(msgspec.Struct, gc=False):
+    """The few fields of an answer, or of a piece of a stream, that are read."""
+
+    choices: list[_Choice] | None = None
 
 
-def _prompts(body: _Body) -> list[Any]:
-    """Return the prompts of a completion: texts, or lists of token ids, in a list; else it has one, as a chat has."""
-    prompt = body.prompt
-    listed = isinstance(prompt, list) and prompt and all(isinstance(one, (str, list)) for one in prompt)
-    return list(prompt) if listed and not body.messages else [prompt]
+_answer = msgspec.json.Decoder(_Answer)
 
 
 def sample(asked: Said, response: bytes, redact: Redact, most: int, *, cut: bool) -> wire.Sample:
-    """Return the redacted texts of one exchange, each at most ``most`` bytes; ``cut``: the response was not kept whole.
+    """Return the redacted texts of one exchange, prompt and outputs of ``most`` bytes each.
 
-    Raises whatever ``redact`` raises: then no text may leave.
+    ``cut``: the response was not kept whole. Raises whatever ``redact`` raises: then no text may leave.
     """
     most = min(most, _MOST)
     clean = _Clean(redact, most)
-    prompt = _prompt(asked.body, clean)
-    prompt_cut, clean.cut = clean.cut or len(prompt.encode()) > most, False
-    outputs, left = [], _MOST
-    for text in _outputs(response, asked.choices):
-        outputs.append(clean(text, left))
-        left -= len(outputs[-1].encode())
-    body = asked.body
-    params = {name: _bounded(getattr(body, name)) for name in _PARAMS if getattr(body, name) is not None}
-    if body.max_completion_tokens is not None:
-        params["max_tokens"] = _bounded(body.max_completion_tokens)
-    if body.response_format is not None:
-        params["response_format"] = str(body.response_format.get("type", ""))[:64]
+    prompt = _prompt(asked, clean)
+    prompt_cut = clean.cut or asked.unread or len(prompt.encode()) > most
+    clean.renew()
+    texts, whole = _outputs(response, asked.choices)
+    outputs = [clean(text) for text in texts]
     return wire.Sample(
         prompt=_shorten(prompt, most),
         outputs=outputs,
         prompts=1 if prompt_cut else asked.prompts,
-        params=params,
+        params=asked.params,
         prompt_truncated=prompt_cut,
-        output_truncated=clean.cut or cut,
+        output_truncated=clean.cut or cut or not whole,
         redactions=clean.found,
     )
 
 
 class _Clean:
-    """Redacts and shortens text after text, and remembers whether and how often it did."""
+    """Redacts text after text within the budget, and remembers whether it had to cut and how much it found."""
 
     def __init__(self, redact: Redact, most: int) -> None:
         self._redact, self._most = redact, most
+        self._until = time.thread_time() + _MOST_S
+        self._since = 0  # bytes since the last breath
         self.found = 0
-        self.cut = False
+        self.renew()
 
-    def __call__(self, text: str, left: int = _MOST) -> str:
-        redacted, found = self._redact(text[: self._most + _SLACK])
-        if len(text) > self._most + _SLACK:  # what the cut left of a number or a key cannot be recognised
+    def renew(self) -> None:
+        """Begin with the outputs, which have as many bytes as the prompt; the time goes on."""
+        self._left, self.cut = self._most, False
+
+    @property
+    def is_spent(self) -> bool:
+        """Say whether nothing more can be redacted."""
+        return self._left <= 0 or time.thread_time() > self._until
+
+    def __call__(self, text: str) -> str:
+        if self.is_spent:
+            self.cut = self.cut or bool(text)
+            return ""
+        given = text[: self._left + _SLACK]
+        redacted, found = self._redact(given)
+        if len(text) > len(given):  # what the cut left of a number or a key cannot be recognised
             redacted = redacted[:-_SLACK]
+        short = _shorten(redacted, self._left)
         self.found += found
-        short = _shorten(redacted, min(self._most, left))
-        self.cut = self.cut or len(text) > self._most + _SLACK or len(short) < len(redacted)
+        self.cut = self.cut or len(text) > len(given) or len(short) < len(redacted)
+        self._spend(len(short.encode()) + _EACH, len(given) + _EACH)
         return short
 
-
-def _bounded(value: Any) -> Any:
-    """Return a number that a frame can hold: a client may ask for any."""
-    return max(min(value, 2**63 - 1), -(2**63)) if isinstance(value, int) else value
+    def _spend(self, kept: int, read: int) -> None:
+        self._left -= max(kept, read)
+        self._since += read
+        if self._since >= _OFTEN:
+            self._since = 0
+            breathe()
 
 
 def _shorten(text: str, most: int) -> str:
@@ -144,68 +126,69 @@ def _shorten(text: str, most: int) -> str:
     return raw.decode() if len(raw) <= most else raw[:most].decode("utf-8", "ignore")
 
 
-def _prompt(body: _Body, clean: _Clean) -> str:
+def _prompt(asked: Said, clean: _Clean) -> str:
     """Return the messages as JSON, images left out, or the prompt of a completion as it is.
 
     Token ids are left out, since nothing can be redacted in them, and the prompt counts as cut.
     """
-    if not body.messages:
-        prompts = _prompts(body)
-        clean.cut = not all(isinstance(one, str) for one in prompts)
-        texts = [clean(one) if isinstance(one, str) else "[token ids]" for one in prompts]
-        return msgspec.json.encode(texts).decode() if len(texts) > 1 else texts[0]
+    if not asked.messages:
+        texts = ["[token ids]" if text is None else clean(text) for text in asked.texts[:_MOST_OUTPUTS]]
+        clean.cut = clean.cut or None in asked.texts or len(asked.texts) > _MOST_OUTPUTS
+        return msgspec.json.encode(texts).decode() if len(asked.texts) > 1 else texts[0]
     told: list[dict[str, str]] = []
-    for message in body.messages:
-        text = message.content if isinstance(message.content, str) else "".join(map(_text, _parts(message)))
-        told.append({"role": message.role[:32], "content": clean(text)})
+    for message in asked.messages:
+        if clean.is_spent:
+            clean.cut = True
+            break
+        told.append({"role": message.role[:32], "content": clean(_content(message))})
     return msgspec.json.encode(told).decode()
 
 
-def _parts(message: _Message) -> list[dict[str, Any]]:
-    content = message.content if isinstance(message.content, list) else []
-    return [part for part in content if isinstance(part, dict)]
+def _content(message: Message) -> str:
+    content = message.content
+    return content or "" if not isinstance(content, list) else "".join(map(_text, content))
 
 
-def _is_image(part: dict[str, Any]) -> bool:
-    return "image" in str(part.get("type", ""))
+def _text(part: Part | str) -> str:
+    if isinstance(part, str):
+        return part
+    return "[image]" if is_image(part) else part.text or ""
 
 
-def _text(part: dict[str, Any]) -> str:
-    return "[image]" if _is_image(part) else str(part.get("text") or "")
-
-
-def _outputs(raw: bytes, choices: int) -> list[str]:
-    """Return the text of each choice of a whole answer or of a stream of server-sent events."""
+def _outputs(raw: bytes, choices: int) -> tuple[list[str], bool]:
+    """Return the text of each choice of a whole answer or of a stream, and whether all of it could be read."""
     found: dict[int, list[str]] = {}
-    for document in _documents(raw):
-        for choice in document.get("choices") or []:
-            if isinstance(choice, dict) and isinstance(choice.get("index"), int):
-                found.setdefault(choice["index"], []).append(_said(choice))
-    return [
-        "".join(found.get(index, []))
-        for index in range(min(max([choices, *(index + 1 for index in found)]), _MOST_OUTPUTS))
-    ]
+    pieces = _pieces(raw)
+    for number, piece in enumerate(pieces):
+        for choice in _choices(piece):
+            found.setdefault(choice.index, []).append(_said(choice))
+        if number % _PIECES_A_BREATH == _PIECES_A_BREATH - 1:
+            breathe()
+    most = min(max([choices, *(index + 1 for index in found)]), _MOST_OUTPUTS)
+    return ["".join(found.get(index, [])) for index in range(most)], not any(map(is_rich, pieces))
 
 
-def _documents(raw: bytes) -> list[dict[str, Any]]:
-    pieces = [raw]
-    if not raw.lstrip().startswith(b"{"):
-        pieces = [line[5:] for line in raw.split(b"\n") if line.startswith(b"data:")]
-    documents = []
-    for piece in pieces:
-        try:
-            document = _any.decode(piece)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue  # [DONE], or the end of what was kept
-        if isinstance(document, dict):
-            documents.append(document)
-    return documents
+def _pieces(raw: bytes) -> list[bytes]:
+    """Return the documents of an answer: one, or those of its server-sent events."""
+    if raw[:64].lstrip().startswith(b"{"):
+        return [raw]
+    return [line[5:] for line in raw.split(b"\n") if line.startswith(b"data:")]
 
 
-def _said(choice: dict[str, Any]) -> str:
+def _choices(piece: bytes) -> list[_Choice]:
+    """Return the choices in one document; none in [DONE], in the end of what was kept, and in one that is too rich."""
+    if is_rich(piece):
+        return []
+    try:
+        return _answer.decode(piece).choices or []
+    except UNREADABLE:
+        return []
+
+
+def _said(choice: _Choice) -> str:
     """Return the text of a choice or of a piece of one: its content, then the arguments of its tool calls."""
-    if isinstance(choice.get("text"), str):
-        return str(choice["text"])
-    message = choice.get("delta") or choice.get("message") or {}
-    calls = [call.get("function") or {} for call in message.get("tool_calls") or [] if isinstance(call, dict)]
-    return "".join([message.get("content") or "", *(str(call.get("arguments") or "") for call in calls)])
+    if choice.text is not None:
+        return choice.text
+    told = choice.delta or choice.message or _Told()
+    calls = [call.function.arguments or "" for call in told.tool_calls or () if call.function is not None]
+    return "".join([told.content or "", *calls])

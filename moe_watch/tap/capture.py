@@ -15,6 +15,14 @@ import torch
 NOTHING: Final = -1  # an id that no router gives: a row that a layer did not write
 _FAILED: Final = -2  # in the place of a first row
 _AHEAD: Final = 4096  # rows for more steps, on a CPU
+# CUDA graphs go on writing to the addresses that they were captured with, whether the tap is on or off, and nobody can
+# tell them to stop: what they may write to is never freed, however the tap ends.
+_FOR_GOOD: Final[list[object]] = []
+
+
+def keep_for_good(written: object) -> None:
+    """Hold what captured graphs write to until the process ends."""
+    _FOR_GOOD.append(written)
 
 
 def _store(values: torch.Tensor, buffer: torch.Tensor, first: torch.Tensor, layer: int) -> None:
@@ -53,6 +61,7 @@ class StepBuffer:
     ) -> None:
         self.all = torch.zeros((layers, rows, width), dtype=dtype, device=device)
         self.first = torch.full((), NOTHING, dtype=torch.int64)  # on the host: read by the traced operator
+        keep_for_good((self.all, self.first))
         self._marked = marked  # what a layer does not write says NOTHING
         self._used = 0
         self._views: Sequence[torch.Tensor] = ()

@@ -5,40 +5,34 @@ What is kept meanwhile is bounded; it is read and redacted in the sender's threa
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
-import zlib
 from collections.abc import Awaitable
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from moe_watch import wire
-from moe_watch.tap import bodies, ids
-from moe_watch.tap.samples import Message, Receive, Scope, Send
+from moe_watch.tap import asked, bodies, ids
+from moe_watch.tap.samples import Endpoint, Message, Receive, Scope, Send, Tap
 
 if TYPE_CHECKING:
-    from moe_watch.tap.bodies import Redact
-    from moe_watch.tap.sender import Header, Sender
+    from moe_watch.tap.sender import Header
 
 MOST_KEPT: Final = 4 * 1024 * 1024  # bytes of one body; a longer request is known by its headers alone
+_SECRET: Final = secrets.token_bytes(16)  # of this process: which ids are sampled nobody outside can tell
+_MOST_DRAWN: Final = 1024  # bytes at the end of an id that the draw looks at
 
 
 class Exchange:
     """One request and its answer as they pass."""
 
-    def __init__(self, scope: Scope, prefix: str, sender: Sender, redact: Redact | None) -> None:
-        self._sender, self._redact = sender, redact
-        self._path = str(scope["path"])
-        self._headers = dict(scope["headers"])
-        self._own = self._headers.get(b"x-request-id", b"")
-        if not self._own:
-            self._own = uuid.uuid4().hex.encode()
-            kept = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
-            scope["headers"] = [*kept, (b"x-request-id", self._own)]
-        self._id = ids.bounded(prefix + self._own.decode("latin-1"))
-        self._canary = b"x-moe-watch-canary" in self._headers
-        rate = sender.settings.sample_rate
-        chosen = zlib.crc32(self._id.encode("utf-8", "replace")) < rate * 2**32
-        self._sampled = redact is not None and chosen and not self._canary
+    def __init__(self, scope: Scope, endpoint: Endpoint, tap: Tap) -> None:
+        self._sender, self._redact = tap.sender, tap.redact
+        self._endpoint = endpoint
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of several counts, as in vLLM
+        self._own = _identify(scope, self._headers.get(b"x-request-id", b""), endpoint, tap.used)
+        self._sampled = tap.redact is not None and _is_drawn(self._own, tap.sender.settings.sample_rate)
         self._started = time.time()
         self._status = 0
         self._asked, self._answered = bytearray(), bytearray()
@@ -96,40 +90,62 @@ class Exchange:
         self._sender.put(lambda header: self._frame(header, finished), size)
 
     def _frame(self, header: Header, finished: float) -> wire.Request:
-        asked = bodies.said(b"" if self._asked_cut else bytes(self._asked))
+        chat = self._endpoint.prefix.startswith("chat")
+        said = asked.Said(unread=True) if self._asked_cut else asked.said(bytes(self._asked), chat=chat)
+        mark = self._header(b"x-moe-watch-canary")
         return wire.Request(
             **header,
-            request_id=self._id,
-            model=asked.model,
-            endpoint=self._path,
+            request_id=ids.bounded(self._endpoint.prefix + self._own.decode("latin-1")),
+            model=said.model,
+            endpoint=self._endpoint.path,
             status=self._status or (499 if self._gone else 500),
-            stream=asked.stream,
-            choices=asked.choices,
-            images=asked.images,
-            domain=self._headers.get(b"x-moe-watch-domain", b"").decode("latin-1")[:64],
-            user=asked.user,
-            canary=self._canary,
+            stream=said.stream,
+            choices=said.choices,
+            images=said.images,
+            domain=self._header(b"x-moe-watch-domain"),
+            user=said.user,
+            canary=bool(mark),
+            mark=mark,
+            unread=said.unread,
             disconnected=self._gone or not self._complete,
-            traceparent=self._headers.get(b"traceparent", b"").decode("latin-1")[:64],
-            sample=self._sample(asked),
+            traceparent=self._header(b"traceparent"),
+            sample=self._sample(said),
             sample_rate=self._sender.settings.sample_rate,
             started_at=self._started,
             finished_at=finished,
         )
 
-    def _sample(self, asked: bodies.Said) -> wire.Sample | None:
+    def _header(self, name: bytes) -> str:
+        return self._headers.get(name, b"")[:64].decode("latin-1")
+
+    def _sample(self, said: asked.Said) -> wire.Sample | None:
         """Return the sampled text, None where there is none to send or it could not be redacted."""
         if not self._sampled or self._redact is None or self._asked_cut or self._status != 200:
             return None
         most = self._sender.settings.sample_max_bytes
         try:
-            sample = bodies.sample(asked, bytes(self._answered), self._redact, most, cut=self._answered_cut)
+            sample = bodies.sample(said, bytes(self._answered), self._redact, most, cut=self._answered_cut)
             self._sender.status.recover("a sample")
         except Exception as error:  # noqa: BLE001 - whatever it is, the text stays here
             if self._sender.status.spoil("a sample", error):
                 self._sender.event("tap_off", self._sender.status.reason)
             return None
         return sample
+
+
+def _identify(scope: Scope, chosen: bytes, endpoint: Endpoint, used: ids.Used) -> bytes:
+    """Return the id of a request, which no other one has; where the client's will not do, vLLM reads ours instead."""
+    own = used.unique(endpoint.prefix, chosen) if chosen else uuid.uuid4().hex.encode()
+    if own != chosen:
+        kept = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+        scope["headers"] = [*kept, (b"x-request-id", own)]
+    return own
+
+
+def _is_drawn(own: bytes, rate: float) -> bool:
+    """Say whether a request is sampled."""
+    drawn = blake2b(own[-_MOST_DRAWN:], digest_size=8, key=_SECRET).digest()
+    return int.from_bytes(drawn, "big") < rate * 2**64
 
 
 def _keep(kept: bytearray, more: bytes) -> bool:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
+from collections import OrderedDict
+from typing import Final
 
 from moe_watch import wire
 
-_LONGEST = 255  # as wire.Name
+_LONGEST: Final = wire.LONGEST_NAME - wire.AGAIN - 2  # with room for what tells a repeated id from the first
+_MOST_USED: Final = 1 << 16
+_AGAIN: Final = re.compile(r"~[0-9a-f]{12}\Z")  # moe_watch.called
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")  # vllm.v1.engine.input_processor.assign_request_id
 _CHILD = re.compile(r"(\d+)_")  # vllm.v1.engine.parallel_sampling: one of n > 1 outputs
 _PROMPT = re.compile(r"(cmpl-.+)-(\d+)\Z", re.DOTALL)  # /v1/completions: one of several prompts
@@ -39,8 +44,32 @@ def from_frontend(external_id: str) -> tuple[str, int]:
 
 
 def bounded(request_id: str) -> str:
-    """Return ``request_id``, or where it is longer than a frame allows its beginning and a digest of it all."""
-    if len(request_id) <= _LONGEST:
-        return request_id
-    digest = hashlib.sha256(request_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return f"{request_id[: _LONGEST - 33]}-{digest}"
+    """Return ``request_id``, or where it is longer than a frame allows its beginning and a digest of it all.
+
+    What tells a repeated id from the first stays at its end, so that it leads back to the same beginning.
+    """
+    again = _AGAIN.search(request_id)
+    first = request_id[: again.start()] if again else request_id
+    if len(first) > _LONGEST:
+        digest = hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        first = f"{first[: _LONGEST - 33]}-{digest}"
+    return first + again[0] if again else first
+
+
+class Used:
+    """The ids that clients chose lately: one that comes again is another request, and gets an id of its own."""
+
+    def __init__(self, most: int = _MOST_USED) -> None:
+        self._most = most
+        self._hashes: OrderedDict[int, None] = OrderedDict()
+
+    def unique(self, prefix: str, chosen: bytes) -> bytes:
+        """Return ``chosen``, or where it came lately that with 12 random digits behind it."""
+        known = hash((prefix, chosen))
+        if known in self._hashes:
+            self._hashes.move_to_end(known)
+            return chosen + b"~" + secrets.token_hex(6).encode()
+        self._hashes[known] = None
+        if len(self._hashes) > self._most:
+            self._hashes.popitem(last=False)
+        return chosen

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from moe_watch.tap.capture import Capturer
+from moe_watch.tap.capture import Capturer, keep_for_good
 from moe_watch.tap.counts import Shape
 
 _MOST_LOGITS: Final = 256 * 1024 * 1024  # bytes of device memory
@@ -48,6 +48,9 @@ def bind(model: torch.nn.Module, capturer: Capturer, config: Any) -> None:
     one_rank = parallel.data_parallel_size == 1
     listener = capturer if one_rank else _OfRank(capturer, parallel)
     bind_routed_experts_capturer(model, _Unfelt(capturer, listener))
+    for layer in find(model):
+        if (sink := _sink(layer)) is not None:
+            keep_for_good(sink)
 
 
 def bind_logits(layers: Sequence[Any], capturer: Capturer, shape: Shape, config: Any) -> bool:
@@ -73,11 +76,16 @@ def release(model: torch.nn.Module) -> None:
         router = getattr(module, "router", None)
         if hasattr(module, "capture_fn"):
             module.capture_fn = None
-        if hasattr(getattr(module, "routed_experts", None), "routing_sink"):
+        if _sink(module) is not None:
             module.routed_experts.routing_sink = None
         if router is not None:
             router.set_capture_fn(None)
             router.__dict__.pop("_compute_routing", None)
+
+
+def _sink(layer: Any) -> Any:
+    """Return what a monolithic kernel of ``layer`` writes its choices to, None where it has none."""
+    return getattr(getattr(layer, "routed_experts", None), "routing_sink", None)
 
 
 def _show_logits(router: Any, capturer: Capturer, row: int) -> None:

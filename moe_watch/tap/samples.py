@@ -1,6 +1,7 @@
 """ASGI middleware of vLLM's API server; what it keeps of a request is in ``exchange.py``.
 
-Nothing is held back or changed on the way, save that a request without an id gets one.
+Nothing is held back or changed on the way, save that a request without an id gets one, and one whose id another request
+had lately gets that id with something behind it.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moe_watch.tap import switch
 
 if TYPE_CHECKING:
     from moe_watch.tap.bodies import Redact
     from moe_watch.tap.exchange import Exchange
+    from moe_watch.tap.ids import Used
     from moe_watch.tap.sender import Sender
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +25,26 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-PREFIX: Final = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-"}
+
+class Endpoint(NamedTuple):
+    """A route of vLLM, and how the ids of its requests begin."""
+
+    path: str
+    prefix: str
+
+
+class Tap(NamedTuple):
+    """What the requests of this process have in common."""
+
+    sender: Sender
+    redact: Redact | None
+    used: Used
+    exchange: type[Exchange]  # imported at the start: no request waits for that
+
+
+_ENDPOINTS: Final = {
+    one.path: one for one in (Endpoint("/v1/chat/completions", "chatcmpl-"), Endpoint("/v1/completions", "cmpl-"))
+}
 
 log = logging.getLogger("moe_watch.tap")
 
@@ -33,40 +54,38 @@ class Middleware:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self._sender: Sender | None = None
-        self._redact: Redact | None = None
+        self._tap: Tap | None = None
         try:
             if switch.is_on():
                 self._start()
         except Exception:
-            self._sender = None
+            self._tap = None
             log.exception("moe-watch middleware could not start; serving goes on")
 
     def _start(self) -> None:
-        from moe_watch.tap import frontend
+        from moe_watch.tap import exchange, frontend, ids
 
-        self._sender = frontend.sender()
-        settings = self._sender.settings
-        if settings.sample_rate > 0:
-            module, _, function = settings.redact.partition(":")
+        sender, redact = frontend.sender(), None
+        if sender.settings.sample_rate > 0:
+            module, _, function = sender.settings.redact.partition(":")
             try:
-                self._redact = getattr(importlib.import_module(module), function)
+                redact = getattr(importlib.import_module(module), function)
             except (ImportError, AttributeError):
-                log.exception("moe-watch samples no text: MOE_WATCH_REDACT=%s cannot be loaded", settings.redact)
+                log.exception("moe-watch samples no text: MOE_WATCH_REDACT=%s cannot be loaded", sender.settings.redact)
+        self._tap = Tap(sender, redact, ids.Used(), exchange.Exchange)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and tell of it once it is over."""
-        prefix = PREFIX.get(scope.get("path", "")) if scope["type"] == "http" else None
-        sender = self._sender
-        if sender is None or prefix is None or scope.get("method") != "POST" or sender.status.state != "on":
+        tap, exchange, heard = self._tap, None, (receive, send)
+        if tap is None or tap.sender.status.state != "on":
             await self.app(scope, receive, send)
             return
-        exchange, heard = None, (receive, send)
         try:
-            exchange = self._begin(scope, prefix, sender)
-            heard = exchange.receiving(receive), exchange.sending(send)
+            exchange = self._begin(scope, tap)
+            if exchange is not None:
+                heard = exchange.receiving(receive), exchange.sending(send)
         except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
-            sender.give_up("middleware", error)
+            tap.sender.give_up("middleware", error)
         try:
             await self.app(scope, *heard)
         finally:
@@ -74,9 +93,17 @@ class Middleware:
                 if exchange is not None:
                     exchange.tell()
             except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
-                sender.give_up("middleware", error)
+                tap.sender.give_up("middleware", error)
 
-    def _begin(self, scope: Scope, prefix: str, sender: Sender) -> Exchange:
-        from moe_watch.tap.exchange import Exchange
+    def _begin(self, scope: Scope, tap: Tap) -> Exchange | None:
+        """Return what is kept of a request, None of one to another route."""
+        if scope["type"] != "http" or scope.get("method") != "POST":
+            return None
+        endpoint = _ENDPOINTS.get(route(scope))
+        return None if endpoint is None else tap.exchange(scope, endpoint, tap)
 
-        return Exchange(scope, prefix, sender, self._redact)
+
+def route(scope: Scope) -> str:
+    """Return the path that is matched with vLLM's routes: behind ``--root-path``, as ``starlette._utils`` has it."""
+    path, root = str(scope.get("path", "")), str(scope.get("root_path") or "")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else "" if path == root else path

@@ -24,6 +24,7 @@ HEALTH_S: Final = 5.0
 _MODEL_EVERY: Final = 10  # healths
 _COLLECT_S: Final = 0.1  # frames of this time are sent together: waking two threads costs more than a frame does
 _IDLE_S: Final = 0.25
+_TURN_S: Final = 1.0  # frames that take long to make must not keep a Health waiting
 _LINGER_MS: Final = 1000  # after an ordered end; a sidecar that reads nothing must not hold the thread
 _IN_FLIGHT: Final = 256  # frames that ZMQ may hold; those are lost when the sidecar dies
 
@@ -189,7 +190,11 @@ class Sender:
             raise PermissionError(f"{why}; {ipc.REMEDY}")
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
+        until = time.monotonic() + _TURN_S
         while self._queue and socket.poll(0, zmq.POLLOUT):
+            if time.monotonic() > until:
+                self._wake.set()
+                return
             with self._lock:
                 build, size = self._queue.popleft()
                 self._bytes -= size

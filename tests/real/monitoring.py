@@ -92,11 +92,11 @@ def _running(server: Server) -> Iterator[str]:
 def ask(url: str, expr: str, *, instant: bool) -> list[dict[str, Any]]:
     """Return the series that a panel would get: the latest values, or the last minute in steps of a second."""
     if instant:
-        answer = httpx.get(f"{url}/api/v1/query", params={"query": expr})
+        answer = httpx.get(f"{url}/api/v1/query", params={"query": expr}, timeout=PATIENCE_S)
     else:
         now = time.time()
         span = {"query": expr, "start": now - 60, "end": now, "step": 1}
-        answer = httpx.get(f"{url}/api/v1/query_range", params=span)
+        answer = httpx.get(f"{url}/api/v1/query_range", params=span, timeout=PATIENCE_S)
     body = answer.json()
     assert body["status"] == "success", f"{expr}: {body}"
     found: list[dict[str, Any]] = body["data"]["result"]
@@ -107,6 +107,21 @@ def has_numbers(series: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether any value of any series is a number."""
     points = [point for one in series for point in (one["values"] if "values" in one else [one["value"]])]
     return any(value != "NaN" for _, value in points)
+
+
+def wait_for_numbers(url: str, expr: str, *, instant: bool) -> list[dict[str, Any]]:
+    """Return the series that a panel gets once there are numbers in them.
+
+    On a busy machine a scrape may take longer than it is given: until the next one, every series is stale.
+    """
+    found: list[dict[str, Any]] = []
+
+    def arrived() -> bool:
+        found[:] = ask(url, expr, instant=instant)
+        return has_numbers(found)
+
+    wait_until(arrived, expr)
+    return found
 
 
 @dataclass

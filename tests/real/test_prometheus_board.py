@@ -91,7 +91,7 @@ def prometheus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     targets = {"moe-watch": [(f"127.0.0.1:{server.server_port}", {})]}
     try:
         with monitoring.prometheus(tmp_path_factory.mktemp("prometheus"), targets, rules) as url:
-            done = 'count_over_time(up{job="moe-watch"}[1m]) > 12'
+            done = 'sum_over_time(up{job="moe-watch"}[1m]) > 12'  # those that came back
             monitoring.wait_until(lambda: bool(monitoring.ask(url, done, instant=True)), "a dozen scrapes")
             yield url
     finally:
@@ -114,7 +114,7 @@ def asked() -> list[Asked]:
 def test_a_panel_shows_numbers(prometheus_url: str, query: Asked, choice: str) -> None:
     """With all models or chosen ones, the query returns series with numbers in them."""
     expr = fill(query.expr, CHOICES[choice], BUILT_IN)
-    assert monitoring.has_numbers(monitoring.ask(prometheus_url, expr, instant=query.instant)), expr
+    assert monitoring.wait_for_numbers(prometheus_url, expr, instant=query.instant)
 
 
 @pytest.mark.parametrize("query", asked(), ids=lambda q: f"{q.dashboard}/{q.panel}/{q.ref}")
@@ -125,7 +125,8 @@ def test_a_legend_is_never_blank(prometheus_url: str, query: Asked) -> None:
     legends = [target["legendFormat"] for target in targets if target["expr"] == query.expr]
     for legend in legends:
         wanted = {part.split("}}")[0] for part in legend.split("{{")[1:]}
-        for series in monitoring.ask(prometheus_url, fill(query.expr, CHOICES["all"], BUILT_IN), instant=query.instant):
+        expr = fill(query.expr, CHOICES["all"], BUILT_IN)
+        for series in monitoring.wait_for_numbers(prometheus_url, expr, instant=query.instant):
             assert wanted <= set(series["metric"]), legend
 
 
@@ -133,12 +134,19 @@ def test_the_variables_find_their_choices(prometheus_url: str) -> None:
     """Each variable's label values are those on the board."""
     for variable in assets.dashboards()["moe-watch-overview"]["templating"]["list"][1:]:
         metric, label = variable["definition"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
-        found = monitoring.ask(prometheus_url, f"group by ({label}) ({fill(metric, CHOICES['all'])})", instant=True)
+        expr = f"group by ({label}) ({fill(metric, CHOICES['all'])})"
+        found = monitoring.wait_for_numbers(prometheus_url, expr, instant=True)
         assert {series["metric"][label] for series in found} == set(VALUES[label])
 
 
 def test_each_alert_evaluates_without_fault(prometheus_url: str) -> None:
     """Prometheus reports every rule of every group as healthy."""
-    groups = monitoring.httpx.get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
-    health = {rule["name"]: (rule["health"], rule.get("lastError", "")) for group in groups for rule in group["rules"]}
-    assert health == {alert.name: ("ok", "") for alert in ALERTS}
+    wanted = {alert.name: ("ok", "") for alert in ALERTS}
+
+    def health() -> dict[str, tuple[str, str]]:
+        answer = monitoring.httpx.get(f"{prometheus_url}/api/v1/rules", timeout=monitoring.PATIENCE_S).json()
+        rules = [rule for group in answer["data"]["groups"] for rule in group["rules"]]
+        return {rule["name"]: (rule["health"], rule.get("lastError", "")) for rule in rules}
+
+    monitoring.wait_until(lambda: "unknown" not in {state for state, _ in health().values()}, "every rule evaluated")
+    assert health() == wanted

@@ -33,7 +33,7 @@ ENGINE_FAULTS = [
 ]
 API_FAULTS = [
     *("samples.Middleware._begin", "exchange.Exchange.receiving", "exchange.Exchange._note_request"),
-    *("exchange.Exchange._note_answer", "exchange.Exchange.tell", "exchange.Exchange._frame", "bodies.said"),
+    *("exchange.Exchange._note_answer", "exchange.Exchange.tell", "exchange.Exchange._frame", "asked.said"),
     *("latency.latency", "ids.from_frontend", "sender.Sender.put", "sender.Sender._drain"),
 ]
 

@@ -182,6 +182,25 @@ def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:
         assert type(episode.values["began_at"]) is float, kind
 
 
+def of_numpy(value: Any, path: str = "") -> Iterator[str]:
+    """Yield where in ``value`` a number or an array of numpy is."""
+    if isinstance(value, np.ndarray | np.generic):
+        yield path
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from of_numpy(item, f"{path}.{key}")
+
+
+def test_nothing_that_is_written_or_shown_is_of_numpy(everything: Everything) -> None:
+    """Alarms, windows and requests, status and matrix alike; the hook of the encoders would hide it."""
+    for found in (everything.bench.written, everything.status, everything.bench.judge.matrix("r0")):
+        assert list(of_numpy(found)) == []
+
+
 @pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/matrix", "/metrics", "/", "/readyz"])
 def test_every_address_answers(everything: Everything, path: str) -> None:
     """With all alarms open as without any."""

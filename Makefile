@@ -43,7 +43,7 @@ system: ## Install what the tests run besides Python: Prometheus, Alertmanager, 
 	else echo "Tests that need them are skipped; install with: sudo apt-get install $(SYSTEM_PACKAGES)"; fi
 
 demo: setup ## The main job: real vLLM, normal traffic, then unseen traffic, flagged; fails where that is not shown (KEEP=1 leaves it running)
-	@$(BIN)/python -m moe_watch.demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
 test: setup system ## Everything: unit, property and simulation tests, and the real servers
 	$(BIN)/pytest
@@ -73,11 +73,11 @@ check: setup ## Lint (bandit's rules included), types, and the declared bounds o
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m tests.dependencies
+	$(BIN)/python -m tests.support.dependencies
 
 audit: setup ## Ask an advisory service about the dependencies (needs the internet)
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit; }
-	$(BIN)/python -m tests.dependencies --list > $(VENV)/audit/versions.txt
+	$(BIN)/python -m tests.support.dependencies --list > $(VENV)/audit/versions.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/versions.txt
 
 format: setup ## Format the code
@@ -89,8 +89,8 @@ docs: setup ## Write the reference of settings, metrics and frames, and the dash
 	$(BIN)/python -m dashboards
 
 models: setup ## Train the two tiny demo models again (about 20 minutes)
-	$(BIN)/python -m moe_watch.demo.train moe --out moe_watch/demo/models/moe
-	$(BIN)/python -m moe_watch.demo.train dense --out moe_watch/demo/models/dense
+	$(BIN)/python -m demo.train moe --out demo/models/moe
+	$(BIN)/python -m demo.train dense --out demo/models/dense
 
 clean: ## Remove the environment and everything that was made
 	rm -rf $(VENV) $(LOWEST) .venv-uv out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

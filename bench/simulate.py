@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_watch.detect.batch import Batch
+from moe_watch.detect.common.batch import Batch
 
 DAY: Final = 86_400.0
 Rng = np.random.Generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from moe_watch.export.metrics import DRIFT_KINDS
+from moe_watch.metrics.series import DRIFT_KINDS
 from moe_watch.provision import thresholds as limit
 
 from .frame import Row, build

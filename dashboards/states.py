@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from moe_watch.export.metrics import CANARY_VERDICTS, VERDICTS
+from moe_watch.metrics.series import CANARY_VERDICTS, VERDICTS
 
 from .panels import GREEN, GREY, MOE_WATCH, RED, mapping
 

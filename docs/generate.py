@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moe_watch import settings, wire
-from moe_watch.export import metrics
+from moe_watch.metrics import series
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- Made by `make docs`; do not edit. -->\n"
@@ -84,16 +84,16 @@ def metrics_page() -> str:
         _NOTE,
         "# Metrics",
         "",
-        _paragraph(metrics),
+        _paragraph(series),
         "",
         "| metric | type | labels | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    for metric in metrics.ALL:
+    for metric in series.ALL:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
     lines += ["", "## Labels", "", "| label | values |", "| --- | --- |"]
-    lines += [f"| `{name}` | {text} |" for name, text in metrics.LABELS.items()]
+    lines += [f"| `{name}` | {text} |" for name, text in series.LABELS.items()]
     return "\n".join([*lines, ""])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from moe_watch.store.models import Base
+from moe_watch.store.schema import Base
 
 
 def _run(connection: Connection) -> None:

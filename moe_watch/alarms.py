@@ -1,82 +1,134 @@
-"""What an alarm says when it opens: a line for the pager, and the evidence that stays with it."""
+"""The kinds of alarms: what each is called, what it means, what to do about it, and what is worse."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
 
-import numpy as np
-
-from moe_watch.assess import Assessment
-from moe_watch.detect.events import Dating
-from moe_watch.detect.live import Alarm
-
-if TYPE_CHECKING:
-    from moe_watch.companions import Siblings
-    from moe_watch.watch import Watch
-
-_MOST_DEAD: Final = 3  # dead experts that a line names
-
-Told = tuple[str, dict[str, Any]]
+Tone = Literal["bad", "warn", "unknown", "calm"]
+Verdict = Literal["quality", "blind", "routing", "deployment", "traffic"]
+_TONES: Final[tuple[Tone, ...]] = ("bad", "warn", "unknown", "calm")
 
 
-def of_drift(watch: Watch, alarm: Alarm, alpha: float, run_length: float) -> Told:
-    """Return line and evidence of live routing that left its baseline."""
-    layer = None if alarm.layer is None else watch.layer_id(alarm.layer)
-    where = "" if layer is None else f" in layer {layer}"
-    version = watch.normal.active.version if watch.normal is not None else 0
-    flags = watch.recent.ood.rows()
-    share = float(flags.mean()) if len(flags) else math.nan
-    summary = (
-        f"{watch.model.model} at {watch.model.replica}: expert routing left baseline {version}{where} "
-        f"({alarm.channel}); {share:.1%} of the latest requests are out of distribution, {alpha:.1%} expected"
-    )
-    return summary, {
-        "channel": alarm.channel,
-        "layer": layer,
-        "requests_since": alarm.began,
-        "evidence": alarm.evidence,
-        "average_run_length": run_length,
-        "ood_ratio": share if math.isfinite(share) else None,
-        "channels": dict(watch.observation.channels) if watch.observation is not None else {},
-        "requests": [s.request_id for s in list(watch.recent.suspects)[-10:]],
-    }
+@dataclass(frozen=True)
+class AlarmKind:
+    """One kind of alarm in the words of every surface; the defaults are those of a kind that this version lacks."""
+
+    name: str
+    title: str
+    verdict: Verdict = "deployment"  # that it leads to
+    is_open: str = "An alarm is open"  # begins a headline
+    was_open: str = "An alarm was raised"
+    advice: str = "Look into the alarm."
+    alerts: tuple[str, ...] = ()  # that tell of it, its own first
+    of_output: bool = False  # it is about what the MoE writes, not about how it routes
 
 
-def dated(told: Told, dating: Dating | None) -> Told:
-    """Add to what is told to which event the change is dated."""
-    if dating is None:
-        return told
-    found = {"event": dating.event.kind, "detail": dating.event.detail, "requests": dating.requests}
-    return f"{told[0]}; {dating.words}", {**told[1], "dated": {**found, "seconds": dating.seconds}}
+KINDS: Final = (
+    AlarmKind(
+        name="garbled",  # the worst: people read it, and it is seen without any routing
+        title="Garbled output",
+        verdict="quality",
+        is_open="The MoE writes broken text",
+        was_open="The MoE wrote broken text",
+        advice="Read the outputs with defects; if usual requests have them, take back the last change of the model.",
+        alerts=("GarbledOutput",),
+        of_output=True,
+    ),
+    AlarmKind(
+        name="blind",  # of routing nothing is known any more
+        title="Blind tap",
+        verdict="blind",
+        is_open="The tap sees no routing",
+        was_open="The tap saw no routing",
+        advice="Find out why routing is missing.",
+        alerts=("TapDown",),
+    ),
+    AlarmKind(
+        name="routing",  # the same prompts: a fault of the model, of which worse output is an effect
+        title="Routing drift",
+        verdict="routing",
+        is_open="The same prompts go to other experts",
+        was_open="The same prompts went to other experts",
+        advice="Compare with the last change of vLLM, weights, quantisation or kernels, and take it back.",
+        alerts=("RoutingDrift", "OODRateHigh"),
+    ),
+    AlarmKind(
+        name="quality",
+        title="Worse output",
+        verdict="quality",
+        is_open="The MoE writes worse",
+        was_open="The MoE wrote worse",
+        advice="Read the worst requests below; take back the last change of the model's deployment if there was one.",
+        alerts=("QualityGap",),
+        of_output=True,
+    ),
+    AlarmKind(
+        name="replica",
+        title="A replica that differs from its siblings",
+        verdict="deployment",
+        is_open="One replica differs from its siblings",
+        was_open="One replica differed from its siblings",
+        advice="Take the replica that differs out of the load balancer and compare its start with its siblings'.",
+        alerts=("ReplicaDeviates",),
+    ),
+    AlarmKind(
+        name="traffic",
+        title="Traffic drift",
+        verdict="traffic",
+        is_open="Traffic is unlike the baseline",
+        was_open="Traffic left the baseline",
+        advice="See what the new requests are; if they are here to stay, fit a new baseline on them and promote it.",
+        alerts=("TrafficDrift", "OODRateHigh"),
+    ),
+    AlarmKind(
+        name="dead_experts",  # after traffic: when a whole domain leaves, its experts fall silent as well
+        title="Dead experts",
+        verdict="deployment",
+        is_open="Experts get no tokens",
+        was_open="Experts got no tokens",
+        advice="Check the expert map and the checkpoint: experts without tokens are a fault of the deployment.",
+        alerts=("DeadExperts",),
+    ),
+)  # worst first
+
+_BY_NAME: Final = {kind.name: kind for kind in KINDS}
+_RANKS: Final = {kind.name: place for place, kind in enumerate(KINDS)}
+OF_OUTPUT: Final = frozenset(kind.name for kind in KINDS if kind.of_output)
 
 
-def of_dead(watch: Watch, found: Assessment) -> Told:
-    """Return line and evidence of experts that get no tokens any more."""
-    places = [(watch.layer_id(int(row)), int(expert)) for row, expert in np.argwhere(found.dead.dead)]
-    named = ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places[:_MOST_DEAD])
-    more = f" and {len(places) - _MOST_DEAD} more" if len(places) > _MOST_DEAD else ""
-    chance = float(found.dead.probability[found.dead.dead].max())
-    idle = int(watch.recent.idle[found.dead.dead].min())
-    summary = (
-        f"{watch.model.model} at {watch.model.replica}: {named}{more} got no token in {idle:,} requests; "
-        f"were all well, the chance of that would be {chance:.1g} at most"
-    )
-    return summary, {"experts": places, "requests_since": idle, "probability": chance}
+def named(name: str) -> AlarmKind:
+    """Return the kind of that name; one made up from the name where another version wrote it.
+
+    >>> named("garbled").title, named("one_to_come").title
+    ('Garbled output', 'One to come')
+    """
+    return _BY_NAME.get(name) or AlarmKind(name, name.replace("_", " ").capitalize())
 
 
-def of_siblings(watch: Watch, found: Siblings) -> Told:
-    """Return line and evidence of a replica that routes differently than its siblings."""
-    layers = (found.where or {}).get("layers") or []
-    where = f", most in layer {layers[0]}" if layers else ""
-    summary = (
-        f"{watch.model.model} at {watch.model.replica}: routes differently than its {found.replicas - 1} siblings"
-        f"{where} ({found.standing.measure})"
-    )
-    return summary, {
-        "measure": found.standing.measure,
-        "siblings": found.replicas - 1,
-        "blocks": found.standing.blocks,
-        "layer": layers[0] if layers else None,
-        "where": found.where,
-    }
+def rank(name: str) -> int:
+    """Return the place of a kind of alarm, 0 for the worst; an unknown kind comes last.
+
+    >>> sorted(["traffic", "one to come", "garbled"], key=rank)
+    ['garbled', 'traffic', 'one to come']
+    """
+    return _RANKS.get(name, len(KINDS))
+
+
+def told_by(alert: str) -> frozenset[str]:
+    """Return the names of the kinds that an alert tells of; none where it tells of something else.
+
+    >>> sorted(told_by("OODRateHigh")), sorted(told_by("FramesDropped"))
+    (['routing', 'traffic'], [])
+    """
+    return frozenset(kind.name for kind in KINDS if alert in kind.alerts)
+
+
+def worst(tones: Iterable[Tone]) -> Tone:
+    """Return the worst of ``tones``; "unknown" where there is none.
+
+    >>> worst(["calm", "bad", "unknown"])
+    'bad'
+    """
+    return min(tones, key=_TONES.index, default="unknown")

@@ -76,7 +76,7 @@ class TapSettings(BaseSettings):
         65536, ge=0, description="Maximum length of a sample's prompt, and of all its outputs together, bytes"
     )
     redact: str = Field(
-        "moe_watch.tap.redact:redact",
+        "moe_watch.tap.api.redact:redact",
         description="module:function applied to every sampled text before it leaves vLLM",
     )
 

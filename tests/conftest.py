@@ -13,7 +13,7 @@ from hypothesis import settings
 from sqlalchemy import Engine
 
 from moe_watch.store import engine, migrate
-from tests import postgres
+from tests.support import postgres
 
 # A deadline per example is a timed assert: on a busy machine it fails without a fault.
 settings.register_profile("moe-watch", deadline=None)

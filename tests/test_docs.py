@@ -41,7 +41,7 @@ def test_make_demo_fails_when_the_demo_does(tmp_path: Path, code: int) -> None:
     """Its exit code is what CI goes by."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text(f"#!/bin/sh\n[ \"$*\" = '-m moe_watch.demo' ] && exit {code}\nexit 9\n")
+    python.write_text(f"#!/bin/sh\n[ \"$*\" = '-m demo' ] && exit {code}\nexit 9\n")
     python.chmod(0o755)
     (tmp_path / ".installed").touch()
     done = subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import dependencies
+from tests.support import dependencies
 
 ROOT = Path(__file__).parents[1]
 # A bare sidecar, without extras: what is imported of these is a mistake.
@@ -31,11 +31,11 @@ class Missing(MetaPathFinder):
 sys.meta_path.insert(0, Missing())
 import moe_watch
 from click.testing import CliRunner
-from moe_watch.cli import main
+from moe_watch.cli.main import main
 
 assert moe_watch.__file__.startswith(sys.argv[1]), moe_watch.__file__
 for found in pkgutil.walk_packages(moe_watch.__path__, "moe_watch."):
-    if not found.name.startswith(("moe_watch.tap", "moe_watch.demo", "moe_watch.canary.engine")):
+    if not found.name.startswith(("moe_watch.tap", "moe_watch.store.bounded")):
         importlib.import_module(found.name)
 for words in (["serve", "--help"], ["db", "upgrade"], ["report", "--out", "report"], ["provision", "--out", "made"]):
     done = CliRunner().invoke(main, words)
@@ -106,7 +106,7 @@ def test_the_tap_adds_nothing_that_vllm_lacks() -> None:
     """What the modules inside vLLM import comes with vLLM; its extra is vLLM itself."""
     assert [need.partition(">")[0] for need in _project()["project"]["optional-dependencies"]["tap"]] == ["vllm"]
     imported = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import moe_watch.tap.plugin, moe_watch.tap.samples"],
+        [sys.executable, "-X", "importtime", "-c", "import moe_watch.tap.plugin, moe_watch.tap.middleware"],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in imported.splitlines()}

@@ -9,7 +9,7 @@ from click import ClickException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_watch import commands
+from moe_watch.cli import setup
 from moe_watch.settings import Settings, TapSettings
 
 
@@ -64,7 +64,7 @@ def test_a_wrong_setting_is_named(name: str, value: str, said: str, monkeypatch:
     """The message has its path and what is wrong with it."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ClickException, match="settings") as error:
-        commands.settings()
+        setup.settings()
     assert said in error.value.message
 
 
@@ -75,7 +75,7 @@ def test_no_text_in_a_setting_is_a_stack_trace(value: str) -> None:
         for name in ("MOE_WATCH_WINDOW_S", "MOE_WATCH_HTTP", "MOE_WATCH_STORE__KEEP_SAMPLES_DAYS"):
             patch.setenv(name, value)
         try:
-            commands.settings()
+            setup.settings()
         except ClickException as error:
             assert error.message.startswith("settings")  # noqa: PT017
 
@@ -84,4 +84,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     """A syntax error in the file is no stack trace."""
     (tmp_path / "moe-watch.toml").write_text("window_s = = 1")
     with pytest.raises(ClickException, match="settings"):
-        commands.settings()
+        setup.settings()

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from moe_watch import memory, wire
-from tests.frames import Tap
+from moe_watch import wire
+from moe_watch.domain import memory
+from tests.support.frames import Tap
 
 _TAP = Tap()
 _FRAMES: list[wire.AnyFrame] = [

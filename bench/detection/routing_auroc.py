@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 import torch
 
-from moe_watch.demo import corpus
-from moe_watch.demo.evaluation import load_model
-from moe_watch.demo.separation import separation
+from demo import corpus
+from demo.evaluation import load_model
+from demo.separation import separation
 
 LENGTHS = (16, 64)
 
 
 @click.command()
-@click.argument("checkpoint", default="moe_watch/demo/models/moe", type=click.Path(exists=True, path_type=Path))
+@click.argument("checkpoint", default="demo/models/moe", type=click.Path(exists=True, path_type=Path))
 def main(checkpoint: Path) -> None:
     """Print one row per unseen kind."""
     torch.set_num_threads(1)

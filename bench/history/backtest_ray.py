@@ -17,11 +17,12 @@ import numpy as np
 
 from bench import RESULTS
 from bench.simulate import World
-from moe_watch import backtest, history, wire
-from moe_watch.detect.baseline import Baseline, BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.store import counts
-from moe_watch.store.models import Model
+from moe_watch import wire
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import Baseline, BaselineBuilder
+from moe_watch.ops import archive, backtest
+from moe_watch.store.codecs import counts
+from moe_watch.store.schema import Model
 
 REPLICAS, POOL, CHUNK = 8, 1000, 500
 START = 1_790_000_000.0
@@ -60,9 +61,9 @@ def main(each: int) -> None:
     world = World(longest=2048)
     baseline = fitted(world)
     with tempfile.TemporaryDirectory() as address:
-        history.write(recorded(world.draw(POOL, np.random.default_rng(1)), each), MODEL, address)
-        source = history.ParquetSource(address, history.shapes(address)[MODEL.identity])
-        names = history.replicas(address, MODEL.identity)
+        archive.write(recorded(world.draw(POOL, np.random.default_rng(1)), each), MODEL, address)
+        source = archive.ParquetSource(address, archive.shapes(address)[MODEL.identity])
+        names = archive.replicas(address, MODEL.identity)
         start = time.monotonic()
         here = list(backtest.run_here(names, source, baseline, 10_000, 0.01))
         result: dict[str, object] = {"requests": REPLICAS * each, "here_s": round(time.monotonic() - start, 1)}

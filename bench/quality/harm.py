@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_watch.demo import corpus, evaluation
-from moe_watch.demo.faults import rotate_experts
+from demo import corpus, evaluation
+from demo.faults import rotate_experts
 
 LAYERS = {0: "first", 2: "third", 5: "last"}
 

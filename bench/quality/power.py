@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_watch.detect import gap, gap_alarm
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common import weighted_estimates
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality import gap_alarm
 from moe_watch.shadow.trial import CLIP
 
 RISES, REPEATS, LONGEST, WEEK = (0.1, 0.2, 0.3, 0.5, 1.0), 40, 3000, 1000  # nats per token, draws, requests
@@ -31,7 +32,10 @@ def power(learned: Floats, reference: int, run_length: float, tolerance: float) 
             new = rng.choice(old, LONGEST) + rise
             _, alarms = gap_alarm.observe(known, gap_alarm.start(run_length), new, ones)
             delays.append(alarms[0].at + 1 if alarms else math.inf)
-            before, after = gap.mean(old, ones[: len(old)]), gap.mean(new[:WEEK], ones[:WEEK])
+            before, after = (
+                weighted_estimates.mean(old, ones[: len(old)]),
+                weighted_estimates.mean(new[:WEEK], ones[:WEEK]),
+            )
             half = math.hypot(before.upper - before.value, after.upper - after.value)
             blamed.append(after.value - before.value - half > tolerance)
         delay = float(np.median(delays))

@@ -35,13 +35,14 @@ from sqlalchemy import Engine
 from bench import DOCS, RESULTS, ROOT
 from bench.quality import harm as rotated
 from bench.quality import table as tables
-from moe_watch.demo import servers
-from moe_watch.demo.traffic import Prompt, mixture, send
-from moe_watch.store import engine, shadows
+from demo import servers
+from demo.traffic import Prompt, mixture, send
+from moe_watch.store import engine
+from moe_watch.store.records import shadows
 
 # Copies of what ``learn`` left, named quality-a and so on, can take faults at the same time; ``table`` reads them all.
 OUT = Path(os.environ.get("QUALITY_OUT", ROOT / "out" / "quality")).resolve()
-MODELS = ROOT / "moe_watch" / "demo" / "models"
+MODELS = ROOT / "demo" / "models"
 MOE, DENSE = "tiny-moe", "tiny-dense"
 LEARNED, MIXED, BROKEN, UNSEEN_SHARE, TOKENS = 600, 500, 240, 0.3, 32
 FAULTS = (
@@ -80,7 +81,7 @@ class Stack:
 
     def command(self, *args: str) -> None:
         """Run ``moe-watch`` with the settings of the stack."""
-        subprocess.run([sys.executable, "-m", "moe_watch.cli", *args], env={**os.environ, **self.env}, check=True)
+        subprocess.run([sys.executable, "-m", "moe_watch.cli.main", *args], env={**os.environ, **self.env}, check=True)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def stack() -> Iterator[Stack]:
     # A cached prefix would carry keys and values of one fault into the next.
     broken = (
         "--middleware",
-        "moe_watch.tap.samples.Middleware",
+        "moe_watch.tap.middleware.Middleware",
         "--worker-extension-cls",
         "bench.incidents.faults.worker.Faults",
     )

@@ -1,7 +1,7 @@
 """Does the shadow slow the MoE down? ``python -m bench.quality.shadow_isolation`` (some ten minutes, both cores).
 
-The shadow never calls the MoE's server (``tests/test_shadow_worker.py`` holds it to that), so what is left is hardware
-that both share. Two set-ups on one machine, the MoE at a steady load, the shadow on and off in turns:
+The shadow never calls the MoE's server (``tests/shadow/test_shadow_worker.py`` holds it to that), so what is left is
+hardware that both share. Two set-ups on one machine, the MoE at a steady load, the shadow on and off in turns:
 
 - ``apart``: the MoE on one core; dense model, sidecar and client on the other: stands for two machines;
 - ``shared``: MoE and dense model on one core, the rest on the other: a dense model that takes the MoE's hardware.
@@ -30,15 +30,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bench import DOCS, RESULTS, ROOT
-from moe_watch.demo import servers
-from moe_watch.demo.traffic import mixture, send
-from moe_watch.detect.advantage import rounds
-from moe_watch.detect.gap import Floats
+from demo import servers
+from demo.traffic import mixture, send
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality.advantage import rounds
 from moe_watch.store import engine
-from moe_watch.store.models import Request
+from moe_watch.store.schema import Request
 
 OUT = ROOT / "out" / "shadow_isolation"
-MODELS = ROOT / "moe_watch" / "demo" / "models"
+MODELS = ROOT / "demo" / "models"
 CORES = {"apart": (0, 1), "shared": (0, 0)}  # of the MoE, of the dense model
 REST = {1}  # sidecar, shadow and client
 CONCURRENCY, TOKENS = 4, 24
@@ -81,7 +81,7 @@ def stack(work: Path, cores: tuple[int, int]) -> Iterator[tuple[servers.Server, 
     tap = {"MOE_WATCH_ENDPOINT": f"ipc://{work}/tap.sock", "MOE_WATCH_SAMPLE_RATE": "1"}
     started = []
     for name, core, args, env in (
-        ("moe", cores[0], ("--middleware", "moe_watch.tap.samples.Middleware"), tap),
+        ("moe", cores[0], ("--middleware", "moe_watch.tap.middleware.Middleware"), tap),
         ("dense", cores[1], (), {}),
     ):
         bound = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core), **env}

@@ -17,13 +17,16 @@ from sqlalchemy.orm import Session
 
 from bench import data
 from bench.quality import harm, power
-from moe_watch import backtest
-from moe_watch.detect import gap, gap_alarm, quality
-from moe_watch.detect.gap import Estimate, Floats
-from moe_watch.detect.quality import Observed
+from moe_watch.detect.common import weighted_estimates
+from moe_watch.detect.common.weighted_estimates import Estimate, Floats
+from moe_watch.detect.quality import against_dense, gap_alarm
+from moe_watch.detect.quality.against_dense import Observed
+from moe_watch.ops import backtest
 from moe_watch.shadow import signals
 from moe_watch.shadow.trial import CLIP, Kind
-from moe_watch.store import baselines, engine, requests, served, shadows
+from moe_watch.store import engine
+from moe_watch.store.read import requests
+from moe_watch.store.records import baselines, served_models, shadows
 
 RUN_LENGTH = 10_000
 ALPHA = 0.01
@@ -55,7 +58,7 @@ def load(folder: Path) -> tuple[dict[str, Observed], dict[str, Routed]]:
     ends = [stretch["since"] for stretch in stretches[1:]] + [1e12]
     store = engine.connect(f"sqlite:///{folder}/moe-watch.db")
     active = baselines.active(store)
-    model = next((one for one in served.by_name(store, None) if one.identity in active), None)
+    model = next((one for one in served_models.by_name(store, None) if one.identity in active), None)
     fitted = None if model is None else baselines.load(store, active[model.identity].id)
     found, routed = {}, {}
     with Session(store) as session:
@@ -156,11 +159,11 @@ def numbers(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _by_domain(seen: Observed) -> dict[str, Estimate]:
-    return {"all": gap.mean(seen.gap, seen.weight)} | quality.review(seen).by_group["domain"]
+    return {"all": weighted_estimates.mean(seen.gap, seen.weight)} | against_dense.review(seen).by_group["domain"]
 
 
 def _curve(seen: Observed) -> dict[str, Any]:
-    mixed = quality.review(seen)
+    mixed = against_dense.review(seen)
     return {
         "deciles": [_triple(e) for e in mixed.curve.deciles],
         "monotone": mixed.curve.monotone,
@@ -171,17 +174,17 @@ def _curve(seen: Observed) -> dict[str, Any]:
 
 
 def _fault(learned: Observed, seen: Observed, routed: Routed) -> dict[str, Any]:
-    compared = quality.compare(learned, seen, tolerance=TOLERANCES["quality"])
+    compared = against_dense.compare(learned, seen, tolerance=TOLERANCES["quality"])
     return {
         "requests": len(seen.at),
-        "gap": _triple(gap.mean(seen.gap, seen.weight)),
+        "gap": _triple(weighted_estimates.mean(seen.gap, seen.weight)),
         "effect": _triple(compared.effect),
         "cause": compared.cause,
         "alarm_quality": delay(learned, seen, "quality"),
         "alarm_garbled": delay(learned, seen, "garbled"),
-        "garbled": _triple(gap.share(seen.garbled, seen.sample_weight)),
+        "garbled": _triple(weighted_estimates.share(seen.garbled, seen.sample_weight)),
         "defects": {kind: float(np.nanmean(flags)) for kind, flags in seen.defects.items()},
-        "top1": _triple(gap.mean(seen.top1, seen.weight)),
+        "top1": _triple(weighted_estimates.mean(seen.top1, seen.weight)),
         "top1_change": _change(learned.top1, seen.top1),
         "ood_rate": routed.unusual / max(routed.requests, 1),
         "alarm_routing": routed.alarm,
@@ -190,7 +193,7 @@ def _fault(learned: Observed, seen: Observed, routed: Routed) -> dict[str, Any]:
 
 def _change(before: Floats, after: Floats) -> list[float | None]:
     """Return the change of a mean with its interval."""
-    old, new = (gap.mean(values, np.ones(len(values))) for values in (before, after))
+    old, new = (weighted_estimates.mean(values, np.ones(len(values))) for values in (before, after))
     half = math.hypot(old.upper - old.value, new.upper - new.value)
     value = new.value - old.value
     known = [x if math.isfinite(x) else None for x in (value, value - half, value + half)]

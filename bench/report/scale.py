@@ -21,13 +21,15 @@ import numpy as np
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from moe_watch import aggregate
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.join import Joined
-from moe_watch.store import arrays, baselines, engine, migrate, models, served
-from moe_watch.store.write import write
-from tests.store_factory import DAY, UNTIL, Story, World
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.domain import window as aggregate
+from moe_watch.domain.request import Joined
+from moe_watch.store import engine, migrate, schema
+from moe_watch.store.codecs import arrays
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.write.batch import write
+from tests.support.store_factory import DAY, UNTIL, Story, World
 
 WEEKS = 2
 POOL = 24  # windows whose arrays are reused
@@ -63,8 +65,8 @@ def fill(path: Path, requests: int, window_s: float) -> None:
     store = engine.connect(f"sqlite:///{path}")
     migrate.upgrade(store)
     announced = world.announcement()
-    write(store, served.announcement(announced, UNTIL - WEEKS * 7 * DAY))
-    model = served.by_name(store, announced.model)[0]
+    write(store, served_models.announcement(announced, UNTIL - WEEKS * 7 * DAY))
+    model = served_models.by_name(store, announced.model)[0]
     random = np.random.default_rng(5)
     starts = np.arange(UNTIL - WEEKS * 7 * DAY, UNTIL, window_s)
     per_window = max(1, round(WEEKS * requests / len(starts)))
@@ -100,7 +102,7 @@ def _pool(world: World, drawn: list[Joined], per_window: int) -> list[dict[str, 
     return made
 
 
-def _baseline(store: object, model: models.Model, world: World, drawn: list[Joined]) -> None:
+def _baseline(store: object, model: schema.Model, world: World, drawn: list[Joined]) -> None:
     builder = BaselineBuilder(minimum=200)
     batch: Batch = world.batch(drawn)
     builder.add(batch)
@@ -119,7 +121,7 @@ def _windows(
                 | pool[int(random.integers(len(pool)))]
                 for start in starts[at : at + 500]
             ]
-            session.execute(insert(models.Window), rows)
+            session.execute(insert(schema.Window), rows)
 
 
 def _requests(store: object, model_id: int, total: int, random: np.random.Generator) -> None:
@@ -147,11 +149,11 @@ def _requests(store: object, model_id: int, total: int, random: np.random.Genera
             for i in range(n)
         ]
         with Session(store) as session, session.begin():  # type: ignore[arg-type]
-            session.execute(insert(models.Request), rows)
+            session.execute(insert(schema.Request), rows)
             picked = np.flatnonzero(random.uniform(size=n) < SHADOWED)
             chosen = [start + int(i) + 1 for i in picked]
             if chosen:
-                session.execute(insert(models.Shadow), [_shadow(pk, total, random) for pk in chosen])
+                session.execute(insert(schema.Shadow), [_shadow(pk, total, random) for pk in chosen])
 
 
 def _shadow(pk: int, total: int, random: np.random.Generator) -> dict[str, object]:

@@ -34,7 +34,7 @@ from bench.sidecar.fault_latency_faults import FAULTS, Fault, nothing
 from bench.sidecar.fault_latency_load import Answer, Load, Speed, speed
 from bench.sidecar.fault_latency_stage import Stage
 from bench.tap.overhead import cpu_s, tap_digest
-from tests import postgres
+from tests.support import postgres
 
 LEAD_S = 1.0  # of the load before a fault comes
 SETTLE_S = 1.0  # after the queue was filled

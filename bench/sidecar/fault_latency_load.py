@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import aiohttp
 
-from moe_watch.demo.traffic import mixture
-from moe_watch.serving import stream
+from demo.traffic import mixture
+from moe_watch.servers import stream
 
 MODEL = "bench"
 CONCURRENCY, TOKENS, TIMEOUT_S = 4, 24, 60

@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench import ROOT
 from bench.quality.shadow_isolation import MODELS, on
 from bench.sidecar.fault_latency_load import MODEL
-from moe_watch.demo import servers
-from moe_watch.tap.sender import HEALTH_S
-from tests.postgres import Postgres
+from demo import servers
+from moe_watch.tap.send.sender import HEALTH_S
+from tests.support.postgres import Postgres
 
 READY_S = 400
 REPLICA = "bench"
@@ -44,7 +44,7 @@ class Stage:
         core, *rest = sorted(os.sched_getaffinity(0))
         env = {"VLLM_CPU_OMP_THREADS_BIND": str(core), "OMP_NUM_THREADS": "1", "MOE_WATCH_ENDPOINT": self.endpoint,
                "MOE_WATCH_REPLICA": REPLICA, "MOE_WATCH_QUEUE_FRAMES": str(QUEUE_FRAMES)}  # fmt: skip
-        args = ["--middleware", "moe_watch.tap.samples.Middleware", "--no-enable-prefix-caching"]
+        args = ["--middleware", "moe_watch.tap.middleware.Middleware", "--no-enable-prefix-caching"]
         with on({core}):
             moe = servers.start_vllm("moe", MODELS / "moe", work=self.work, served_name=MODEL, args=args, env=env)
         stack.callback(moe.stop)

@@ -20,15 +20,17 @@ import numpy as np
 
 from bench import DOCS, RESULTS
 from bench.simulate import World
-from moe_watch import fleet, wire
-from moe_watch.aggregate import Window
-from moe_watch.detect import replica
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.moments import Moments
-from moe_watch.detect.replica import Standing
+from moe_watch import wire
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import replica
+from moe_watch.detect.drift.moments import Moments
+from moe_watch.detect.drift.replica import Standing
+from moe_watch.domain.window import Window
+from moe_watch.fleet import siblings
 from moe_watch.settings import Settings
-from moe_watch.store import engine, migrate, served, windows
-from moe_watch.store.write import Writes, write
+from moe_watch.store import engine, migrate
+from moe_watch.store.records import served_models, windows
+from moe_watch.store.write.batch import Writes, write
 
 POOL, RUNS, LONGEST = 1500, 9, 120
 FEW, MANY = 40, 80
@@ -134,8 +136,8 @@ def cost(pool: Pool, k: int = 50) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         store = engine.connect(f"sqlite:///{folder}/fleet.db")
         migrate.upgrade(store)
-        write(store, served.announcement(seen, 0.0))
-        identity = served.identity(seen)
+        write(store, served_models.announcement(seen, 0.0))
+        identity = served_models.identity(seen)
         for minute in range(3):
             rows = []
             for number in range(k):
@@ -144,7 +146,7 @@ def cost(pool: Pool, k: int = 50) -> list[float]:
                 rows.append(windows.row(identity, f"r{number}", 60.0 * minute, 60.0, window))
             write(store, Writes(windows=rows))
             began = time.process_time()
-            fleet.compare(store, settings, identity, 60.0 * minute + 70)
+            siblings.compare(store, settings, identity, 60.0 * minute + 70)
             times.append(time.process_time() - began)
     sizes = [len(row.values["counts"]) + len(row.values["moments"]) for row in rows]
     return [round(min(times), 3), round(float(np.mean(sizes)) / 1e3)]

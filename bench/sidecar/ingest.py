@@ -26,9 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench import RESULTS
 from bench.sidecar.taps import Taps
+from demo import servers
 from moe_watch import wire
-from moe_watch.demo import servers
-from tests import postgres
+from tests.support import postgres
 
 LEARN = 1500
 HEALTH_S = 5.0
@@ -212,7 +212,7 @@ def measure(sidecar: Sidecar, seconds: float, rates: list[float]):  # noqa: ANN2
     if sidecar.settle(sent) < sent:
         raise click.ClickException(f"not all was taken: {httpx.get(sidecar.server.url + '/api/v1/status').text[:2000]}")
     subprocess.run(
-        [sys.executable, "-m", "moe_watch.cli", "baseline", "fit", "--promote"],
+        [sys.executable, "-m", "moe_watch.cli.main", "baseline", "fit", "--promote"],
         env=sidecar.environment(), check=True,
     )  # fmt: skip
     time.sleep(4)  # the sidecar follows a promotion within seconds

@@ -19,30 +19,33 @@ import structlog
 
 from bench import RESULTS
 from bench.sidecar.taps import Taps
-from moe_watch import rows, watch, wire
-from moe_watch.aggregate import Window
-from moe_watch.detect import live
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.export import publish
-from moe_watch.export.snapshot import Board
-from moe_watch.ingest import Intake
-from moe_watch.join import Join
-from moe_watch.judge import Judge
-from moe_watch.recent import Recent
+from moe_watch import wire
+from moe_watch.detect import online
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.domain.window import Window
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.store import baselines, engine, migrate, requests, served
-from moe_watch.store.write import write
-from moe_watch.watch import Normal
+from moe_watch.sidecar.intake import Intake
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor import publish, replica_monitor
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.store import engine, migrate
+from moe_watch.store.read import requests
+from moe_watch.store.records import baselines, served_models
+from moe_watch.store.write import request_rows
+from moe_watch.store.write.batch import write
 
 AT_ONCE: Final = 600
 LEARN: Final = 2000
 INSIDE: Final = (  # stages inside the judge: owner, name of the function, stage
-    (watch.Watch, "_batch", "judge: unpack"),
+    (replica_monitor.Watch, "_batch", "judge: unpack"),
     (Window, "add_requests", "judge: window, requests"),
     (Window, "add_routing", "judge: window, routing"),
     (Recent, "add_routing", "judge: latest fingerprints"),
-    (live, "observe", "judge: detectors"),
-    (rows, "new_requests", "judge: rows and packing"),
+    (online, "observe", "judge: detectors"),
+    (request_rows, "new_requests", "judge: rows and packing"),
     (publish, "batch", "judge: metrics"),
 )
 
@@ -89,7 +92,7 @@ class LivePath:
 
     def learn(self) -> None:
         """Fit a baseline on what is stored, and judge by it."""
-        model = served.by_name(self.store)[0]
+        model = served_models.by_name(self.store)[0]
         builder = BaselineBuilder()
         for found in requests.fingerprints(self.store, model):
             builder.add(found.batch)

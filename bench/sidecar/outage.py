@@ -23,9 +23,9 @@ import click
 from sqlalchemy import create_engine, text
 
 from bench import RESULTS
-from tests import postgres
 from tests.real.test_faults import Replica
-from tests.test_sidecar import Process
+from tests.sidecar.test_sidecar import Process
+from tests.support import postgres
 
 
 @click.command()

@@ -20,15 +20,16 @@ import msgspec
 import numpy as np
 
 from bench import DOCS, RESULTS
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.export import metrics, prometheus
-from moe_watch.export.snapshot import Board
-from moe_watch.join import Join
-from moe_watch.judge import Judge
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.metrics import prometheus
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.store.baselines import Active
-from moe_watch.watch import Normal
-from tests.frames import Tap
+from moe_watch.sidecar.join import Join
+from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.store.records.baselines import Active
+from tests.support.frames import Tap
 
 LAYERS, EXPERTS, TOP_K = 30, 128, 8
 REQUESTS = 300

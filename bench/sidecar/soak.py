@@ -51,7 +51,7 @@ def soak(sidecar: Sidecar, rate: float, seconds: float):  # noqa: ANN201 - a gen
     replicas = Replicas(sidecar.endpoint, Taps())
     pace(replicas, min(rate, 100), LEARN / min(rate, 100))
     sidecar.settle(LEARN, 120)
-    fit = [sys.executable, "-m", "moe_watch.cli", "baseline", "fit", "--promote"]
+    fit = [sys.executable, "-m", "moe_watch.cli.main", "baseline", "fit", "--promote"]
     subprocess.run(fit, env=sidecar.environment(), check=True)
     start, sent = time.monotonic(), 0
     while time.monotonic() - start < seconds:

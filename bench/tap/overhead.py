@@ -34,16 +34,16 @@ import click
 import zmq
 
 from bench.tap import overhead_table as tables
+from demo import servers
+from demo.stage import MODELS
+from demo.traffic import mixture
 from moe_watch import wire
-from moe_watch.demo import servers
-from moe_watch.demo.stage import MODELS
-from moe_watch.demo.traffic import mixture
 
 TOKENS = 24
 SHAPES = {"tiny": "", "30x128": "gemma4-30x128"}
 PROTECTED = Path(wire.__file__).parent / "tap"
 GPU = ["--no-enforce-eager"]
-MIDDLEWARE = ["--middleware", "moe_watch.tap.samples.Middleware"]
+MIDDLEWARE = ["--middleware", "moe_watch.tap.middleware.Middleware"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def checkpoint(shape: str, work: Path) -> Path:
     """Return the committed model, or one of random weights of ``shape``."""
     if not SHAPES[shape]:
         return MODELS / "moe"
-    from moe_watch.demo import shapes  # noqa: PLC0415 - it needs transformers
+    from demo import shapes  # noqa: PLC0415 - it needs transformers
 
     return shapes.make(SHAPES[shape], work / "model")
 

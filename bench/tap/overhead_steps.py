@@ -22,13 +22,13 @@ import torch
 
 from bench import DOCS, RESULTS
 from moe_watch import wire
-from moe_watch.tap import layers
-from moe_watch.tap.capture import Capturer
-from moe_watch.tap.counts import Counts, Shape
-from moe_watch.tap.endings import Ending
-from moe_watch.tap.routing import RoutingTap
-from moe_watch.tap.runner import watch
-from moe_watch.tap.status import Status
+from moe_watch.tap.engine import layers
+from moe_watch.tap.engine.capture import Capturer
+from moe_watch.tap.engine.counts import Counts, Shape
+from moe_watch.tap.engine.finish_notes import Ending
+from moe_watch.tap.engine.routing import RoutingTap
+from moe_watch.tap.engine.runner import watch
+from moe_watch.tap.send.status import Status
 
 SHAPES = {"6 x 16, top-4": Shape(6, 16, 4), "30 x 128, top-8": Shape(30, 128, 8)}
 PROMPT, OUTPUT, WARM, STEPS = 60, 24, 200, 1000

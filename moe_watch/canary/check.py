@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import httpx
 from sqlalchemy import Engine
 
-from moe_watch.canary import words
+from moe_watch.canary import verdict_text
 from moe_watch.canary.replay import LOADS, Load, Server
 from moe_watch.canary.rounds import Played, play
-from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
-from moe_watch.detect.events import TELLING, Happening, named
-from moe_watch.detect.replay import Round
-from moe_watch.report.figures import plural
-from moe_watch.store import canaries, events, served
-from moe_watch.store.models import CanaryRun
+from moe_watch.detect.canary.comparison import FAULTS, FEWEST_ROUNDS, Judgement, judge
+from moe_watch.detect.canary.replay import Round
+from moe_watch.detect.common.attribution import TELLING, Happening, named
+from moe_watch.domain.amounts import plural
+from moe_watch.store.records import canaries, events, served_models
+from moe_watch.store.schema import CanaryRun
 
 _IDLE = "1"
 _KEPT_EVENTS = frozenset({"engine_start", "eplb_rebalance", "model_changed"})
@@ -105,14 +105,14 @@ def _row(
         first_layer=judgement.first_layer,
         effect=judgement.effect,
         summary=summary,
-        evidence=words.evidence(judgement),
+        evidence=verdict_text.evidence(judgement),
         blob=played.round.to_bytes(),
     )
 
 
 def save_reference(engine: Engine, model: str, version: str, rounds: Sequence[Round], at: float) -> None:
     """Write rounds by transformers as the reference of ``model``; raises ``NotChecked`` when it was never served."""
-    known = served.by_name(engine, model)
+    known = served_models.by_name(engine, model)
     if not known:
         raise NotChecked(f"the store knows no model {model!r}: let `moe-watch serve` see it served by vLLM first")
     canaries.retire(engine, model, version, "transformers")
@@ -160,7 +160,7 @@ def _store(engine: Engine, server: Server, played: Played, judgement: Judgement,
     if played.model_id is None and last is not None:  # nothing was routed: it is blind, but of that replica
         played = replace(played, model_id=last.model_id, replica=last.replica)
     layer_ids = canaries.layer_ids(engine, played.model_id)
-    line = words.summary(judgement, layer_ids)
+    line = verdict_text.summary(judgement, layer_ids)
     if judgement.verdict in FAULTS:
         line += _since(engine, server.model, played)
     run = _row(

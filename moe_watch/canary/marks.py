@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from moe_watch import wire
 from moe_watch.settings import CanarySettings
-from moe_watch.store import canaries
+from moe_watch.store.records import canaries
 
 HEADER: Final = "X-Moe-Watch-Canary"
 _VALID_S: Final = 300.0  # around the time of signing: clocks of two machines, and a queue in front of vLLM

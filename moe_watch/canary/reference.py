@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_watch.canary.prompts import CanarySet
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary.replay import Replay, Round
 
 LOAD = "1"  # one prompt at a time, so nothing is padded
 

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from moe_watch.addresses import bearer, refused, shown, why
 from moe_watch.canary import marks
 from moe_watch.canary.prompts import CanarySet, Prompt
 from moe_watch.canary.reference import token_digest
+from moe_watch.servers.urls import bearer, refused, shown, why
 
 REQUEST_PREFIX = "moe-watch-canary-"
 _PAUSE_S = 0.2

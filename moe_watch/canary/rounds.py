@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from moe_watch.canary.replay import Answer, Load, Server, padded, replay
-from moe_watch.detect.replay import Replay, Round
-from moe_watch.store import canaries
-from moe_watch.store.canaries import Routed
+from moe_watch.detect.canary.replay import Replay, Round
+from moe_watch.store.records import canaries
+from moe_watch.store.records.canaries import Routed
 
 _POLL_S = 0.5
 

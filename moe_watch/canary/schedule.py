@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from moe_watch.canary import marks, prompts, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name
 from moe_watch.settings import Settings
-from moe_watch.store import canaries, episodes, events
-from moe_watch.store.models import CanaryRun
+from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import canaries, events
+from moe_watch.store.schema import CanaryRun
 
 _POLL_S: Final = 5.0
 _REBALANCE_S: Final = 600.0  # a balancer may move experts every minute

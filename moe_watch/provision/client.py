@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr
 
-from moe_watch.addresses import bearer, shown
+from moe_watch.servers.urls import bearer, shown
 
 _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "Grafana does not know this token: make a service account token and set "

@@ -1,8 +1,8 @@
 """Which alert silences which, so that one cause pages once.
 
 A cause silences its effects on the same model and replica, never anything more severe than itself: whatever is wrong,
-something of the highest severity among the firing alerts still pages (``tests/test_alerts.py`` holds this for every
-pair, and that there is no circle).
+something of the highest severity among the firing alerts still pages (``tests/provision/test_alerts.py`` holds this for
+every pair, and that there is no circle).
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from moe_watch.addresses import why
-from moe_watch.shadow.client import DenseError, RefusedError
+from moe_watch.servers.dense import DenseError, RefusedError
+from moe_watch.servers.urls import why
 
 _LONGEST = 8_000  # characters of each text shown to the judge
 _ANSWER = re.compile(r"\b(A|B|TIE)\b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_watch.shadow.client import Scored
+from moe_watch.servers.dense import Scored
 
 
 def nll(logprobs: Sequence[float]) -> float | None:

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from moe_watch.servers.dense import Abilities, DenseClient, Generated, RefusedError, Scored
 from moe_watch.shadow import signals
-from moe_watch.shadow.client import Abilities, DenseClient, Generated, RefusedError, Scored
 from moe_watch.shadow.likelihood import agreement, nll, top1
-from moe_watch.store.models import Shadow
-from moe_watch.store.shadows import Pending
+from moe_watch.store.records.shadows import Pending
+from moe_watch.store.schema import Shadow
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty")
 _JSON_TYPES = ("json_object", "json_schema")

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from moe_watch.detect import gap_alarm
-from moe_watch.detect.gap import Floats
+from moe_watch.detect.common.weighted_estimates import Floats
+from moe_watch.detect.quality import gap_alarm
 
 Kind = Literal["quality", "garbled"]
 # Gaps beyond these say nothing more about how bad an output is, nats per token; a defect is there or not.

@@ -15,16 +15,16 @@ import numpy as np
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from moe_watch.detect import advantage, quality
-from moe_watch.detect.quality import Observed
-from moe_watch.endings import Ending
-from moe_watch.export import metrics
-from moe_watch.export.snapshot import Board
+from moe_watch.detect.quality import advantage, against_dense
+from moe_watch.detect.quality.against_dense import Observed
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.shadow import words
+from moe_watch.shadow import alarm_text
 from moe_watch.shadow.signals import DEFECTS
 from moe_watch.shadow.trial import Kind, Trial
-from moe_watch.store import references, shadows
+from moe_watch.store.records import quality_references, shadows
 
 OUTCOMES = ("scored", "unscored", "signals", "unsupported", "dropped", "failed")
 WINDOW_S = 6 * 3600.0  # what the gauges are over
@@ -91,7 +91,7 @@ class QualityWatch:
             if now - stream.reviewed_at >= _REVIEW_S:
                 stream.reviewed_at = now
                 self._review(session, stream, labels, now)
-        self.board.set(metrics.QUALITY_DEGRADED, float(stream.trials["quality"].state.alarmed), *labels)
+        self.board.set(series.QUALITY_DEGRADED, float(stream.trials["quality"].state.alarmed), *labels)
         return changes
 
     def _observed(
@@ -122,7 +122,10 @@ class QualityWatch:
         and when its references are to be learned anew. The last day is fed to the tests of the first stream after a
         start, so that an alarm that was open opens again; those of a later one begin with what comes now.
         """
-        dense, relearned_at = shadows.dense_model(session, *labels) or "", references.valid_from(session, labels[0])
+        dense, relearned_at = (
+            shadows.dense_model(session, *labels) or "",
+            quality_references.valid_from(session, labels[0]),
+        )
         before = self._streams.get(labels)
         if before is not None and (dense, relearned_at) == (before.dense, before.relearned_at):
             return before, []
@@ -151,16 +154,16 @@ class QualityWatch:
                 run_length,
                 tolerance,
                 shadow.reference_requests,
-                references.load(session, (*labels, dense), kind),
+                quality_references.load(session, (*labels, dense), kind),
             )
             for kind, tolerance in tolerances.items()
         }
 
     def _show_zeros(self, labels: tuple[str, str]) -> None:
         for outcome in OUTCOMES:
-            self.board.add(metrics.SHADOW_REQUESTS, 0, *labels, outcome)
+            self.board.add(series.SHADOW_REQUESTS, 0, *labels, outcome)
         for kind in DEFECTS:
-            self.board.add(metrics.GARBLED_REQUESTS, 0, *labels, kind)
+            self.board.add(series.GARBLED_REQUESTS, 0, *labels, kind)
 
     def _feed(self, session: Session, stream: _Stream, seen: Observed, labels: tuple[str, str]) -> list[Kind]:
         """Give new requests to the tests; return the kinds whose alarm started or ended."""
@@ -171,7 +174,7 @@ class QualityWatch:
             if trial.feed(values, weights, seen.at):
                 changed.append(kind)
             if learning and trial.known is not None:
-                references.keep(session, (*labels, stream.dense), kind, trial.known)
+                quality_references.keep(session, (*labels, stream.dense), kind, trial.known)
                 session.commit()
         return changed
 
@@ -185,33 +188,33 @@ class QualityWatch:
             return Change(trial.kind, started=False, began_at=trial.began_at, ending=ending)
         before = self._observed(session, labels, stream, trial.began_at - WINDOW_S, trial.began_at)
         after = self._observed(session, labels, stream, trial.began_at, now)
-        summary, evidence = words.alarm(trial, before, after, " at ".join(labels))
+        summary, evidence = alarm_text.alarm(trial, before, after, " at ".join(labels))
         return Change(trial.kind, True, trial.began_at, summary, evidence)  # noqa: FBT003
 
     def _count(self, fresh: Observed, labels: tuple[str, str]) -> None:
         for outcome, count in Counter(fresh.outcome.tolist()).items():
-            self.board.add(metrics.SHADOW_REQUESTS, count, *labels, outcome)
+            self.board.add(series.SHADOW_REQUESTS, count, *labels, outcome)
         for kind, flags in fresh.defects.items():
-            self.board.add(metrics.GARBLED_REQUESTS, float(np.nansum(flags)), *labels, kind)
+            self.board.add(series.GARBLED_REQUESTS, float(np.nansum(flags)), *labels, kind)
 
     def _review(self, session: Session, stream: _Stream, labels: tuple[str, str], now: float) -> None:
         """Set the gauges over the last hours; what cannot be estimated is left out."""
         seen = self._observed(session, labels, stream, now - WINDOW_S, now)
-        found = quality.review(seen)
-        self._show(metrics.QUALITY_GAP, found.gap.value, labels)
-        self._show(metrics.QUALITY_GAP_LOWER, found.gap.lower, labels)
-        self._show(metrics.QUALITY_GAP_UPPER, found.gap.upper, labels)
-        self._show(metrics.GARBLED_RATIO, found.garbled.value, labels)
-        self._show(metrics.GARBLED_RATIO_LOWER, found.garbled.lower, labels)
+        found = against_dense.review(seen)
+        self._show(series.QUALITY_GAP, found.gap.value, labels)
+        self._show(series.QUALITY_GAP_LOWER, found.gap.lower, labels)
+        self._show(series.QUALITY_GAP_UPPER, found.gap.upper, labels)
+        self._show(series.GARBLED_RATIO, found.garbled.value, labels)
+        self._show(series.GARBLED_RATIO_LOWER, found.garbled.lower, labels)
         deciles: dict[tuple[str, ...], float] = {(str(k),): e.value for k, e in enumerate(found.curve.deciles, 1) if e}
-        self.board.replace(metrics.QUALITY_GAP_BY_OOD, labels, deciles)
+        self.board.replace(series.QUALITY_GAP_BY_OOD, labels, deciles)
         covered = shadows.coverage(session, *labels, now - _COVERAGE_S, now)
-        self._show(metrics.SHADOW_COVERAGE, math.nan if covered is None else covered, labels)
+        self._show(series.SHADOW_COVERAGE, math.nan if covered is None else covered, labels)
         value, upper = self._advantage(session, stream.dense, labels, now)
-        self._show(metrics.MOE_ADVANTAGE, value, labels)
-        self._show(metrics.MOE_ADVANTAGE_UPPER, upper, labels)
+        self._show(series.MOE_ADVANTAGE, value, labels)
+        self._show(series.MOE_ADVANTAGE_UPPER, upper, labels)
 
-    def _show(self, metric: metrics.Metric, value: float, labels: tuple[str, str]) -> None:
+    def _show(self, metric: series.Metric, value: float, labels: tuple[str, str]) -> None:
         """Set a gauge, or take it away where there is nothing to estimate it from any more."""
         self.board.replace(metric, labels, {} if math.isnan(value) else {(): value})
 

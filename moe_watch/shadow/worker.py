@@ -20,17 +20,17 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from moe_watch import log
-from moe_watch.addresses import bearer
+from moe_watch.domain import sanitise
+from moe_watch.servers.dense import Abilities, DenseClient, DenseError, RefusedError
+from moe_watch.servers.urls import bearer
 from moe_watch.settings import Settings
 from moe_watch.shadow.budget import Allowance, Breaker
-from moe_watch.shadow.client import Abilities, DenseClient, DenseError, RefusedError
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.replay import cost, replay, unreplayed, unsupported
 from moe_watch.shadow.sampling import Rates, chosen
-from moe_watch.store import shadows
-from moe_watch.store.models import Shadow
-from moe_watch.store.shadows import Pending
+from moe_watch.store.records import shadows
+from moe_watch.store.records.shadows import Pending
+from moe_watch.store.schema import Shadow
 
 _LOG = structlog.get_logger("moe_watch.shadow")
 _POLL_S = 1.0
@@ -59,7 +59,7 @@ async def run(settings: Settings, engine: Engine, replicas: Callable[[], Collect
             try:
                 await worker.run()
             except* Exception as errors:  # noqa: BLE001 - a bug of ours must not end the sidecar's other tasks
-                _LOG.error("the shadow broke: starting again", pause_s=_RESTART_S, error=log.place_of(errors))
+                _LOG.error("the shadow broke: starting again", pause_s=_RESTART_S, error=sanitise.place_of(errors))
             await asyncio.sleep(_RESTART_S)
 
 
@@ -189,7 +189,7 @@ class Worker:
                 _LOG.warning("replay failed", request_id=request.request_id, error=str(error))
             except Exception as error:  # noqa: BLE001 - a bug of ours must neither end the others nor leave the breaker waiting
                 self.breaker.failed(time.monotonic())
-                _LOG.error("replay broke", request_id=request.request_id, error=log.place_of(error))
+                _LOG.error("replay broke", request_id=request.request_id, error=sanitise.place_of(error))
                 break
             else:
                 self.breaker.succeeded()

@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from moe_watch import private
+from moe_watch.domain import private_files
 
 BUSY_TIMEOUT_S = 5.0
 # A machine that is gone without a word is noticed within half a minute; TCP alone would wait for a quarter of an hour.
@@ -166,7 +166,7 @@ def own(url: str) -> IO[bytes] | None:
     lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = private.opened(lock, "ab+")
+        held = private_files.opened(lock, "ab+")
     except OSError as error:
         raise StoreError(f"cannot write beside {path}: {error.strerror}") from error
     try:

@@ -8,8 +8,8 @@ import msgspec
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from moe_watch.store import models
-from moe_watch.store.served import digest
+from moe_watch.store import schema
+from moe_watch.store.records.served_models import digest
 
 Counts = dict[str, dict[str, int]]  # source -> reason -> frames
 MOST_SOURCES: Final = 32  # of a replica: each start of vLLM makes new ones
@@ -29,7 +29,7 @@ def read(engine: Engine, sidecar: str) -> dict[str, Counts]:
     """Return what is known by replica."""
     found: dict[str, Counts] = {}
     with Session(engine) as session:
-        for value in session.scalars(select(models.Meta.value).where(models.Meta.key.startswith(_key(sidecar)))):
+        for value in session.scalars(select(schema.Meta.value).where(schema.Meta.key.startswith(_key(sidecar)))):
             one = msgspec.json.decode(value, type=_Kept)
             found[one.replica] = one.counts
     return found

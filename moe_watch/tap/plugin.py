@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from moe_watch.tap import switch
+from moe_watch.tap import enabled
 
 _hooked = False
 
@@ -15,13 +15,13 @@ def register() -> None:
     if _hooked:
         return
     try:
-        if not switch.is_on():
+        if not enabled.is_on():
             return
         _hooked = True
-        from moe_watch.tap import attach, endings
-        from moe_watch.tap.imports import when_imported
+        from moe_watch.tap.engine import attach, finish_notes
+        from moe_watch.tap.import_hook import when_imported
 
         when_imported("vllm.v1.worker.worker_base", attach.hook)
-        when_imported("vllm.v1.core.sched.scheduler", endings.hook)
+        when_imported("vllm.v1.core.sched.scheduler", finish_notes.hook)
     except Exception:
         logging.getLogger("moe_watch.tap").exception("moe-watch tap could not start; serving goes on")

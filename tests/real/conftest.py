@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import moe_watch.demo
-from tests.real import ahead
-from tests.real.families import Mixtral, Others, serving_mixtral, serving_others
-from tests.real.vllm_server import Tapped, tapped
+import demo
+from tests.real.support import ahead
+from tests.real.support.families import Mixtral, Others, serving_mixtral, serving_others
+from tests.real.support.vllm_server import Tapped, tapped
 
 if TYPE_CHECKING:
-    from tests.real.routing_reference import Reference
+    from tests.real.support.routing_reference import Reference
 
-MODELS = Path(next(iter(moe_watch.demo.__path__))) / "models"
+MODELS = Path(next(iter(demo.__path__))) / "models"
 # Float32, so that routers see what they see in transformers; a step, a batch and a cache so small that prompts are
 # computed in parts, requests wait for each other and are preempted.
 STRICT = (
@@ -76,6 +76,6 @@ def others() -> Iterator[Others]:
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     """Return the tiny MoE in transformers."""
-    from tests.real.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
+    from tests.real.support.routing_reference import Reference  # noqa: PLC0415 - torch is slow to import
 
     return Reference(MODELS / "moe")

@@ -12,8 +12,8 @@ import pytest
 from moe_watch.provision import prometheus
 from moe_watch.provision.alert import labels
 from moe_watch.provision.catalogue import ALERTS
-from tests.real import monitoring
-from tests.real.monitoring import Webhook
+from tests.real.support import monitoring
+from tests.real.support.monitoring import Webhook
 
 pytestmark = [
     pytest.mark.real,

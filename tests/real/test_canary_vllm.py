@@ -12,10 +12,10 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from demo import servers
 from moe_watch.canary import prompts
-from moe_watch.commands.canary import command
-from moe_watch.demo import servers
-from tests.real import ahead
+from moe_watch.cli.commands.canary import command
+from tests.real.support import ahead
 
 pytestmark = pytest.mark.real
 
@@ -54,7 +54,7 @@ def canary_deployment() -> Iterator[Deployment]:
             "VLLM_SERVER_DEV_MODE": "1",
             "PYTHONPATH": str(ROOT / "bench"),
         }
-        args = ["--middleware", "moe_watch.tap.samples.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+        args = ["--middleware", "moe_watch.tap.middleware.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
         sidecar = servers.start_sidecar(work, env=environment)
         vllm = servers.start_vllm("vllm", CHECKPOINT, work=work, served_name="tiny", args=args, env=environment)
         try:

@@ -22,12 +22,12 @@ from sqlalchemy import create_engine, text
 
 from moe_watch import wire
 from moe_watch.settings import TapSettings
-from moe_watch.tap.sender import Build, Header, Sender
-from moe_watch.tap.status import Status
-from tests import postgres
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
-from tests.test_sidecar import Process
+from moe_watch.tap.send.sender import Build, Header, Sender
+from moe_watch.tap.send.status import Status
+from tests.sidecar.test_sidecar import Process
+from tests.support import postgres
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -181,7 +181,7 @@ def test_another_model_at_the_same_address_starts_anew(process: Process) -> None
 def test_an_endpoint_that_another_sidecar_has_is_refused(process: Process, tmp_path: Path) -> None:
     """The second says so and ends; the first keeps its taps."""
     environment = {**os.environ, **process.environment, "MOE_WATCH_STORE__URL": f"sqlite:///{tmp_path}/other.db"}
-    command = [sys.executable, "-m", "moe_watch.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "moe_watch.cli.main", "serve", "--port", "0"]
     second = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
     assert "is taken: another moe-watch listens there" in second.stderr

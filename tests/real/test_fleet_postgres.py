@@ -14,13 +14,15 @@ import pytest
 import zmq
 from sqlalchemy import Engine, func, select
 
-from moe_watch import fleet, wire
-from moe_watch.demo import servers
-from moe_watch.store import engine, models, served, windows
-from tests.frames import Tap
-from tests.patience import PATIENCE_S
-from tests.postgres import Postgres
-from tests.real.monitoring import wait_until
+from demo import servers
+from moe_watch import wire
+from moe_watch.fleet import siblings
+from moe_watch.store import engine, schema
+from moe_watch.store.records import served_models, windows
+from tests.real.support.monitoring import wait_until
+from tests.support.frames import Tap
+from tests.support.patience import PATIENCE_S
+from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.real
 REPLICAS, BAD = 50, "vllm-07"
@@ -143,7 +145,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, postgres_server: Postgres) -
 
 
 def identity(running: Fleet, model: str) -> str:
-    return served.by_name(running.store, model)[0].identity
+    return served_models.by_name(running.store, model)[0].identity
 
 
 def test_the_bad_node_is_flagged_and_no_other(story: Fleet) -> None:
@@ -157,7 +159,7 @@ def test_the_bad_node_is_flagged_and_no_other(story: Fleet) -> None:
 def test_each_model_is_compared_with_its_own(story: Fleet) -> None:
     """Twenty-five standings each, whichever sidecar watches the replica; evidence of the others is far from 1."""
     for model in ("even", "odd"):
-        state = fleet.read(story.store, identity(story, model))
+        state = siblings.read(story.store, identity(story, model))
         assert len(state.standings) == REPLICAS / 2
         assert all(one.evidence < 1 for name, one in state.standings.items() if name != BAD)
 
@@ -179,10 +181,10 @@ def test_merged_is_pooled(story: Fleet) -> None:
     for server in story.sidecars:
         server.stop()
     for model, sent in story.sent.items():
-        row = served.by_name(story.store, model)[0]
+        row = served_models.by_name(story.store, model)[0]
         total = windows.pooled(story.store, row, 0.0, time.time())
         assert total.requests == total.routed_requests == sent
         assert (total.counts.sum(0) == story.choices[model]).all()
         with story.store.connect() as connection:
-            rows = select(func.count()).select_from(models.Request).where(models.Request.model_id == row.id)
+            rows = select(func.count()).select_from(schema.Request).where(schema.Request.model_id == row.id)
             assert connection.scalar(rows) == sent

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grafana_view import panels
 
 from moe_watch.provision import assets
+from tests.support.grafana_view import panels
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")]
 PACKAGES = ("@grafana/schema@13.2.3", "typescript@7.0.2")

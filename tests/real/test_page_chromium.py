@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from moe_watch.report import as_html
-from moe_watch.report.gather import gather
-from moe_watch.report.review import Report
-from moe_watch.report.sections import Mark, Suspects, Text
-from moe_watch.report.terms import Period
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Report
+from moe_watch.report.data.sections import Mark, Suspects, Text
+from moe_watch.report.data.types import Period
+from moe_watch.report.render import as_html
 from moe_watch.settings import Settings
-from tests import store_factory
-from tests.store_factory import DAY, UNTIL
+from tests.support import store_factory
+from tests.support.store_factory import DAY, UNTIL
 
 pytestmark = pytest.mark.real
 PHONE, DESK = 390, 1120

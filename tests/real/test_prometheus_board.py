@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from grafana_view import Asked, fill, queries
 from prometheus_client import start_http_server
 
-from moe_watch.export import metrics
-from moe_watch.export.metrics import Metric
-from moe_watch.export.prometheus import registry
-from moe_watch.export.snapshot import Board
+from moe_watch.metrics import series as metrics
+from moe_watch.metrics.board import Board
+from moe_watch.metrics.prometheus import registry
+from moe_watch.metrics.series import Metric
 from moe_watch.provision import assets, prometheus
 from moe_watch.provision.alert import Links
 from moe_watch.provision.catalogue import ALERTS
-from tests.real import monitoring
+from tests.real.support import monitoring
+from tests.support.grafana_view import Asked, fill, queries
 
 pytestmark = [
     pytest.mark.real,

@@ -15,22 +15,22 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
 
+from demo import corpus, shapes
 from moe_watch import wire
-from moe_watch.commands import bench_servers
-from moe_watch.commands import kv_cache as kv_cache_command
-from moe_watch.demo import corpus, shapes
-from moe_watch.serving import kv_cache
+from moe_watch.cli.commands import bench_servers
+from moe_watch.cli.commands import kv_cache as kv_cache_command
+from moe_watch.servers import kv_cache
+from moe_watch.servers.dense import DenseClient, RefusedError
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
-from moe_watch.shadow.client import DenseClient, RefusedError
 from moe_watch.shadow.likelihood import nll
-from moe_watch.store import shadows
-from moe_watch.store.models import Sample
-from tests import shadow_store
-from tests.fake_openai import FakeOpenAI
-from tests.real import ahead
-from tests.real.alike import assert_like, merged
-from tests.real.vllm_server import Tapped, VllmServer
+from moe_watch.store.records import shadows
+from moe_watch.store.schema import Sample
+from tests.real.support import ahead
+from tests.real.support.alike import assert_like, merged
+from tests.real.support.vllm_server import Tapped, VllmServer
+from tests.support import shadow_store
+from tests.support.fake_openai import FakeOpenAI
 
 pytestmark = pytest.mark.real
 

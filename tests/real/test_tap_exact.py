@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moe_watch import wire
-from moe_watch.join import Join
-from tests.real.exactness import (
+from moe_watch.sidecar.join import Join
+from tests.real.support.exactness import (
     MOST_DIFFERENT,
     Served,
     assert_adds_up,
@@ -19,8 +19,8 @@ from tests.real.exactness import (
     serve,
     share_different,
 )
-from tests.real.routing_reference import Reference
-from tests.real.vllm_server import Tapped
+from tests.real.support.routing_reference import Reference
+from tests.real.support.vllm_server import Tapped
 
 pytestmark = pytest.mark.real
 

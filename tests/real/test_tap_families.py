@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe_watch import wire
-from tests.real.exactness import (
+from tests.real.support.exactness import (
     MOST_DIFFERENT,
     assert_adds_up,
     assert_counted_for_requests,
@@ -15,9 +15,9 @@ from tests.real.exactness import (
     serve,
     share_different,
 )
-from tests.real.families import Mixtral, Others
-from tests.real.routing_reference import Reference
-from tests.real.vllm_server import Tapped
+from tests.real.support.families import Mixtral, Others
+from tests.real.support.routing_reference import Reference
+from tests.real.support.vllm_server import Tapped
 
 pytestmark = pytest.mark.real
 

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import zmq
 
-from moe_watch.demo import servers
-from tests.patience import PATIENCE_S
-from tests.real.families import Mixtral
-from tests.real.vllm_server import Tapped, VllmServer
+from demo import servers
+from tests.real.support.families import Mixtral
+from tests.real.support.vllm_server import Tapped, VllmServer
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.detection.traffic.recorded import Recording, recording
-from moe_watch.demo.separation import auroc
+from demo.separation import auroc
 
 LENGTHS: Final = (64, 256)
 POSITIONS: Final = (256, 64, 32, 16, 8)  # measured at most, evenly spaced; the tap takes 32

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from bench.detection.traffic import pools
-from moe_watch.detect import live
-from moe_watch.detect.batch import Batch
+from moe_watch.detect import online
+from moe_watch.detect.common.batch import Batch
 
 BATCHES: Final = (1, 8, 64, 256)
 FITTED: Final = 100_000
@@ -46,11 +46,11 @@ def _live(seed: int) -> dict[str, float]:
         parts = [batch.select(slice(i, i + size)) for i in range(0, len(batch), size)]
         seconds = []
         for _ in range(ROUNDS):
-            state = live.start(baseline, 1e12)  # no alarm: all is watched
+            state = online.start(baseline, 1e12)  # no alarm: all is watched
             fresh = [Batch(p.prompt, p.decode, p.top_k, finished_at=p.finished_at) for p in parts]  # nothing cached
             began = time.perf_counter()
             for part in fresh:
-                state, _ = live.observe(baseline, state, part)
+                state, _ = online.observe(baseline, state, part)
             seconds.append(time.perf_counter() - began)
         found[str(size)] = 1e6 * min(seconds) / len(batch)
     return found
@@ -61,7 +61,7 @@ def fit(seed: int, n: int) -> dict[str, float]:
     import mmap  # noqa: PLC0415
     import resource  # noqa: PLC0415
 
-    from moe_watch.detect.baseline import BaselineBuilder  # noqa: PLC0415
+    from moe_watch.detect.fit.baseline_fit import BaselineBuilder  # noqa: PLC0415
 
     builder, seconds, done = BaselineBuilder(), 0.0, 0
     pool = np.load(pools.CACHE / f"seed{seed}" / "steady" / "fit.npy", mmap_mode="r")

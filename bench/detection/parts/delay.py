@@ -15,7 +15,7 @@ from bench.detection.traffic import pools, streams
 from bench.detection.traffic.pools import LAYER, MOVED, Scored
 from bench.detection.traffic.streams import Found, Rng, Scores
 from bench.simulate import World
-from moe_watch.detect import live
+from moe_watch.detect import online
 
 BEFORE: Final = 300  # normal requests before the change
 LONGEST: Final = 5000  # requests after which a change counts as not found
@@ -151,12 +151,12 @@ def ends(found: list[Scored], name: str, change: Change, seed: int) -> dict[str,
         _, state = _into_alarm(fresh, change(scored, LONGEST, rng))
         if state is None:
             continue
-        _, alarms = live.follow(state, change(scored, LONGEST, rng))
+        _, alarms = online.follow(state, change(scored, LONGEST, rng))
         early += sum(not alarm.started for alarm in alarms)
         watched += LONGEST
-        lasted, _ = live.follow(state, change(scored, LASTS, rng))
+        lasted, _ = online.follow(state, change(scored, LASTS, rng))
         if lasted.recovery is not None:
-            _, alarms = live.follow(lasted, _normal(scored, LONGEST, rng, ""))
+            _, alarms = online.follow(lasted, _normal(scored, LONGEST, rng, ""))
             after.append(float(alarms[0].at + 1) if alarms else np.inf)
     return {
         "change": name,
@@ -168,9 +168,9 @@ def ends(found: list[Scored], name: str, change: Change, seed: int) -> dict[str,
     }
 
 
-def _into_alarm(fresh: live.LiveState, scores: Scores) -> tuple[int, live.LiveState | None]:
+def _into_alarm(fresh: online.LiveState, scores: Scores) -> tuple[int, online.LiveState | None]:
     for start in range(0, len(scores), streams.STEP):
-        fresh, alarms = live.follow(fresh, scores[start : start + streams.STEP])
+        fresh, alarms = online.follow(fresh, scores[start : start + streams.STEP])
         if alarms and fresh.recovery is not None:
             return start, fresh
     return len(scores), None

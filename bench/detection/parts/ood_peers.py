@@ -20,7 +20,7 @@ from bench.detection.parts.ood import NORMAL_KIND
 from bench.detection.parts.ood_tiny import LENGTHS, LONGEST, SHORTEST, TOP_K
 from bench.detection.parts.separation import apart, judge
 from bench.detection.traffic.recorded import Recording, recording
-from moe_watch.detect.shares import hellinger
+from moe_watch.detect.common.hellinger import hellinger
 
 NEEDS: Final = ["pyod==3.6.7"]
 BEST: Final = 3  # detectors of pyod that are shown: those of the highest mean at 64 tokens

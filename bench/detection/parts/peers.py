@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from bench import ROOT
 from bench.detection.traffic import pools, streams
 from bench.simulate import World
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.ood import score
-from moe_watch.detect.shares import hellinger
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.common.hellinger import hellinger
+from moe_watch.detect.ood.score import score
 
 HOME: Final = pools.CACHE.parent / "peers"
 NEEDS: Final = {

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from moe_watch.demo.separation import auroc
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.ood import OodScores, score
-from moe_watch.detect.shares import hellinger
+from demo.separation import auroc
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.common.hellinger import hellinger
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.detect.ood.score import OodScores, score
 
 Counts = NDArray[np.integer]
 Judge = Callable[[Counts], OodScores]

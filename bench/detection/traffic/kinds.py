@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from bench import data
-from moe_watch.demo import corpus, domains, snippets
+from demo import corpus, domains, snippets
 
 BYTES: Final = 1500
 Maker = Callable[[random.Random], str]

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from bench import data
 from bench.simulate import DAY, Rng, World
 from moe_watch import detect
-from moe_watch.detect import channels
-from moe_watch.detect.baseline import BaselineBuilder
-from moe_watch.detect.batch import Batch
-from moe_watch.detect.normal import Baseline
-from moe_watch.detect.ood import assess
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import channels
+from moe_watch.detect.fit.baseline_fit import BaselineBuilder
+from moe_watch.detect.ood.baseline import Baseline
+from moe_watch.detect.ood.score import assess
 
 CACHE: Final = Path(tempfile.gettempdir()) / "moe-watch-bench" / "drift"
 SIZES: Final = {500: 10, 2000: 10, 4000: 20, 10_000: 10}  # requests of a baseline, and how many of them
@@ -34,7 +34,10 @@ SESSION: Final = 5  # requests of a session
 HOURS: Final = 24
 A_DAY: Final = 2000  # requests of a day
 LAYER: Final = 11  # whose mass is moved
-SCORING: Final = ("baseline", "channels", "inside", "length", "ood", "shares", "subspace", "views")
+SCORING: Final = (
+    *("fit/baseline_fit", "drift/channels", "ood/density", "ood/length_curve", "ood/score", "common/hellinger"),
+    *("ood/subspace", "ood/features", "ood/baseline"),
+)
 MOVED: Final = 0.1  # share of it
 
 

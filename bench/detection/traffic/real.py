@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bench import data
 from bench.detection.traffic.pools import Scored, channel_scores, fit
-from moe_watch.detect import channels
-from moe_watch.detect.batch import Batch
+from moe_watch.detect.common.batch import Batch
+from moe_watch.detect.drift import channels
 
 GPTOSS: Final = "routing/gptoss20b"
 SEGMENT: Final = 64  # tokens of a request made from an answer

@@ -22,11 +22,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bench.detection.traffic import kinds
-from moe_watch.demo import corpus
-from moe_watch.demo.evaluation import load_model
-from moe_watch.demo.routing import RouterTap
+from demo import corpus
+from demo.evaluation import load_model
+from demo.routing import RouterTap
 
-CHECKPOINT: Final = Path("moe_watch/demo/models/moe")
+CHECKPOINT: Final = Path("demo/models/moe")
 CACHE: Final = Path(tempfile.gettempdir()) / "moe-watch-bench"
 TOKENS: Final = 256
 REFERENCE, TEST, UNSEEN = 300, 60, 40  # texts per normal domain for baselines and for tests, texts per unseen kind

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from bench.detection.traffic.pools import HOURS, Scored
-from moe_watch.detect import drift, live
+from moe_watch.detect import online
+from moe_watch.detect.drift import sequential
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -52,22 +53,22 @@ class Found:
     lasted: int
 
 
-def detector(scored: Scored, promise: float = PROMISE, tolerance: float = 0.0) -> live.LiveState:
+def detector(scored: Scored, promise: float = PROMISE, tolerance: float = 0.0) -> online.LiveState:
     """Return the live path's detector before its first request."""
-    bank = drift.bank(scored.calibration, scored.kinds, promise, scored.kept, tolerance)
-    return live.begin(bank, scored.kinds, (None,) * len(scored.kinds), promise)
+    bank = sequential.bank(scored.calibration, scored.kinds, promise, scored.kept, tolerance)
+    return online.begin(bank, scored.kinds, (None,) * len(scored.kinds), promise)
 
 
-def until_alarm(state: live.LiveState, scores: Scores) -> tuple[live.LiveState, Found | None]:
+def until_alarm(state: online.LiveState, scores: Scores) -> tuple[online.LiveState, Found | None]:
     """Follow requests ``[n, channels]`` up to the first alarm."""
     for start in range(0, len(scores), STEP):
-        state, alarms = live.follow(state, scores[start : start + STEP])
+        state, alarms = online.follow(state, scores[start : start + STEP])
         if alarms:
             return state, Found(start + alarms[0].at + 1, alarms[0].began)
     return state, None
 
 
-def alarms(fresh: live.LiveState, scores: Scores) -> int:
+def alarms(fresh: online.LiveState, scores: Scores) -> int:
     """Return how many alarms there are when the detector starts anew after each."""
     count = done = 0
     while (found := until_alarm(fresh, scores[done:])[1]) is not None:
@@ -91,7 +92,7 @@ def median(found: list[int | None]) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def delay(fresh: live.LiveState, before: Scores, after: Scores) -> Found | None:
+def delay(fresh: online.LiveState, before: Scores, after: Scores) -> Found | None:
     """Return when a change is found that comes after the normal requests ``before``, counted from the change.
 
     An alarm in ``before`` is a false one: the detector starts anew at the change.

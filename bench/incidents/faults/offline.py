@@ -21,7 +21,7 @@ from bench.incidents.faults.running import canaries, checkpoint
 from bench.incidents.faults.undo import Undo
 from moe_watch.canary.reference import token_digest
 from moe_watch.canary.replay import padded
-from moe_watch.detect.replay import Replay, Round
+from moe_watch.detect.canary.replay import Replay, Round
 
 LOADS = {"4": 4, "16": 16}
 WITHOUT = ("coarse_router_small_batch",)

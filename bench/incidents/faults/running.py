@@ -16,11 +16,11 @@ from sqlalchemy import Engine
 from bench import ROOT
 from bench.incidents.faults import catalogue
 from bench.incidents.faults.catalogue import Restart
+from demo import servers
 from moe_watch.canary import prompts, replay
 from moe_watch.canary.check import Checked, check, record
 from moe_watch.canary.prompts import CanarySet
 from moe_watch.canary.replay import Load
-from moe_watch.demo import servers
 from moe_watch.store import engine
 
 OUT = ROOT / "out" / "incidents"
@@ -38,7 +38,7 @@ def work(setting: str) -> Path:
 def checkpoint(setting: str) -> Path:
     """Return the model of a setting: the demo's, or the one that ``bench.incidents.faults.second`` trains."""
     second = setting.startswith("second")
-    return OUT / "second" / "checkpoint" if second else ROOT / "moe_watch" / "demo" / "models" / "moe"
+    return OUT / "second" / "checkpoint" if second else ROOT / "demo" / "models" / "moe"
 
 
 def loads(setting: str) -> list[Load]:
@@ -104,7 +104,7 @@ def stack(setting: str, restart: Restart | None = None) -> Iterator[Stack]:
     }
     args = [
         "--middleware",
-        "moe_watch.tap.samples.Middleware",
+        "moe_watch.tap.middleware.Middleware",
         "--worker-extension-cls",
         "bench.incidents.faults.worker.Faults",
     ]

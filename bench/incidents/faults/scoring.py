@@ -13,10 +13,11 @@ import numpy as np
 from bench import RESULTS
 from bench.incidents.faults.catalogue import HARMLESS, HELD_OUT, INJECTED, RESTARTS, Restart, Row
 from bench.incidents.faults.running import ERROR, OUT, SETTINGS, TRANSFORMERS, work
-from moe_watch.canary import words
-from moe_watch.detect.canary import FAULTS, FEWEST_ROUNDS, Judgement, judge
-from moe_watch.detect.replay import Replay, Round, same_loads
-from moe_watch.store import canaries, engine
+from moe_watch.canary import verdict_text
+from moe_watch.detect.canary.comparison import FAULTS, FEWEST_ROUNDS, Judgement, judge
+from moe_watch.detect.canary.replay import Replay, Round, same_loads
+from moe_watch.store import engine
+from moe_watch.store.records import canaries
 
 FIRST = RESULTS / "incidents_first.json"
 SIZES = (10, 20, 40, 70, 106)
@@ -135,7 +136,7 @@ def _score(reference: Sequence[Round], row: Row | Restart, new: Round) -> Found:
         "effect": judged.effect,
         "largest": max((e.value - e.floor for e in judged.effects if e.feature.layer is not None), default=0.0),
         "loss": None if judged.loss is None else asdict(judged.loss),
-        "summary": words.summary(judged),
+        "summary": verdict_text.summary(judged),
         "accept": list(row.accept),
         "incident": row.incident,
         "how": row.how,

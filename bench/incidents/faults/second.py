@@ -18,12 +18,12 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-import moe_watch.demo
-from moe_watch.demo.packing import IGNORED, training_rows
-from moe_watch.demo.tokenizer import VOCABULARY
+import demo
+from demo.packing import IGNORED, training_rows
+from demo.tokenizer import VOCABULARY
 
 STEPS, WARM_UP, PEAK_RATE, BALANCE = 360, 40, 4e-3, 0.02
-TOKENIZER = Path(next(iter(moe_watch.demo.__path__))) / "models" / "moe"
+TOKENIZER = Path(next(iter(demo.__path__))) / "models" / "moe"
 
 
 def new_model(seed: int) -> Qwen3MoeForCausalLM:

@@ -1,0 +1,1 @@
+"""The commands of ``moe-watch``, a file each."""

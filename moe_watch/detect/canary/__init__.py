@@ -1,0 +1,1 @@
+"""Says whether the canary prompts are still routed and answered as before."""

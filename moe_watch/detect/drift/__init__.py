@@ -1,0 +1,1 @@
+"""Has routing changed? Sequential tests over channels, and where a change lies."""

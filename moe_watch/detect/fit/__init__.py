@@ -1,0 +1,1 @@
+"""Fits a baseline from a stream of normal requests."""

@@ -1,0 +1,1 @@
+"""The quality and speed of the MoE against the dense model."""

@@ -1,0 +1,1 @@
+"""The replicas of one model, compared with each other."""

@@ -1,0 +1,1 @@
+"""Builds a review from the store."""

@@ -1,0 +1,1 @@
+"""One request or one alarm, explained in words."""

@@ -1,0 +1,1 @@
+"""The review in words: numbers, phrases, captions, the summary and the advice."""

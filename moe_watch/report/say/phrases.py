@@ -1,0 +1,142 @@
+"""Parts of sentences: estimates with their intervals, movers, alarms, what the canaries say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from moe_watch import alarms
+from moe_watch.detect.canary.comparison import FAULTS
+from moe_watch.detect.drift import localise
+from moe_watch.domain import alarm_endings, amounts, status
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.sections import Change, Drift, Mover, Quality
+from moe_watch.report.data.types import Interval, Missing
+
+Standing = Literal["open", "unsettled", "settled"]
+_STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
+_LAYERS: Final = 3  # named
+_EXPERTS: Final = 4
+
+
+def standing(drift: Drift) -> Standing:
+    """Say where an alarm stands: one that nobody watched to its end is no better than open."""
+    if drift.ended_at is None:
+        return "open"
+    return "settled" if alarm_endings.is_settled(drift.ended_at, drift.ending) else "unsettled"
+
+
+def by_gravity(drifts: Iterable[Drift]) -> list[Drift]:
+    """Return alarms in the order in which to speak of them: by where they stand, then by what they mean."""
+    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), alarms.rank(d.kind), d.kind, -d.flagged_at))
+
+
+def gravest(drifts: Iterable[Drift]) -> Drift | None:
+    """Return the alarm to speak of first."""
+    return next(iter(by_gravity(drifts)), None)
+
+
+def estimate(value: Interval, unit: str = "") -> str:
+    r"""Return "0.10 (95 % interval 0.09 to 0.11) nats per token".
+
+    >>> estimate(Interval(0.1, 0.09, 0.11, 50), "nats")
+    '0.10 (95\u202f% interval 0.090 to 0.11) nats'
+    """
+    known = value.low is not None and value.high is not None
+    bounds = f" (95\u202f% interval {number(value.low)} to {number(value.high)})" if known else ""
+    return f"{number(value.value)}{bounds}{' ' + unit if unit else ''}"
+
+
+def share_estimate(value: Interval) -> str:
+    """Return a share with its interval: "5.0 % (95 % interval 4.1 % to 5.9 %)"."""
+    return (
+        f"{amounts.share(value.value)} (95\u202f% interval {amounts.share(value.low)} to {amounts.share(value.high)})"
+    )
+
+
+def change_estimate(value: Interval) -> str:
+    """Return a relative change with its interval: "+21 % (95 % interval +18 % to +24 %)"."""
+    bounds = f"{amounts.change(value.low)} to {amounts.change(value.high)}"
+    return f"{amounts.change(value.value)} (95\u202f% interval {bounds})"
+
+
+def mover(moved: Mover) -> str:
+    """Return "layer 12: share of expert 87 from 0.8 % to 2.4 % (large, d = 1.1)"."""
+    return (
+        f"layer {moved.layer}: share of expert {moved.expert} from {amounts.share(moved.before)} to "
+        f"{amounts.share(moved.after)} ({amounts.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
+    )
+
+
+def where(found: status.Where, kind: str) -> tuple[str, ...]:
+    """Say which layers and experts moved in the requests after an alarm, or of a replica against its siblings."""
+    ranked = f"Most moved: layers {amounts.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
+    since = "of this replica against its siblings'" if kind == "replica" else "after the alarm"
+    over = f"over the {amounts.plural(found.requests, 'request')} {since}"
+    if found.experts is None:
+        needed = f"to name experts with few false ones it takes {localise.FEWEST}"
+        return (f"{ranked}, {over}; {needed}.",)
+    if not found.experts:
+        return (f"{ranked}, {over}; no single expert moved for certain.",)
+    surest = [mover(Mover(m.layer, m.expert, m.before, m.now, m.effect)) for m in found.experts[:_EXPERTS]]
+    false = amounts.share(localise.FALSE_DISCOVERIES)
+    named = f"{amounts.plural(found.named or 0, 'expert')} moved for certain (at most {false} of them named falsely)"
+    return (f"{ranked}, {over}. {named}; the surest: {'; '.join(surest)}.",)
+
+
+def drift_sentence(drift: Drift, until: float) -> str:
+    """Return one alarm in a sentence: what, since when, until when, where, and how it ended."""
+    where = f", first in layer {drift.layer}" if drift.layer is not None else ""
+    began = f"from about {amounts.moment(drift.began_at)}"
+    end = f"and goes on ({amounts.duration(until - drift.began_at)} so far)"
+    if drift.ended_at is not None:
+        end = f"to {amounts.moment(drift.ended_at)} ({amounts.duration(drift.ended_at - drift.began_at)})"
+        where += f": {alarm_endings.because(drift.ending)}"
+    return f"{alarms.named(drift.kind).title} {began} {end}{where}."
+
+
+def cause(review: Review) -> tuple[str, ...]:
+    """Say what the checks of the canaries since a drift began tell of its cause."""
+    began = [drift.began_at for drift in review.timeline.drifts if drift.kind in {"traffic", "routing"}]
+    if not began:
+        return ()
+    found = [] if isinstance(review.canaries, Missing) else [r for r in review.canaries.replays if r.at >= min(began)]
+    since = [replay for replay in found if replay.verdict != "blind"]
+    if not since:
+        why = "no replay of the canaries since could be judged" if found else "no canary was replayed since"
+        return (f"Whether it was the traffic or the model is not certain: {why}.",)
+    bad = [replay for replay in since if replay.verdict in FAULTS]
+    if bad:
+        told = f"Of {amounts.plural(len(since), 'check')} of the canaries since then {len(bad)} found a change"
+        return (f"{told} ({bad[0].verdict}): the model or its deployment moved.",)
+    checks = (
+        "The check of the canaries since then" if len(since) == 1 else f"All {len(since)} checks of the canaries since"
+    )
+    return (f"{checks} found the same prompts routed as before: it was the traffic, not the model.",)
+
+
+def largest(change: Change | Missing) -> tuple[str, ...]:
+    """Name the expert that moved most."""
+    if isinstance(change, Missing):
+        return ()
+    if not change.named:
+        layers = amounts.joined([str(layer) for layer in change.layers[:_LAYERS]])
+        few = f"{amounts.plural(change.requests, 'request')} are too few to name experts ({localise.FEWEST} are needed)"
+        return (f"Most moved against {change.reference}: layers {layers}; {few}.",)
+    if not change.movers:
+        return (f"No expert moved by as much as a small effect against {change.reference}.",)
+    return (f"Largest change against {change.reference}: {mover(change.movers[0])}.",)
+
+
+def without_gap(found: Quality) -> str:
+    """Say why there is no gap."""
+    if not found.dense_model:
+        return "no dense model answered"
+    if found.scored:
+        return f"{found.dense_model} scored no more than {amounts.plural(found.scored, 'request')}"
+    return f"the server of {found.dense_model} does not say how likely a text is (vLLM does: prompt_logprobs)"
+
+
+def number(value: float | None) -> str:
+    """Return a number with two significant digits."""
+    return amounts.UNKNOWN if value is None else amounts.significant(value)

@@ -1,1 +1,0 @@
-"""Does the MoE still pay: memory of a request, time to first token, and speed beside the dense model."""

@@ -1,0 +1,1 @@
+"""The process beside vLLM: takes frames, joins them, judges, writes, and answers HTTP."""

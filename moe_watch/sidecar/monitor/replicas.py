@@ -1,0 +1,269 @@
+"""Hands finished requests to the watch of their replica, and everything that is learnt to the board.
+
+Lives in one thread of its own, because a batch takes longer than the event loop may wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from moe_watch import wire
+from moe_watch.detect.canary.comparison import FAULTS
+from moe_watch.domain import memory, status
+from moe_watch.domain.alarm_endings import Ending
+from moe_watch.domain.request import Joined
+from moe_watch.metrics import series
+from moe_watch.metrics.board import Board
+from moe_watch.settings import Settings
+from moe_watch.sidecar.background import News, Served
+from moe_watch.sidecar.monitor import describe as described
+from moe_watch.sidecar.monitor import publish
+from moe_watch.sidecar.monitor.deployment_events import Happenings, differences
+from moe_watch.sidecar.monitor.replica_monitor import Normal, Watch
+from moe_watch.store import losses
+from moe_watch.store.records import served_models
+from moe_watch.store.schema import CanaryRun
+from moe_watch.store.write.batch import NewEvent, Writes
+from moe_watch.store.write.request_rows import text
+
+_ASSESS_S: Final = 5.0
+_MOST_HELD: Final = 1000  # requests of a replica that wait for its announcement
+_MOST_CELLS: Final = 1 << 22  # layers x experts x requests that are unpacked at once
+_RENEWALS: Final = 8  # times that an announcement is written before it would count as expired
+
+
+class Judge:
+    """The watches of all replicas, by replica."""
+
+    def __init__(self, settings: Settings, board: Board) -> None:
+        self.watches: dict[str, Watch] = {}
+        self.refused: Counter[str] = Counter()  # unannounced
+        self._settings, self._board = settings, board
+        self._normals: dict[str, Normal] = {}  # by identity
+        self._pending = Writes()
+        self._happened: defaultdict[str, Happenings] = defaultdict(Happenings)  # by replica
+        self._held: defaultdict[str, list[Joined]] = defaultdict(list)  # by replica, until it is announced
+        self._held_bytes: Counter[str] = Counter()
+        self._written: dict[str, float] = {}  # replica -> when its announcement was written
+        self._dropped: dict[str, losses.Counts] = {}  # by replica: what is in the windows already
+        self._assessed: dict[str, float] = {}  # replica -> when, the longest ago first
+
+    def remember(self, dropped: dict[str, losses.Counts]) -> None:
+        """Take note of what the process before has counted of the taps' own losses, by replica."""
+        self._dropped = dropped
+
+    def announce(self, model: wire.Model, now: float) -> None:
+        """Take note of what a replica serves; another model there than before starts anew."""
+        watch = self.watches.get(model.replica)
+        identity = served_models.identity(model)
+        changed = watch is not None and self._changed(watch.model, model, now)
+        if watch is not None and watch.identity == identity:
+            watch.model = model
+            self._board.add(series.EVENTS, int(changed), *watch.labels, "model_changed")
+            self._write_announcement(model, now)
+            return
+        if watch is not None:
+            self._close(watch, now, "configuration_changed")
+        ended = watch.raised.ended if watch is not None else ()
+        dropped = watch.heard.dropped if watch is not None else self._dropped.pop(model.replica, {})
+        watch = Watch(model, self._settings.detect, self._settings.store, self._settings.window_s, now)
+        watch.raised.ended.extend(ended)
+        watch.heard.dropped = dropped
+        watch.use(self._normals.get(identity), now)
+        watch.judge(now)
+        watch.happened = self._happened[model.replica]
+        self.watches[model.replica] = watch
+        self._assessed[model.replica] = 0.0
+        self._write_announcement(model, now, is_new=True)
+        publish.begin(self._board, watch)
+        self._board.add(series.EVENTS, int(changed), *watch.labels, "model_changed")
+        self._held_bytes.pop(model.replica, None)
+        waited = self.process(self._held.pop(model.replica, ()), now)
+        self._pending.extend(waited)
+
+    def _write_announcement(self, model: wire.Model, now: float, *, is_new: bool = False) -> None:
+        """Let the store know what is served, and now and then that it still is: a start takes up nothing expired."""
+        due = self._settings.replica_expires_s / _RENEWALS
+        if is_new or not 0 <= now - self._written[model.replica] < due:
+            self._written[model.replica] = now
+            written = served_models.announcement(model, now, self._settings.sidecar)
+            self._pending.extend(written)
+
+    def _close(self, watch: Watch, now: float, ending: Ending) -> None:
+        watch.raised.end_all(now, ending)
+        self._pending.extend(watch.collect(now, last=True))
+        self._board.drop(*watch.labels)
+
+    def forget(self, replica: str, now: float) -> None:
+        """Take a replica that is gone for good out of metrics, status and memory; its history stays in the store."""
+        watch = self.watches.get(replica)
+        if watch is not None:
+            self._close(watch, now, "tap_silent")
+        self._board.drop("unknown", replica)
+        self.refused["unannounced"] += len(self._held.get(replica, ()))
+        kept: tuple[dict[str, Any], ...] = (
+            *(self.watches, self._written, self._assessed, self._happened, self._held, self._held_bytes),
+        )
+        for known in kept:
+            known.pop(replica, None)
+
+    def _changed(self, before: wire.Model, model: wire.Model, now: float) -> bool:
+        """Make an event of a replica that serves in another configuration than before; say whether it does."""
+        detail = text(", ".join(differences(before, model)))
+        if detail:
+            values = {"at": model.sent_at, "replica": model.replica, "kind": "model_changed", "detail": detail}
+            self._happened[model.replica].add("model_changed", model.sent_at, detail)
+            written = served_models.announcement(model, now, self._settings.sidecar)
+            self._pending.extend(written)
+            self._pending.events.append(NewEvent(served_models.identity(model), values))
+        return bool(detail)
+
+    def hear(self, frame: wire.Health | wire.Event, now: float) -> None:
+        """Take note of what a tap says of itself and of its engine."""
+        watch = self.watches.get(frame.replica)
+        if isinstance(frame, wire.Event):
+            values = {"at": frame.at, "replica": frame.replica, "kind": frame.kind, "detail": text(frame.detail)}
+            self._pending.events.append(NewEvent(watch.identity if watch is not None else "", values))
+            self._happened[frame.replica].add(frame.kind, frame.at, text(frame.detail))
+            if watch is not None:
+                self._board.add(series.EVENTS, 1, *watch.labels, frame.kind)
+            return
+        if watch is not None:
+            watch.heard.hear(frame, now)
+            publish.heard(self._board, watch, now)
+            self._count_dropped(watch, frame)
+
+    def _count_dropped(self, watch: Watch, health: wire.Health) -> None:
+        """Count what the tap says that it dropped, once: also where a process before this one has counted it."""
+        grown = watch.heard.increase(health.source, health.dropped)
+        if grown:
+            known: Counter[str] = Counter()
+            for reason, n in grown.items():
+                known[reason if reason in series.DROP_REASONS else "error"] += n
+            self._lost(watch, known)
+            counts, sidecar = watch.heard.dropped, self._settings.sidecar
+            self._pending.meta |= losses.kept(sidecar, watch.model.replica, counts)
+
+    def lose(self, lost: Mapping[str, int]) -> None:
+        """Count frames of replicas that were sent and never came."""
+        for replica, n in lost.items():
+            if replica in self.watches:
+                self._lost(self.watches[replica], {"lost": n})
+            else:
+                self._board.add(series.FRAMES_DROPPED, n, "unknown", replica, "lost")
+
+    def _lost(self, watch: Watch, frames: Mapping[str, int]) -> None:
+        watch.lose(frames)
+        publish.dropped(self._board, watch, frames)
+
+    def process(self, requests: Sequence[Joined], now: float) -> Writes:
+        """Judge finished ``requests``; return what is to be written."""
+        by_replica: defaultdict[str, list[Joined]] = defaultdict(list)
+        for request in requests:
+            by_replica[request.replica].append(request)
+        for replica, theirs in by_replica.items():
+            watch = self.watches.get(replica)
+            if watch is None:
+                self._hold(replica, theirs)
+                continue
+            at_once = max(1, _MOST_CELLS // max(1, watch.layers * watch.experts))
+            for start in range(0, len(theirs), at_once):
+                seen = watch.process(theirs[start : start + at_once], now)
+                publish.batch(self._board, watch, seen, self._settings, now)
+        return self.collect(now)
+
+    def _hold(self, replica: str, requests: Sequence[Joined]) -> None:
+        """Keep requests until their replica announces what it serves; what is too much of them is refused."""
+        held, most = self._held[replica], memory.Parts(self._settings.memory_bytes).held
+        for request in requests:
+            size = request.size
+            if len(held) >= _MOST_HELD or self._held_bytes.total() + size > most:
+                self.refused["unannounced"] += 1
+                continue
+            held.append(request)
+            self._held_bytes[replica] += size
+
+    def tick(self, now: float) -> Writes:
+        """Assess the replica that has waited longest, renew verdicts and gauges; return what is to be written."""
+        replica = min(self._assessed, key=self._assessed.__getitem__, default=None)
+        if replica is not None and not 0 <= now - self._assessed[replica] < _ASSESS_S:
+            self._assessed[replica] = now
+            if self.watches[replica].assess(now):
+                publish.layers(self._board, self.watches[replica])
+        for watch in self.watches.values():
+            watch.judge(now)
+            publish.state(self._board, watch, self._settings, now)
+        return self.collect(now)
+
+    def collect(self, now: float, *, last: bool = False) -> Writes:
+        """Return what is to be written; at the ``last`` everything that is held, and alarms end with who watched."""
+        out, self._pending = self._pending, Writes()
+        if last:
+            self.refused["unannounced"] += sum(map(len, self._held.values()))
+            self._held.clear()
+            self._held_bytes.clear()
+        for watch in self.watches.values():
+            if last:
+                watch.raised.end_all(now, "sidecar_stopped")
+            out.extend(watch.collect(now, last=last))
+        return out
+
+    def use(self, normals: dict[str, Normal], now: float) -> None:
+        """Judge by the active baselines ``normals`` (by identity of the model) from now on."""
+        before, self._normals = self._normals, normals
+        for watch in self.watches.values():
+            normal = normals.get(watch.identity)
+            if (None if normal is None else normal.active) != _active(before, watch.identity):
+                watch.use(normal, now)
+                publish.baseline(self._board, watch)
+                if normal is not None:
+                    self._board.add(series.EVENTS, 1, *watch.labels, "baseline_promoted")
+
+    def served(self) -> list[Served]:
+        """Return which models with experts are served where."""
+        return [Served(*watch.labels, watch.identity) for watch in list(self.watches.values()) if watch.layers]
+
+    def learn(self, news: Sequence[News], now: float) -> None:
+        """Open and end the alarms that shadow and canaries give cause for."""
+        for one in news:
+            watch = self.watches.get(one.replica)
+            if watch is None:
+                continue
+            for change in one.quality:
+                if change.started:
+                    watch.begin(change.kind, change.began_at, now, change.summary, change.evidence)
+                else:
+                    watch.end(change.kind, now, change.ending)
+            if one.canary is not None:
+                publish.canary(self._board, watch, one.canary)
+                _check_canaries(watch, one.canary, one.reference_since, now)
+            if one.siblings is not None:
+                publish.siblings(self._board, watch, one.siblings)
+                watch.compare(one.siblings, now)
+
+    def describe(self, now: float) -> list[status.Replica]:
+        """Return what is seen now, replica by replica."""
+        return [described.replica(self.watches[replica], now) for replica in sorted(self.watches)]
+
+    def matrix(self, replica: str) -> status.Matrix | None:
+        """Return expert shares of one replica; None for an unknown one."""
+        watch = self.watches.get(replica)
+        return None if watch is None else described.matrix(watch)
+
+
+def _active(normals: dict[str, Normal], identity: str) -> object:
+    normal = normals.get(identity)
+    return None if normal is None else normal.active
+
+
+def _check_canaries(watch: Watch, run: CanaryRun, reference_since: float, now: float) -> None:
+    """Open or end the alarm of routing drift; a replay that saw nothing does neither."""
+    if run.verdict in FAULTS:
+        evidence = {**run.evidence, "verdict": run.verdict, "canary_run": run.id}
+        watch.begin("routing", run.at, run.at, run.summary, evidence)
+    elif run.verdict in {"healthy", "benign"}:
+        known = watch.open.get("routing")
+        replaced = known is not None and known.values["flagged_at"] < reference_since
+        watch.end("routing", now, "reference_replaced" if replaced else "recovered")

@@ -1,0 +1,1 @@
+"""Arrays and counts as bytes of a column."""

@@ -1,0 +1,1 @@
+"""What leaves the store: retention, and the data of a person."""

@@ -1,0 +1,1 @@
+"""Batched writes of the sidecar, exactly once."""

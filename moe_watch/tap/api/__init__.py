@@ -1,0 +1,1 @@
+"""Inside the API server: times requests and, if asked to, samples text."""

@@ -1,0 +1,1 @@
+"""Inside the engine process: counts the experts of each request."""

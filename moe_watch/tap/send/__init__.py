@@ -1,0 +1,1 @@
+"""Carries frames to the sidecar, bounded and never waited for."""

@@ -1,0 +1,101 @@
+"""Frames that never came are in the windows, once each, and the report says how many."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from moe_watch.metrics import series
+from moe_watch.report.build.gather import gather
+from moe_watch.report.data.review import Review
+from moe_watch.report.data.types import Period
+from moe_watch.report.say import verdict
+from moe_watch.report.say.captions import unknowns
+from moe_watch.settings import Settings
+from moe_watch.store import engine, losses, migrate
+from moe_watch.store.write.batch import write
+from tests.support.judge_bench import Bench
+
+SIDECAR = Settings().sidecar
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Engine:
+    """Return an empty store."""
+    store = engine.connect(f"sqlite:///{tmp_path}/store.db")
+    migrate.upgrade(store)
+    return store
+
+
+def started(store: Engine) -> Bench:
+    """Return a judge as a process of the sidecar begins, before its tap is announced again."""
+    bench = Bench()
+    del bench.judge.watches["r0"]
+    bench.judge.remember(losses.read(store, SIDECAR))
+    bench.now = time.time()
+    bench.judge.announce(bench.tap.announce(), bench.now)
+    return bench
+
+
+def stopped(bench: Bench, store: Engine) -> None:
+    """Write what the process holds at its end."""
+    bench.written.extend(bench.judge.collect(bench.now, last=True))
+    write(store, bench.written)
+
+
+def reported(store: Engine) -> Review:
+    """Return the review of the last hours."""
+    now = time.time()
+    return gather(store, Settings(), Period(now - 7200, now + 7200), now=now).reviews[0]
+
+
+def test_the_report_says_how_many_frames_were_lost(empty: Engine) -> None:
+    """By what the tap counts itself and by the gaps that the sidecar sees; and what to do when it is many."""
+    bench = started(empty)
+    bench.send(50)
+    bench.beat(dropped={"queue_full": 38})
+    bench.judge.lose({"r0": 2, "never announced": 7})
+    bench.beat(dropped={"queue_full": 40, "something to come": 1})
+    stopped(bench, empty)
+    review = reported(empty)
+    assert review.coverage.dropped == {"queue_full": 40, "lost": 2, "error": 1}
+    assert review.coverage.received == 150
+    assert "What was in 43 lost frames: 1 error, 2 lost and 40 queue full." in unknowns(review)
+    assert any(action.text.startswith("Frames were lost (22") for action in verdict.verdict(review).actions)
+    assert bench.value(series.FRAMES_DROPPED, "queue_full") == 40
+
+
+def test_losses_without_any_request_are_told_too(empty: Engine) -> None:
+    """The window is written for them alone."""
+    bench = started(empty)
+    bench.beat(dropped={"not_connected": 5})
+    stopped(bench, empty)
+    assert reported(empty).coverage.dropped == {"not_connected": 5}
+
+
+def test_a_restart_of_the_sidecar_counts_nothing_twice(empty: Engine) -> None:
+    """The tap's own count goes on: what grew while the sidecar was away is new, the rest was told before."""
+    first = started(empty)
+    first.beat(dropped={"not_connected": 5})
+    stopped(first, empty)
+    second = started(empty)
+    second.beat(dropped={"not_connected": 8})
+    second.judge.announce(second.tap.announce(revision="b"), second.now)  # nor does another configuration
+    second.beat(dropped={"not_connected": 8})
+    stopped(second, empty)
+    assert reported(empty).coverage.dropped == {"not_connected": 3 + 5}
+
+
+def test_a_process_of_the_tap_that_starts_anew_counts_from_nothing(empty: Engine) -> None:
+    """And what is known of old ones is bounded."""
+    bench = started(empty)
+    for number in range(2 * losses.MOST_SOURCES):
+        health = msgspec.structs.replace(bench.tap.health(dropped={"error": 1}), source=f"engine-{number}")
+        bench.judge.hear(health, bench.now)
+    assert len(bench.judge.watches["r0"].heard.dropped) == losses.MOST_SOURCES
+    stopped(bench, empty)
+    assert reported(empty).coverage.dropped == {"error": 2 * losses.MOST_SOURCES}

@@ -43,7 +43,18 @@ EVENT_KINDS: Final = (
 OUTCOMES: Final = ("stop", "length", "abort", "error", "other")
 DROP_REASONS: Final = ("queue_full", "not_connected", "error", "lost")
 FRAME_TYPES: Final = ("model", "routing", "latency", "request", "event", "health")
-PARTS: Final = ("opening", "connections", "companions", "otlp", "spans", "canaries", "retention", "fleet", "shadow")
+PARTS: Final = (
+    "opening",
+    "connections",
+    "callers",
+    "companions",
+    "otlp",
+    "spans",
+    "canaries",
+    "retention",
+    "fleet",
+    "shadow",
+)
 REFUSAL_REASONS: Final = (
     "malformed",
     "too_large",

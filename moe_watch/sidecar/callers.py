@@ -7,6 +7,7 @@ requests, which a silent connection never becomes; and with TLS it sees connecti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -31,11 +32,12 @@ class _Caller:
     transport: asyncio.Transport | None = None  # None before the TLS handshake
 
     def end(self) -> None:
-        """End the connection; what it waits for is not waited for."""
+        """End the connection; what it waits for is not waited for, and one that its client has reset is over."""
         if self.transport is not None:
             self.transport.abort()
         elif self.connection.fileno() != -1:
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass

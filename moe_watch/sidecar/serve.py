@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 
 from moe_watch import __version__
 from moe_watch.metrics import prometheus
+from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings, Settings
-from moe_watch.sidecar import descriptors, http
+from moe_watch.sidecar import descriptors, http, supervise
 from moe_watch.sidecar.callers import Callers, Door, protocol
 from moe_watch.sidecar.intake import bind
 from moe_watch.sidecar.opening import Opening
@@ -78,7 +79,7 @@ async def _serve(
     source = http.Source(
         settings, store, prometheus.registry(sidecar.board), sidecar.status, sidecar.matrix, sidecar.ready
     )
-    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping):
+    async with _http_server(http.app(source), listening, settings.http, sidecar.stopping, sidecar.board):
         host, port = listening.getsockname()[:2]
         scheme = "https" if settings.http.tls_cert else "http"
         _log.info("serving", endpoint=settings.endpoint, http=f"{scheme}://{host}:{port}", version=__version__)
@@ -92,6 +93,8 @@ async def _http_server(
     listening: socket.socket,
     settings: HttpSettings,
     stopping: asyncio.Event,
+    board: Board,
+    *,
     callers: Callers | None = None,
 ) -> AsyncIterator[None]:
     """Serve meanwhile; set ``stopping`` when the server ends before, and raise ``EndedError`` then."""
@@ -111,7 +114,7 @@ async def _http_server(
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[Door(listening, callers)]))
     task.add_done_callback(lambda _: None if server.should_exit else stopping.set())
-    watching = asyncio.create_task(callers.watch())
+    watching = asyncio.create_task(supervise.keep("callers", callers.watch, board))
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_watch import alarms as severity
+from moe_watch import alarms
 from moe_watch.domain.alarm_endings import Ending
 from moe_watch.metrics import series
 from moe_watch.report.data.review import Review
@@ -23,7 +23,7 @@ from tests.support.judge_bench import Bench
 from tests.support.reviews import NOTHING, drifted
 from tests.support.store_factory import DAY, UNTIL
 
-KINDS: Final = ("garbled", "blind", "routing", "quality", "replica", "traffic", "dead_experts", "one to come")
+KINDS: Final = (*(kind.name for kind in alarms.KINDS), "one to come")
 CAUSES: Final = ("moe", "both", "traffic", "none", "unknown")
 NOTHING_TO_DO: Final = "Nothing needs doing"
 small = st.floats(-0.05, 0.3)
@@ -84,25 +84,25 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
     quality, routing, _ = found.answers
     tones = {answer.tone for answer in found.answers}
     nothing = any(NOTHING_TO_DO in action.text for action in found.actions)
-    alarms = review.timeline.drifts
+    raised = review.timeline.drifts
     if found.tone == "bad":
         assert "bad" in tones
     if tones & {"bad", "warn"}:
         assert found.tone == ("bad" if "bad" in tones else "warn")
-    if found.tone in {"bad", "warn"} or alarms:
+    if found.tone in {"bad", "warn"} or raised:
         assert not nothing
     if found.tone == "calm":
-        assert not alarms
+        assert not raised
         assert not tones & {"bad", "warn"}
-    if found.state == "quality" or {d.kind for d in alarms if d.ended_at is None} & phrases.OF_OUTPUT:
+    if found.state == "quality" or {d.kind for d in raised if d.ended_at is None} & alarms.OF_OUTPUT:
         assert quality.short not in {"Yes", "No sign of worse", "Not known", "Not known yet"}
         assert quality.tone in {"bad", "warn"}
     if quality.tone in {"bad", "warn"}:
         assert not any(calm in found.headline for calm in ("quality held", "no sign of worse", "not measured"))
     if "steady" in found.headline:
-        assert not alarms
+        assert not raised
         assert routing.tone == "calm"
-    assert (routing.short == "Yes") == bool({d.kind for d in alarms} - {"blind", *phrases.OF_OUTPUT})
+    assert (routing.short == "Yes") == bool({d.kind for d in raised} - {"blind", *alarms.OF_OUTPUT})
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -159,5 +159,5 @@ def test_sidecar_and_report_speak_of_the_same_alarm_first(one: str, other: str) 
     quiet = replace(drifted(), timeline=replace(drifted().timeline, drifts=drifts))
     assert live in series.VERDICTS
     assert verdict.verdict(quiet).state == live
-    worst = min((one, other), key=severity.rank)
-    assert live == severity.verdict_of(worst)
+    worst = min((one, other), key=alarms.rank)
+    assert live == alarms.named(worst).verdict

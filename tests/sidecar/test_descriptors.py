@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from starlette.routing import Route
 
 from demo.servers import Server, free_port, start
 from moe_watch import wire
+from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings
 from moe_watch.sidecar import serve
 from moe_watch.sidecar.callers import _ANSWER_S, _ASK_S, Callers, Door
@@ -199,6 +201,20 @@ def test_a_client_that_keeps_us_waiting_is_ended(asked: bool, bound_s: float) ->
     assert _is_over(outside)
 
 
+def test_a_client_that_reset_its_connection_does_not_end_the_guard() -> None:
+    """Before it was ever spoken to, as in a handshake of TLS: the next one that is overdue is still ended."""
+    pair = _Pair(5)
+    outside, reset = pair.knock()
+    outside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    outside.close()
+    silent, inside = pair.knock()
+    pair.now = _ASK_S + 1
+    pair.callers.end_overdue()
+    assert _is_over(silent)
+    for one in (silent, reset, inside):
+        one.close()
+
+
 def _alive() -> Starlette:
     async def healthz(_: Request) -> PlainTextResponse:
         return PlainTextResponse("ok\n")
@@ -213,7 +229,7 @@ def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() ->
         now = 0.0
         callers = Callers(5, lambda: now)
         listening = socket.create_server(("127.0.0.1", 0))
-        async with serve._http_server(_alive(), listening, HttpSettings(), asyncio.Event(), callers):
+        async with serve._http_server(_alive(), listening, HttpSettings(), asyncio.Event(), Board(), callers=callers):
             answers, asked = await asyncio.open_connection(*listening.getsockname())
             ended, slow = await asyncio.open_connection(*listening.getsockname())
             for piece in (b"GET /healthz ", b"HTTP/1.1\r\n", b"Host: x\r\n"):

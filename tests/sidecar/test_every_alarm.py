@@ -21,8 +21,7 @@ from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 import moe_watch
-from moe_watch import alarms as severity
-from moe_watch import wire
+from moe_watch import alarms, wire
 from moe_watch.cli.main import main
 from moe_watch.detect.canary.comparison import FAULTS
 from moe_watch.detect.drift.replica import Standing
@@ -31,7 +30,7 @@ from moe_watch.domain.request import Joined
 from moe_watch.domain.status import Matrix, Status, Store
 from moe_watch.metrics import otlp, prometheus
 from moe_watch.metrics.board import Board
-from moe_watch.report.explain import alarms
+from moe_watch.report.explain import alarms as explained
 from moe_watch.settings import DetectSettings, Settings, ShadowSettings
 from moe_watch.shadow.trial import Kind
 from moe_watch.shadow.watch import QualityWatch
@@ -155,7 +154,27 @@ def test_every_kind_of_alarm_is_open_and_has_its_place_in_the_order(everything: 
     """A kind to come fails here until it is opened above and has its severity."""
     kinds = kinds_in_the_code()
     assert kinds == set(everything.bench.judge.watches["r0"].open)
-    assert {kind for kind in kinds if severity.rank(kind) == severity.rank("one to come")} == set()
+    assert kinds == {kind.name for kind in alarms.KINDS}
+
+
+def test_what_is_said_of_a_kind_stands_in_one_table_alone() -> None:
+    """Two tables once differed in which of two alarms is the worse one."""
+    names = {kind.name for kind in alarms.KINDS}
+    for path in Path(moe_watch.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert len(keys) < 3 or not keys <= names, f"{path}:{node.lineno} is another table of kinds"
+
+
+def test_every_kind_says_everything_of_itself_and_its_alerts_exist() -> None:
+    """Nothing is left to the words for a kind that is not known."""
+    for kind in alarms.KINDS:
+        said = (kind.title, kind.is_open, kind.was_open, kind.advice)
+        unknown = alarms.named(kind.name + " to come")
+        assert not {*said} & {unknown.title, unknown.is_open, unknown.was_open, unknown.advice}, kind.name
+        assert kind.alerts, kind.name
+        assert set(kind.alerts) <= set(explained.names()), kind.name
 
 
 def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:
@@ -164,6 +183,25 @@ def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:
         assert repr(plain(episode.values)) == repr(episode.values), kind
         json.dumps(episode.values, allow_nan=False)
         assert type(episode.values["began_at"]) is float, kind
+
+
+def of_numpy(value: Any, path: str = "") -> Iterator[str]:
+    """Yield where in ``value`` a number or an array of numpy is."""
+    if isinstance(value, np.ndarray | np.generic):
+        yield path
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from of_numpy(item, f"{path}.{key}")
+
+
+def test_nothing_that_is_written_or_shown_is_of_numpy(everything: Everything) -> None:
+    """Alarms, windows and requests, status and matrix alike; the hook of the encoders would hide it."""
+    for found in (everything.bench.written, everything.status, everything.bench.judge.matrix("r0")):
+        assert list(of_numpy(found)) == []
 
 
 @pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/matrix", "/metrics", "/", "/readyz"])
@@ -217,7 +255,7 @@ def test_every_alarm_and_every_alert_is_explained(everything: Everything, monkey
     for row in found:
         assert f"({row.kind}, open)" in run(everything, monkeypatch, "explain", f"episode:{row.id}")
         json.loads(run(everything, monkeypatch, "explain", "--json", f"episode:{row.id}"))
-    for name in alarms.names():
+    for name in explained.names():
         assert name in run(everything, monkeypatch, "explain", name)
 
 

@@ -20,10 +20,12 @@ from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings, Settings
 from moe_watch.sidecar import http, pipeline, supervise
 from moe_watch.sidecar import serve as process
+from moe_watch.sidecar.callers import Callers
 from moe_watch.sidecar.http import BindError, EndedError
 from moe_watch.sidecar.opening import Opening
 from moe_watch.sidecar.pipeline import Sidecar
 from moe_watch.store import engine, migrate
+from tests.support.patience import PATIENCE_S
 
 
 def failures(board: Board) -> Any:
@@ -80,7 +82,8 @@ def test_everything_beside_the_pipeline_is_supervised(running: Sidecar, monkeypa
         if family.metric is metrics.PART_FAILURES
         for series in family.series
     }
-    assert named == {"opening", *(name for name, _ in running._beside())} == set(metrics.PARTS)
+    beside = {"opening", *(name for name, _ in running._beside())}
+    assert named == beside == set(metrics.PARTS) - {"callers"}  # that one runs beside the HTTP server
 
 
 def _keep_then(done: Any) -> Any:
@@ -120,11 +123,33 @@ def test_an_http_server_that_ends_stops_the_sidecar_with_an_error(monkeypatch: p
 
     async def run() -> None:
         stopping, listening = asyncio.Event(), http.listen(HttpSettings(port=0))
-        async with process._http_server(Starlette(), listening, HttpSettings(), stopping):
+        async with process._http_server(Starlette(), listening, HttpSettings(), stopping, Board()):
             await stopping.wait()
 
     with pytest.raises(EndedError, match="no more" if how == "fails" else "no reason"):
         asyncio.run(run())
+
+
+def test_the_guard_of_the_connections_is_started_again_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it silent connections would stay, and keep probes out."""
+    board, again = Board(), asyncio.Event()
+    looks: list[int] = []
+
+    def end_overdue(_: Callers) -> None:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise ZeroDivisionError
+        again.set()
+
+    monkeypatch.setattr(Callers, "end_overdue", end_overdue)
+
+    async def run() -> None:
+        stopping, listening = asyncio.Event(), http.listen(HttpSettings(port=0))
+        async with process._http_server(Starlette(), listening, HttpSettings(), stopping, board):
+            await again.wait()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert failures(board) == 1
 
 
 def test_an_http_server_that_is_told_to_end_is_no_error() -> None:
@@ -132,7 +157,7 @@ def test_an_http_server_that_is_told_to_end_is_no_error() -> None:
 
     async def run() -> bool:
         stopping, listening = asyncio.Event(), http.listen(HttpSettings(port=0))
-        async with process._http_server(Starlette(), listening, HttpSettings(), stopping):
+        async with process._http_server(Starlette(), listening, HttpSettings(), stopping, Board()):
             await asyncio.sleep(0)
         return stopping.is_set()
 

@@ -36,16 +36,6 @@ _CHANNELS: Final = {
     "confidence": "how sure the router is",
     "expert": "the excess of a single expert",
 }
-_KINDS: Final = {
-    "RoutingDrift": ("routing",),
-    "TrafficDrift": ("traffic",),
-    "OODRateHigh": ("traffic", "routing"),
-    "DeadExperts": ("dead_experts",),
-    "QualityGap": ("quality",),
-    "GarbledOutput": ("garbled",),
-    "TapDown": ("blind",),
-    "ReplicaDeviates": ("replica",),
-}
 
 
 def names() -> list[str]:
@@ -88,7 +78,7 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
     if review is not None:
         sentences += phrases.cause(review)
         shown = alarm_tables.drift_tables(review)
-    _, todo = runbook(next((n for n, kinds in _KINDS.items() if row.kind in kinds), ""))
+    _, todo = runbook(next(iter(alarms.named(row.kind).alerts), ""))
     return Explanation(
         title=f"Alarm {row.id} ({row.kind}, {_STANDS[phrases.standing(drift)]})",
         tone=_tone(drift),
@@ -122,7 +112,7 @@ def _plain(text: str) -> str:
 
 
 def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tuple[str, ...]) -> Explanation:
-    kinds = _KINDS.get(name, ())
+    kinds = alarms.told_by(name)
     mine = [drift for drift in review.timeline.drifts if drift.kind in kinds]
     open_now = [drift for drift in mine if drift.ended_at is None]
     told = [phrases.drift_sentence(drift, review.period.until) for drift in mine]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from moe_watch import alarms
 from moe_watch.alarms import Tone
 from moe_watch.domain import alarm_endings, amounts
 from moe_watch.provision.thresholds import (
@@ -20,21 +21,10 @@ from moe_watch.report.data.types import Missing
 from moe_watch.report.say import phrases, summary
 
 MOST: Final = 6
-_OF_KIND: Final = {
-    "traffic": "See what the new requests are; if they are here to stay, fit a new baseline on them and promote it.",
-    "routing": "Compare with the last change of vLLM, weights, quantisation or kernels, and take it back.",
-    "garbled": "Read the outputs with defects; if usual requests have them, take back the last change of the model.",
-    "quality": "Read the worst requests below; take back the last change of the model's deployment if there was one.",
-    "dead_experts": "Check the expert map and the checkpoint: experts without tokens are a fault of the deployment.",
-    "blind": "Find out why routing is missing.",
-    "replica": "Take the replica that differs out of the load balancer and compare its start with its siblings'.",
-}
-
-
 _OF_HOLDING: Final[dict[summary.Holding, str]] = {
     "failing": "Read the requests with NaN in their logits, and check weights, kernels and quantisation.",
-    "worse": _OF_KIND["quality"],
-    "worse and harder": _OF_KIND["quality"],
+    "worse": alarms.named("quality").advice,
+    "worse and harder": alarms.named("quality").advice,
     "unusual": "Read the worst requests below: outputs are worse on what is unlike the baseline.",
     "perhaps": "Look at quality again in a day: it may be getting worse.",
 }
@@ -96,12 +86,12 @@ def _of_drifts(drifts: tuple[Drift, ...]) -> Iterator[Action]:
 
 
 def _of_drift(drift: Drift) -> str:
-    todo = _OF_KIND.get(drift.kind, "Look into the alarm.")
+    todo = alarms.named(drift.kind).advice
     standing = phrases.standing(drift)
     if standing == "open":
         return todo
     if standing == "settled":
-        return f"{phrases.named(drift.kind)} recovered: find out what it was before it comes back."
+        return f"{alarms.named(drift.kind).title} recovered: find out what it was before it comes back."
     if (drift.kind, drift.ending) == ("traffic", "baseline_replaced"):
         return "Make sure that the new baseline is of traffic that you trust: what it replaced said that traffic left."
     return f"{todo} The alarm is closed: {alarm_endings.because(drift.ending)}."

@@ -17,16 +17,6 @@ Standing = Literal["open", "unsettled", "settled"]
 _STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
 _LAYERS: Final = 3  # named
 _EXPERTS: Final = 4
-OF_OUTPUT: Final = frozenset({"garbled", "quality"})  # alarms of what the MoE writes, not of how it routes
-_KIND: Final = {
-    "traffic": "Traffic drift",
-    "routing": "Routing drift",
-    "garbled": "Garbled output",
-    "quality": "Worse output",
-    "dead_experts": "Dead experts",
-    "blind": "Blind tap",
-    "replica": "A replica that differs from its siblings",
-}
 
 
 def standing(drift: Drift) -> Standing:
@@ -102,12 +92,7 @@ def drift_sentence(drift: Drift, until: float) -> str:
     if drift.ended_at is not None:
         end = f"to {amounts.moment(drift.ended_at)} ({amounts.duration(drift.ended_at - drift.began_at)})"
         where += f": {alarm_endings.because(drift.ending)}"
-    return f"{named(drift.kind)} {began} {end}{where}."
-
-
-def named(kind: str) -> str:
-    """Return what an alarm of ``kind`` is called."""
-    return _KIND.get(kind, kind.replace("_", " ").capitalize())
+    return f"{alarms.named(drift.kind).title} {began} {end}{where}."
 
 
 def cause(review: Review) -> tuple[str, ...]:

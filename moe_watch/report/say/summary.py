@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from moe_watch import alarms as severity
+from moe_watch import alarms
 from moe_watch.alarms import Tone
 from moe_watch.domain import amounts
 from moe_watch.report.data.review import Review, Totals
@@ -44,10 +44,10 @@ def holding(review: Review) -> Holding:
     if not isinstance(found, Missing) and found.gap is not None:
         gap = trend(found, review.promises.gap_tolerance)
     broken = bool(review.totals.corrupted)
-    alarms = of_output(review)
-    if gap == "unusual" and not broken and (not alarms or len(alarms) < len(review.timeline.drifts)):
+    told = of_output(review)
+    if gap == "unusual" and not broken and (not told or len(told) < len(review.timeline.drifts)):
         return gap
-    worst = phrases.gravest(alarms)
+    worst = phrases.gravest(told)
     standing = None if worst is None else phrases.standing(worst)
     if broken or standing == "open":
         return "failing"
@@ -58,7 +58,7 @@ def holding(review: Review) -> Holding:
 
 def of_output(review: Review) -> tuple[Drift, ...]:
     """Return the alarms of what the MoE writes."""
-    return tuple(drift for drift in review.timeline.drifts if drift.kind in phrases.OF_OUTPUT)
+    return tuple(drift for drift in review.timeline.drifts if drift.kind in alarms.OF_OUTPUT)
 
 
 def quality(review: Review) -> Answer:
@@ -100,7 +100,7 @@ def routing(review: Review, state: State) -> Answer:
     """Answer whether routing moved."""
     question = "Did routing move?"
     coverage = review.coverage
-    drifts = [drift for drift in review.timeline.drifts if drift.kind not in phrases.OF_OUTPUT]
+    drifts = [drift for drift in review.timeline.drifts if drift.kind not in alarms.OF_OUTPUT]
     largest = phrases.largest(review.change)
     if drifts:
         return _moved(review, phrases.by_gravity(drifts), (*_ood(review.ood), *largest))
@@ -127,7 +127,7 @@ def has_sight(review: Review) -> bool:
 
 def tone(drift: Drift) -> Tone:
     """Return how bad an alarm is: what recovered, and traffic that is just another one, need no more than a look."""
-    return "warn" if drift.kind == "traffic" or phrases.standing(drift) == "settled" else "bad"
+    return "warn" if phrases.standing(drift) == "settled" else TONE[alarms.named(drift.kind).verdict]
 
 
 def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> Answer:
@@ -137,7 +137,7 @@ def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> An
         sentences.append(f"And {amounts.plural(len(drifts) - _TOLD, 'alarm')} more.")
     short = "Not known" if {drift.kind for drift in drifts} == {"blind"} else "Yes"
     blind: tuple[Tone, ...] = () if has_sight(review) else ("bad",)
-    found = severity.worst([*map(tone, drifts), *blind])
+    found = alarms.worst([*map(tone, drifts), *blind])
     return Answer("Did routing move?", short, (*sentences, *phrases.cause(review), *measured), found)
 
 

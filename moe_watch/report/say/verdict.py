@@ -13,7 +13,7 @@ from moe_watch.report.data.sections import Drift
 from moe_watch.report.data.types import Missing
 from moe_watch.report.say import advice, summary
 from moe_watch.report.say.advice import Action
-from moe_watch.report.say.phrases import OF_OUTPUT, gravest, standing
+from moe_watch.report.say.phrases import gravest, standing
 from moe_watch.report.say.summary import FEWEST, TONE, Answer, State
 
 
@@ -42,7 +42,7 @@ def _state(review: Review) -> State:
     if not summary.has_sight(review) and not _outranks_blindness(worst):
         return "blind"
     if worst is not None:
-        return _STATES[alarms.verdict_of(worst.kind)]
+        return alarms.named(worst.kind).verdict
     if not review.coverage.requests:
         return "empty"
     return "steady" if review.coverage.scored >= FEWEST else "learning"
@@ -62,7 +62,7 @@ def _worst(review: Review) -> Drift | None:
     """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
     drifts, quality = review.timeline.drifts, review.quality
     if not isinstance(quality, Missing) and summary.trend(quality, review.promises.gap_tolerance) == "unusual":
-        return gravest(drift for drift in drifts if drift.kind not in OF_OUTPUT) or gravest(drifts)
+        return gravest(drift for drift in drifts if drift.kind not in alarms.OF_OUTPUT) or gravest(drifts)
     return gravest(drifts)
 
 
@@ -81,18 +81,9 @@ def _headline(review: Review, state: State) -> str:
         return f"Routing held steady{clause}"
     started = amounts.moment(worst.began_at)
     if worst.ended_at is None:
-        return f"{_OPEN.get(worst.kind, 'An alarm is open')} since {started}{clause}"
+        return f"{alarms.named(worst.kind).is_open} since {started}{clause}"
     lasted = f"for {amounts.duration(worst.ended_at - worst.began_at)}{alarm_endings.until(worst.ending)}"
-    return f"{_OVER.get(worst.kind, 'An alarm was raised')} on {started}, {lasted}{clause}"
-
-
-_STATES: Final[dict[str, State]] = {
-    "quality": "quality",
-    "blind": "blind",
-    "routing": "routing",
-    "traffic": "traffic",
-    "deployment": "deployment",
-}
+    return f"{alarms.named(worst.kind).was_open} on {started}, {lasted}{clause}"
 
 
 def _learning(review: Review) -> str:
@@ -102,30 +93,10 @@ def _learning(review: Review) -> str:
     return f"Too little to go by: {scored} could be held against the baseline"
 
 
-_OPEN: Final = {
-    "traffic": "Traffic is unlike the baseline",
-    "routing": "The same prompts go to other experts",
-    "garbled": "The MoE writes broken text",
-    "quality": "The MoE writes worse",
-    "dead_experts": "Experts get no tokens",
-    "blind": "The tap sees no routing",
-    "replica": "One replica differs from its siblings",
-}
-_OVER: Final = {
-    "traffic": "Traffic left the baseline",
-    "routing": "The same prompts went to other experts",
-    "garbled": "The MoE wrote broken text",
-    "quality": "The MoE wrote worse",
-    "dead_experts": "Experts got no tokens",
-    "blind": "The tap saw no routing",
-    "replica": "One replica differed from its siblings",
-}
-
-
 def _quality_clause(review: Review) -> str:
     """Return what the headline adds on quality, unless it speaks of that anyway."""
     worst = _worst(review)
-    return "" if worst is not None and worst.kind in OF_OUTPUT else _CLAUSES[summary.holding(review)]
+    return "" if worst is not None and worst.kind in alarms.OF_OUTPUT else _CLAUSES[summary.holding(review)]
 
 
 _CLAUSES: Final[dict[summary.Holding, str]] = {

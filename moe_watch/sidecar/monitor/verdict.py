@@ -39,7 +39,7 @@ def blindness(watch: Watch, now: float) -> str:
 def _of_alarm(watch: Watch, kind: str) -> tuple[str, str]:
     values = watch.open[kind].values
     of_deployment = values["evidence"].get("verdict") in _OF_THE_DEPLOYMENT
-    return "deployment" if of_deployment else alarms.verdict_of(kind), str(values["summary"])
+    return "deployment" if of_deployment else alarms.named(kind).verdict, str(values["summary"])
 
 
 def _of_baseline(watch: Watch) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import pytest
 
 T = TypeVar("T")
 Context = contextlib.AbstractContextManager[Any]
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 _MOST = 5  # fixtures whose servers wait for their tests, each some gigabytes
 # Two servers each, of which one compiles: their time is found while tests without real parts run.
 _LONGEST = ("others", "mixtral")

@@ -162,7 +162,6 @@ class Sender:
                 self._wake.clear()
                 time.sleep(_COLLECT_S)
             self._follow(monitor)
-            self._check_folder()
             if time.monotonic() >= due:
                 due, healths = time.monotonic() + HEALTH_S, healths + 1
                 self.put(self._health)
@@ -178,18 +177,20 @@ class Sender:
         while monitor.poll(0):
             kind = int.from_bytes(monitor.recv_multipart()[0][:2], "little")
             self.connected = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self.connected:
+                self._check_folder()
             if self.connected and self.model is not None:
                 with self._lock:
                     self._queue.appendleft((self.model, 0))
 
     def _check_folder(self) -> None:
-        """Raise where somebody else may listen; the folder may have come since the last look."""
+        """Raise where it may be somebody else who listens: nothing was sent yet on this connection."""
         endpoint = str(self.settings.endpoint)
         if endpoint.startswith("ipc://") and (why := ipc.planted(ipc.folder_of(endpoint))):
             raise PermissionError(f"{why}; {ipc.REMEDY}")
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
-        while self._queue and socket.poll(0, zmq.POLLOUT):
+        while self._queue and self.connected and socket.poll(0, zmq.POLLOUT):
             with self._lock:
                 build, size = self._queue.popleft()
                 self._bytes -= size

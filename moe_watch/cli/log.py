@@ -49,7 +49,7 @@ def _without_header(record: logging.LogRecord) -> bool:
     return True
 
 
-class _Stderr(io.TextIOBase):
+class _Stderr:
     """Standard error that loses a line when it cannot be written, as on a full disk, instead of ending the process."""
 
     def write(self, line: str) -> int:

@@ -163,7 +163,6 @@ class Sender:
                 self._wake.clear()
                 time.sleep(_COLLECT_S)
             self._follow(monitor)
-            self._check_folder()
             if time.monotonic() >= due:
                 due, healths = time.monotonic() + HEALTH_S, healths + 1
                 self.put(self._health)
@@ -179,19 +178,21 @@ class Sender:
         while monitor.poll(0):
             kind = int.from_bytes(monitor.recv_multipart()[0][:2], "little")
             self.connected = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self.connected:
+                self._check_folder()
             if self.connected and self.model is not None:
                 with self._lock:
                     self._queue.appendleft((self.model, 0))
 
     def _check_folder(self) -> None:
-        """Raise where somebody else may listen; the folder may have come since the last look."""
+        """Raise where it may be somebody else who listens: nothing was sent yet on this connection."""
         endpoint = str(self.settings.endpoint)
         if endpoint.startswith("ipc://") and (why := ipc.planted(ipc.folder_of(endpoint))):
             raise PermissionError(f"{why}; {ipc.REMEDY}")
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         until = time.monotonic() + _TURN_S
-        while self._queue and socket.poll(0, zmq.POLLOUT):
+        while self._queue and self.connected and socket.poll(0, zmq.POLLOUT):
             if time.monotonic() > until:
                 self._wake.set()
                 return

@@ -13,28 +13,20 @@ Ending = Literal[
     "sidecar_stopped",  # nobody watched any more
 ]
 
-_BECAUSE: Final[dict[str, str]] = {
-    "recovered": "it recovered",
-    "configuration_changed": "another configuration was served, which does not say that it recovered",
-    "baseline_replaced": "the baseline was replaced, which does not say that it recovered",
-    "reference_replaced": "what it was compared with was replaced, which does not say that it recovered",
-    "tap_silent": "the tap fell silent, which does not say that it recovered",
-    "sidecar_stopped": "the sidecar stopped, which does not say that it recovered",
-}
-
-
-_UNTIL: Final[dict[str, str]] = {
-    "configuration_changed": ", until another configuration was served",
-    "baseline_replaced": ", until the baseline was replaced",
-    "reference_replaced": ", until what it was compared with was replaced",
-    "tap_silent": ", until the tap fell silent",
-    "sidecar_stopped": ", until the sidecar stopped",
+_RECOVERED: Final = "recovered"
+# What ended an alarm that nobody saw to its end.
+_CAUSES: Final[dict[str, str]] = {
+    "configuration_changed": "another configuration was served",
+    "baseline_replaced": "the baseline was replaced",
+    "reference_replaced": "what it was compared with was replaced",
+    "tap_silent": "the tap fell silent",
+    "sidecar_stopped": "the sidecar stopped",
 }
 
 
 def is_settled(ended_at: float | None, ending: str | None) -> bool:
     """Say whether an alarm is known to be over, and not just no longer watched."""
-    return ended_at is not None and ending == "recovered"
+    return ended_at is not None and ending == _RECOVERED
 
 
 def because(ending: str | None) -> str:
@@ -43,7 +35,10 @@ def because(ending: str | None) -> str:
     >>> because("recovered"), because(None)
     ('it recovered', 'how it ended was not recorded')
     """
-    return _BECAUSE.get(ending or "", "how it ended was not recorded")
+    if ending == _RECOVERED:
+        return "it recovered"
+    cause = _CAUSES.get(ending or "")
+    return "how it ended was not recorded" if cause is None else f"{cause}, which does not say that it recovered"
 
 
 def until(ending: str | None) -> str:
@@ -52,4 +47,5 @@ def until(ending: str | None) -> str:
     >>> until("sidecar_stopped")
     ', until the sidecar stopped'
     """
-    return _UNTIL.get(ending or "", "")
+    cause = _CAUSES.get(ending or "")
+    return "" if cause is None else f", until {cause}"

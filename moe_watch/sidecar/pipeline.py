@@ -170,15 +170,15 @@ class Sidecar:
         with contextlib.suppress(SQLAlchemyError, OSError):
             await asyncio.to_thread(self._learn_key)
         await self._use(known.active, known.normals)
-        unseen = [model for model in known.announced if self._is_unseen(model)]
+        unseen = [model for model in known.announced if self._take_up(model)]
         self._intake.announced |= {model.replica: model for model in unseen}
         await self._in_thread(lambda: self._announce(unseen, known.dropped))
         self._writer.release()
         self._opened.set()
         self._tried.set()
 
-    def _is_unseen(self, model: wire.Model) -> bool:
-        """Say whether an announcement in the store is of a replica to watch that has not announced itself since."""
+    def _take_up(self, model: wire.Model) -> bool:
+        """Take up a replica that the store knows; say whether it is watched and has not announced itself since."""
         expired = time.time() - model.sent_at > self.settings.replica_expires_s
         unseen = model.replica not in self._intake.announced
         return unseen and not expired and self._intake.know(model, time.monotonic())

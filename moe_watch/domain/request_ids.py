@@ -5,6 +5,8 @@ The tap does so where it sees an id repeat (``tap/ids.py``), the sidecar where t
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from moe_watch import wire
 
 
@@ -15,6 +17,11 @@ def again(request_id: str, nonce: str) -> str:
     'chatcmpl-a~0123456789ab'
     """
     return f"{request_id[: wire.LONGEST_NAME - wire.AGAIN]}~{nonce}"
+
+
+def apart(request_id: str, by: str) -> str:
+    """Return the id of another request with the same id, which follows from ``by``, something of that request's own."""
+    return again(request_id, blake2b(by.encode(), digest_size=6).hexdigest())
 
 
 def is_called(request_id: str, asked: str) -> bool:

@@ -14,7 +14,6 @@ import itertools
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final, Literal
 
 from moe_watch import wire
@@ -134,8 +133,7 @@ class Join:
         """Begin a request with its first part; under another id where there is or was one with this id."""
         key = sent_as
         if hash(sent_as) in self._done or sent_as in self._named:
-            nonce = blake2b(f"{frame.source} {frame.seq}".encode(), digest_size=6).hexdigest()
-            key = (frame.replica, request_ids.again(frame.request_id, nonce))
+            key = (frame.replica, request_ids.apart(frame.request_id, f"{frame.source} {frame.seq}"))
         if key in self._open:
             self.refused["duplicate"] += 1
             return []

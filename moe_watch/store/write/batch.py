@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -181,8 +180,8 @@ def _apart(connection: Connection, requests: list[NewRequest]) -> tuple[list[New
     for request in requests:
         key, at = tuple(_key(request).values()), request.values["finished_at"]
         if there.get(key, at) != at:
-            nonce = blake2b(f"{key} {at!r}".encode(), digest_size=6).hexdigest()
-            renamed = {**request.values, "request_id": request_ids.again(request.values["request_id"], nonce)}
+            own = request_ids.apart(request.values["request_id"], f"{key} {at!r}")
+            renamed = {**request.values, "request_id": own}
             others.append(request := msgspec.structs.replace(request, values=renamed))
         all_of_them.append(request)
     return all_of_them, others

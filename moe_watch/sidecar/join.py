@@ -163,8 +163,8 @@ class Join:
         expected = self._expected(key[0], now)
         if "request" in expected and group.request is None:
             return False
-        if group.request is not None and group.request.status >= 400 and not group.routings and not group.latencies:
-            return True  # refused before it reached the engine
+        if _is_refused(group):
+            return True
         routed = len(group.routings) >= group.choices or "routing" not in expected
         timed = len(group.latencies) >= group.choices or "latency" not in expected or _is_aborted(group)
         return routed and timed
@@ -176,7 +176,7 @@ class Join:
         if not self._named[group.sent_as]:
             del self._named[group.sent_as]
         joined = list(_pair(key, group, set(self._seen.get(key[0], ()))))
-        complete = all(one.complete for one in joined)
+        complete = all(one.complete for one in joined) or (_is_refused(group) and not _is_aborted(group))
         had = (tuple(group.routings), len(group.latencies), group.request is not None, group.choices)
         digest = hash(group.sent_as)
         self._done[digest] = _Had(*had, complete=complete)
@@ -214,6 +214,12 @@ def _is_same(group: _Group, frame: wire.Routing | wire.Latency | wire.Request) -
     """Say whether the place of ``frame`` is taken by the very same frame."""
     there = group.routings.get(frame.choice) if isinstance(frame, wire.Routing) else group.request
     return there is not None and (there.source, there.seq) == (frame.source, frame.seq)
+
+
+def _is_refused(group: _Group) -> bool:
+    """Say whether the request ended before it reached the engine."""
+    failed = group.request is not None and group.request.status >= 400
+    return failed and not group.routings and not group.latencies
 
 
 def _is_aborted(group: _Group) -> bool:

@@ -200,3 +200,12 @@ def test_choices_that_a_request_did_not_own_up_to_are_counted() -> None:
     found = join.add([*tap.whole("cmpl-1"), *(tap.routing("cmpl-1", choice=choice) for choice in range(1, 8))], 0.0)
     found += join.flush()
     assert sorted(joined.choice for joined in found if joined.routing is not None) == list(range(8))
+
+
+def test_a_retry_of_a_refused_request_by_another_process_is_counted() -> None:
+    """It has the same id, and what the refused one lacked is no late part of that."""
+    join, first, second = Join(5), Tap(), Tap(source="engine-1")
+    assert len(join.add([first.request("cmpl-1", status=503)], 0.0)) == 1
+    retried = join.add(second.whole("cmpl-1"), 1.0)
+    assert [one.complete for one in retried] == [True]
+    assert not join.refused

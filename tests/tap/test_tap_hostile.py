@@ -80,7 +80,7 @@ def test_a_completion_that_vllm_takes_is_read_as_vllm_reads_it(body: dict[str, A
 
 
 @pytest.mark.parametrize("field", ["n", "temperature", "stream", "messages", "response_format", "max_tokens", "seed"])
-@pytest.mark.parametrize("value", ["[[]]", '{"a": 1}', '"\\ud800"', "1e999", '"x"'])
+@pytest.mark.parametrize("value", ["[[]]", '{"a": 1}', '"\\ud800"', "1e999", '"x"', str(10**400), f'"-{10**400}"'])
 def test_a_field_that_cannot_be_read_costs_itself_alone(field: str, value: str) -> None:
     """The person stays known, so that they can be forgotten, and so does the model."""
     raw = f'{{"user": "ann", "{field}": {value}, "model": "m"}}'.encode()
@@ -95,6 +95,13 @@ def test_one_message_that_cannot_be_read_costs_itself_alone() -> None:
     read = asked.said(json.dumps(body).encode(), chat=True)
     assert [message.content for message in read.messages] == ["a", None, None, ["b"]]
     assert (read.unread, read.user) == (True, wire.user_hash("ann"))
+
+
+def test_a_role_of_the_clients_own_does_not_leave() -> None:
+    """It is text like any other, and too short to be redacted."""
+    body = {"messages": [{"role": "ann@example.org", "content": "a"}, {"role": "user", "content": "b"}]}
+    sample = bodies.sample(asked.said(json.dumps(body).encode(), chat=True), b"{}", redact.redact, 1000, cut=False)
+    assert [message["role"] for message in json.loads(sample.prompt)] == ["other", "user"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])

@@ -179,7 +179,8 @@ def _params(body: _Body) -> dict[str, Any]:
     given["n"] = _lax(_whole, body.n)
     most = _lax(_whole, body.max_completion_tokens)
     given["max_tokens"] = given["max_tokens"] if most is None else most
-    params = {name: _bounded(value) for name, value in given.items() if value is not None and isfinite(value)}
+    bounded = {name: _bounded(value) for name, value in given.items() if value is not None}
+    params = {name: value for name, value in bounded.items() if isfinite(value)}
     wanted = _read(_format, body.response_format)
     if wanted is not None:
         params["response_format"] = wanted.type[:64]

@@ -20,6 +20,7 @@ Redact = Callable[[str], tuple[str, int]]
 
 _MOST: Final = wire.MAX_FRAME_BYTES // 4  # of a prompt, and of all outputs together: what a frame has room for
 _MOST_S: Final = 0.5  # of the processor, for one request
+_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})  # others are text
 _MOST_OUTPUTS: Final = 1024
 _SLACK: Final = 1024  # redacted beyond the limit too, so that nothing is cut in two before it is recognised
 _EACH: Final = 24  # bytes that a text costs besides its own
@@ -140,7 +141,7 @@ def _prompt(asked: Said, clean: _Clean) -> str:
         if clean.is_spent:
             clean.cut = True
             break
-        told.append({"role": message.role[:32], "content": clean(_content(message))})
+        told.append({"role": message.role if message.role in _ROLES else "other", "content": clean(_content(message))})
     return msgspec.json.encode(told).decode()
 
 

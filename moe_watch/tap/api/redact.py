@@ -107,7 +107,8 @@ def _each(kind: _Kind, text: str) -> Iterator[re.Match[str]]:
         match = kind.pattern.search(text, start, window + kind.longest)
         if match is None or match.start() >= window:  # that one is not seen whole: the next search finds it again
             start = window
-            breathe()
+            if len(text) > _WINDOW:  # thousands of short messages would wait for nobody
+                breathe()
         else:
             yield match
             start = match.end()

@@ -205,6 +205,7 @@ def test_choices_that_a_request_did_not_own_up_to_are_counted() -> None:
 def test_a_retry_of_a_refused_request_by_another_process_is_counted() -> None:
     """It has the same id, and what the refused one lacked is no late part of that."""
     join, first, second = Join(5), Tap(), Tap(source="engine-1")
+    join.add(first.whole("cmpl-0"), 0.0)  # from then on all three parts are expected
     assert len(join.add([first.request("cmpl-1", status=503)], 0.0)) == 1
     retried = join.add(second.whole("cmpl-1"), 1.0)
     assert [one.complete for one in retried] == [True]

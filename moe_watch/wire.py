@@ -45,7 +45,7 @@ PerLayer = Annotated[list[Mean], msgspec.Meta(max_length=8 * MOST_LAYERS)]
 _DTYPES: Final[dict[str, type[np.unsignedinteger]]] = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
 
 
-AGAIN: Final = 13  # characters that an id gets which came before: see ``called.again``
+AGAIN: Final = 13  # characters that an id gets which came before: see ``domain.request_ids``
 CHOICES: Final = 128  # numbers for the choices of each prompt, where a request has several of both
 
 Reason = Literal["malformed", "too_large", "unknown_version", "wrong_shape", "model_too_large", "memory"]

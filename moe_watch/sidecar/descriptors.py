@@ -7,8 +7,10 @@ the process when a tap connects. So connections stop well before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +54,14 @@ def most_open(limit: int) -> int:
     return min(_MOST_OPEN, limit // 2)
 
 
+def _used() -> int:
+    """Return how many descriptors are open; more than any limit where none is left to look."""
+    try:
+        return len(os.listdir(_OPEN))  # noqa: PTH208 - no path is made of them
+    except OSError:
+        return sys.maxsize
+
+
 async def guard(frames: zmq.Socket[bytes]) -> None:
     """Close the door to further taps while too many descriptors are open; libzmq itself takes every connection.
 
@@ -61,9 +71,10 @@ async def guard(frames: zmq.Socket[bytes]) -> None:
     endpoint = str(frames.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
     while True:
         await asyncio.sleep(_LOOK_S)
-        used = len(os.listdir(_OPEN))  # noqa: PTH208 - no path is made of them
+        used = _used()
         if is_open and used > most:
-            frames.unbind(endpoint)
+            with contextlib.suppress(zmq.ZMQError):  # it is closed already where this was started again
+                frames.unbind(endpoint)
             _log.error("no further tap can connect: too many connections are open", open=used, most=most)
             is_open = False
         elif not is_open and used <= most:

@@ -32,8 +32,6 @@ _LONGEST_IPC_PATH: Final = 107
 
 _log = structlog.get_logger()
 
-_log = structlog.get_logger()
-
 
 class EndpointError(RuntimeError):
     """The socket cannot be bound; the message says why and what to do."""
@@ -124,18 +122,23 @@ class _Source:
             given_up = max(0, seq - self.next - _REORDER)
             self.missing.update(dict.fromkeys(range(self.next + given_up, seq), now))
             self.next = seq + 1
-            while len(self.missing) > _REORDER:
-                self.missing.popitem(last=False)
-                given_up += 1
-            return True, given_up
+            return True, given_up + self._trim()
         if seq in self.missing:
             del self.missing[seq]
             return True, 0
         if self.first - _REORDER <= seq < self.first:  # sent before, came after, the first that was seen
             self.missing.update(dict.fromkeys(range(seq + 1, self.first), now))
             self.first = seq
-            return True, 0
+            return True, self._trim()
         return False, 0
+
+    def _trim(self) -> int:
+        """Return how many frames are given up, since too many are missing."""
+        given_up = 0
+        while len(self.missing) > _REORDER:
+            self.missing.popitem(last=False)
+            given_up += 1
+        return given_up
 
     def expire(self, before: float) -> int:
         """Return how many frames have been missing since before ``before``, and forget them."""
@@ -205,13 +208,18 @@ class Intake:
             self.lost[frame.replica] += lost
         return None if new else "duplicate"
 
-    def know(self, model: wire.Model, now: float) -> bool:
-        """Take up what a replica announced before the sidecar started; say whether it can be watched."""
+    def know(self, model: wire.Model, heard_at: float) -> bool:
+        """Take up what a replica announced before the sidecar started; say whether it can be watched.
+
+        ``heard_at`` is on the clock of ``take``.
+        """
+        if model.replica not in self._replicas and len(self._replicas) >= MOST_REPLICAS:
+            return False
         try:
             self._check_model(model)
         except wire.WireError:
             return False
-        self._replicas[model.replica] = now
+        self._replicas[model.replica] = heard_at
         return True
 
     def _forget(self, replica: str) -> None:

@@ -85,8 +85,10 @@ class Sidecar:
         """Work until ``stopping`` is set; then take what has already come, judge and write it, and return."""
         self._begin()
         opening = asyncio.create_task(self._kept("opening", self._open_store))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), _FIRST_S)
+        stop = asyncio.create_task(self.stopping.wait())
+        tried = asyncio.create_task(self._tried.wait())
+        await asyncio.wait([stop, tried], timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+        tried.cancel()
         writing = asyncio.create_task(self._writer.run())
         tasks = [
             asyncio.create_task(work())
@@ -95,7 +97,6 @@ class Sidecar:
         beside = [opening, *(asyncio.create_task(self._kept(name, work)) for name, work in self._beside())]
         self._ready = ""
         try:
-            stop = asyncio.create_task(self.stopping.wait())
             await asyncio.wait([stop, writing, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ready = "stopping"
@@ -103,8 +104,10 @@ class Sidecar:
             for task in (*tasks, *beside):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._finish()
-            await self._finish_writing(writing)
+            try:
+                await self._finish()
+            finally:  # what the judge cannot finish costs nothing that waits for the store
+                await self._finish_writing(writing)
             await asyncio.gather(writing, *beside, return_exceptions=True)
             self._thread.shutdown()
         for task in ended:
@@ -171,7 +174,6 @@ class Sidecar:
             await asyncio.to_thread(self._learn_key)
         await self._use(known.active, known.normals)
         unseen = [model for model in known.announced if self._take_up(model)]
-        self._intake.announced |= {model.replica: model for model in unseen}
         await self._in_thread(lambda: self._announce(unseen, known.dropped))
         self._writer.release()
         self._opened.set()
@@ -179,14 +181,14 @@ class Sidecar:
 
     def _take_up(self, model: wire.Model) -> bool:
         """Take up a replica that the store knows; say whether it is watched and has not announced itself since."""
-        expired = time.time() - model.sent_at > self.settings.replica_expires_s
+        age = max(0.0, time.time() - model.sent_at)
         unseen = model.replica not in self._intake.announced
-        return unseen and not expired and self._intake.know(model, time.monotonic())
+        return unseen and age <= self.settings.replica_expires_s and self._intake.know(model, time.monotonic() - age)
 
     def _announce(self, known: list[wire.Model], dropped: dict[str, losses.Counts]) -> None:
         self.judge.remember(dropped)
         for model in known:
-            self.judge.announce(model, time.time())
+            self.judge.announce(model, time.time(), heard_at=model.sent_at)
 
     async def _take_frames(self) -> None:
         """Drain the socket in pieces, joining as it goes."""

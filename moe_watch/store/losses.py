@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 import msgspec
@@ -30,8 +31,9 @@ def read(engine: Engine, sidecar: str) -> dict[str, Counts]:
     found: dict[str, Counts] = {}
     with Session(engine) as session:
         for value in session.scalars(select(schema.Meta.value).where(schema.Meta.key.startswith(_key(sidecar)))):
-            one = msgspec.json.decode(value, type=_Kept)
-            found[one.replica] = one.counts
+            with contextlib.suppress(msgspec.MsgspecError):  # of another version: counted once more, not refused
+                one = msgspec.json.decode(value, type=_Kept)
+                found[one.replica] = one.counts
     return found
 
 

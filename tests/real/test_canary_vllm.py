@@ -20,7 +20,9 @@ from tests.real.support import ahead
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "moe_watch" / "demo" / "models" / "moe"
+CHECKPOINT = ROOT / "demo" / "models" / "moe"
+
+_FAULTS = "bench.incidents.faults.worker.Faults"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def canary_deployment() -> Iterator[Deployment]:
             "MOE_WATCH_CONFIG": str(work / "none.toml"),
             "OMP_NUM_THREADS": "1",
             "VLLM_SERVER_DEV_MODE": "1",
-            "PYTHONPATH": str(ROOT / "bench"),
+            "PYTHONPATH": str(ROOT),
         }
-        args = ["--middleware", "moe_watch.tap.middleware.Middleware", "--worker-extension-cls", "faults.worker.Faults"]
+        args = ["--middleware", "moe_watch.tap.middleware.Middleware", "--worker-extension-cls", _FAULTS]
         sidecar = servers.start_sidecar(work, env=environment)
         vllm = servers.start_vllm("vllm", CHECKPOINT, work=work, served_name="tiny", args=args, env=environment)
         try:

@@ -221,7 +221,7 @@ def test_metrics_arrive_at_the_collector_too(story: Story) -> None:
     """What the scrape shows of the verdict is what was sent."""
     latest = story.running.collector.metrics[-1].resource_metrics[0].scope_metrics[0].metrics
     names = {metric.name for metric in latest}
-    assert {"moe_watch.sidecar.monitor.verdict", "moe_watch.ood_requests", "gen_ai.server.time_to_first_token"} <= names
+    assert {"moe_watch.verdict", "moe_watch.ood_requests", "gen_ai.server.time_to_first_token"} <= names
 
 
 def test_prometheus_keeps_request_and_trace_as_exemplars(story: Story) -> None:

@@ -29,15 +29,15 @@ PROMPTS = [[2, *range(first, first + 12)] for first in range(300, 3500, 400)]
 ENGINE_FAULTS = [
     *("routing.RoutingTap.begin", "routing.RoutingTap.end", "routing.RoutingTap.settle", "capture.Capturer.capture"),
     *("capture.StepList.write", "ledger.Ledger.visit", "counts.Counts.add", "counts.Counts.take"),
-    *("endings.of", "frames.fault", "ids.from_engine", "sender.Sender.put", "sender.Sender._drain"),
+    *("finish_notes.of", "frames.fault", "ids.from_engine", "sender.Sender.put", "sender.Sender._drain"),
 ]
 API_FAULTS = [
-    *("samples.Middleware._begin", "exchange.Exchange.receiving", "exchange.Exchange._note_request"),
+    *("middleware.Middleware._begin", "exchange.Exchange.receiving", "exchange.Exchange._note_request"),
     *("exchange.Exchange._note_answer", "exchange.Exchange.tell", "exchange.Exchange._frame", "asked.said"),
     *("latency.latency", "ids.from_frontend", "sender.Sender.put", "sender.Sender._drain"),
 ]
 
-LOADED_WHEN_OFF = {"latency", "plugin", "samples", "switch"}
+LOADED_WHEN_OFF = {"api", "api.asgi", "api.latency", "plugin", "middleware", "enabled"}
 
 
 def texts(server: VllmServer) -> list[str]:
@@ -200,6 +200,6 @@ def test_without_the_setting_nothing_of_the_tap_runs(mixtral: Mixtral) -> None:
     for process in (mixtral.off.rpc("tap_loaded"), inside(mixtral.off, "loaded")):
         assert set(process["modules"]) <= LOADED_WHEN_OFF
         assert process["threads"] == []
-    imported = re.findall(r"import time:.*\| +moe_watch\.tap\.(\w+)", mixtral.off.log.read_text())
+    imported = re.findall(r"import time:.*\| +moe_watch\.tap\.([\w.]+)", mixtral.off.log.read_text())
     assert set(imported) <= LOADED_WHEN_OFF
-    assert imported.count("switch") == 3  # what the plug-in asks in API server, engine core and worker
+    assert imported.count("enabled") == 3  # what the plug-in asks in API server, engine core and worker

@@ -23,7 +23,7 @@ from demo.servers import Server, free_port, start
 from moe_watch import wire
 from moe_watch.metrics.board import Board
 from moe_watch.settings import HttpSettings
-from moe_watch.sidecar import serve
+from moe_watch.sidecar import descriptors, serve
 from moe_watch.sidecar.callers import _ANSWER_S, _ASK_S, Callers, Door
 from tests.support.frames import Tap
 from tests.support.patience import PATIENCE_S
@@ -251,3 +251,34 @@ def test_a_head_that_trickles_is_not_waited_for_and_a_whole_one_is_answered() ->
     is_over, *answers = asyncio.run(tried())
     assert is_over
     assert [answer.split()[1] for answer in answers] == [b"200", b"200"]
+
+
+def test_the_door_opens_again_whatever_happened_while_it_was_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no descriptor left nobody can count them; a guard that is started again finds the door shut."""
+    monkeypatch.setattr(descriptors, "_LOOK_S", 0.0)
+    counts = iter([OSError("too many open files"), OSError("too many open files"), 3])
+    doings: list[str] = []
+
+    class Shut:
+        def getsockopt_string(self, _: int) -> str:
+            return "ipc:///tap.sock"
+
+        def unbind(self, _: str) -> None:
+            doings.append("unbind")
+            raise zmq.ZMQError(zmq.EINVAL)
+
+    def listdir(_: object) -> list[str]:
+        found = next(counts)
+        if isinstance(found, OSError):
+            raise found
+        return ["0"] * found
+
+    def bind_again(_: object, endpoint: str) -> bool:
+        doings.append(f"bind {endpoint}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(descriptors.os, "listdir", listdir)
+    monkeypatch.setattr(descriptors, "bind_again", bind_again)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(descriptors.guard(Shut()))  # type: ignore[arg-type]
+    assert doings == ["unbind", "bind ipc:///tap.sock"]

@@ -234,3 +234,22 @@ def test_a_replica_that_is_silent_for_long_is_forgotten_and_its_name_is_free() -
     assert "r0" not in intake.announced
     assert not [key for key in intake._sources if key[0] == "r0"]
     assert len(_take(intake, Tap(replica="new", source="y").health(), now=102.0)) == 1
+
+
+def test_frames_that_come_ever_earlier_are_bounded_too() -> None:
+    """A sender that counts backwards in steps fills no memory; what is given up counts as lost."""
+    intake, tap = Intake(), Tap()
+    for step in range(200):
+        _take(intake, msgspec.structs.replace(tap.health(), seq=100_000 - step * ingest._REORDER))
+    (source,) = intake._sources.values()
+    assert len(source.missing) <= ingest._REORDER
+    assert intake.lost["r0"] + len(source.missing) == 199 * (ingest._REORDER - 1)
+
+
+def test_what_a_start_takes_up_is_as_old_as_it_was_and_within_the_bound() -> None:
+    """Else a replica that is gone would live a day longer with each start, and there could be any number of them."""
+    intake = Intake(expires_s=100.0)
+    assert intake.know(Tap(replica="old").announce(), -90.0)
+    known = [intake.know(Tap(replica=f"r{number}").announce(), 0.0) for number in range(ingest.MOST_REPLICAS)]
+    assert sum(known) == ingest.MOST_REPLICAS - 1
+    assert intake.expire(11.0) == ["old"]

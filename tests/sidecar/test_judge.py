@@ -215,6 +215,14 @@ def test_a_replica_that_is_forgotten_leaves_everything_but_the_store(bench: Benc
     assert [one.replica for one in bench.judge.describe(bench.now)] == ["r0"]
 
 
+def test_a_start_makes_no_replica_younger(bench: Bench) -> None:
+    """What the store knows is written with the time at which it was heard, else it would never expire."""
+    heard = bench.now - 80_000.0
+    bench.judge.announce(bench.tap.announce(revision="b"), bench.now, heard_at=heard)
+    (written,) = bench.judge.collect(bench.now).meta.values()
+    assert msgspec.json.decode(written)["sent_at"] == heard
+
+
 def test_an_announcement_is_written_again_before_it_would_expire(bench: Bench) -> None:
     """So that a start can tell a replica that is gone from one that is served on, unchanged, for months."""
     day = 86_400.0

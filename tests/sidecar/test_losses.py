@@ -17,7 +17,7 @@ from moe_watch.report.say import verdict
 from moe_watch.report.say.captions import unknowns
 from moe_watch.settings import Settings
 from moe_watch.store import engine, losses, migrate
-from moe_watch.store.write.batch import write
+from moe_watch.store.write.batch import Writes, write
 from tests.support.judge_bench import Bench
 
 SIDECAR = Settings().sidecar
@@ -99,3 +99,20 @@ def test_a_process_of_the_tap_that_starts_anew_counts_from_nothing(empty: Engine
     assert len(bench.judge.watches["r0"].heard.dropped) == losses.MOST_SOURCES
     stopped(bench, empty)
     assert reported(empty).coverage.dropped == {"error": 2 * losses.MOST_SOURCES}
+
+
+def test_reasons_of_a_taps_own_are_counted_as_one() -> None:
+    """However many names it makes up, what is kept of it is bounded."""
+    bench = Bench()
+    for number in range(500):
+        bench.beat(dropped={f"made up {number} {of}": 1 for of in range(16)})
+    (kept,) = bench.judge.watches["r0"].heard.dropped.values()
+    assert kept == {"error": 16}
+
+
+def test_what_another_version_kept_is_passed_over(empty: Engine) -> None:
+    """It must not keep the store closed."""
+    kept = losses.kept(SIDECAR, "r0", {"engine-0": {"error": 3}})
+    garbled = dict.fromkeys(losses.kept(SIDECAR, "r1", {}), "[]")
+    write(empty, Writes(meta=kept | garbled))
+    assert losses.read(empty, SIDECAR) == {"r0": {"engine-0": {"error": 3}}}

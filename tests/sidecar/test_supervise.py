@@ -54,6 +54,24 @@ def test_what_fails_beside_the_pipeline_is_told_and_started_again() -> None:
     assert failures(board) == 8
 
 
+def test_what_ran_well_for_long_is_started_again_soon() -> None:
+    """Its failures of weeks ago are no reason to leave it off for a minute."""
+    pauses, runs, now = [], [], 0.0
+
+    async def work() -> None:
+        nonlocal now
+        runs.append(now)
+        now += 3600.0 if len(runs) == 8 else 0.0
+        if len(runs) <= 9:
+            raise ZeroDivisionError
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    asyncio.run(supervise.keep("fleet", work, Board(), sleep, lambda: now))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 1, 2]
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Sidecar]:
     """Return a sidecar over an empty store."""
@@ -93,6 +111,36 @@ def _keep_then(done: Any) -> Any:
         await keep(name, done, board)
 
     return kept
+
+
+def test_what_cannot_be_finished_costs_nothing_that_waits_for_the_store(
+    running: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer ends in order, whatever the judge does at the end."""
+
+    async def fails(_: Sidecar) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Sidecar, "_finish", fails)
+    running.stopping.set()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(running.run())
+    assert running._writer._stopping
+    assert running._writer._leaving
+
+
+def test_a_stop_is_heard_while_the_store_is_tried_for_the_first_time(
+    running: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs keeps no process that was told to end."""
+
+    async def hangs(_: Sidecar) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Sidecar, "_open_store", hangs)
+    monkeypatch.setattr(pipeline, "_FIRST_S", 1e9)
+    running.stopping.set()
+    asyncio.run(running.run())
 
 
 @pytest.mark.parametrize("part", ["_take_frames", "_judge_often", "_tick_often", "_follow_baselines"])

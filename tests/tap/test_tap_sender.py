@@ -136,6 +136,7 @@ def test_frames_that_take_long_to_make_keep_no_health_waiting(tmp_path: Path, mo
         return wire.Event(**header, kind="engine_start", at=0.0)
 
     monkeypatch.setattr(tap, "stopping", True)  # no thread: the test has its turn
+    monkeypatch.setattr(tap, "connected", True)
     monkeypatch.setattr("moe_watch.tap.send.sender.time.monotonic", lambda: clock)
     for _ in range(100):
         tap.put(slow)

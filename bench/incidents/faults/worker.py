@@ -1,7 +1,7 @@
 """vLLM's worker extension that breaks the loaded model in place, on request, and mends it again.
 
-``--worker-extension-cls faults.worker.Faults`` adds ``inject_fault`` and ``mend`` to the worker; vLLM's own
-development endpoint ``/collective_rpc`` calls them. Importing this module keeps the experts' weights as they were
+``--worker-extension-cls bench.incidents.faults.worker.Faults`` adds ``inject_fault`` and ``mend`` to the worker; vLLM's
+own development endpoint ``/collective_rpc`` calls them. Importing this module keeps the experts' weights as they were
 before vLLM packs them for its kernel, because faults need them in their natural layout.
 """
 

@@ -54,8 +54,12 @@ class Judge:
         """Take note of what the process before has counted of the taps' own losses, by replica."""
         self._dropped = dropped
 
-    def announce(self, model: wire.Model, now: float) -> None:
-        """Take note of what a replica serves; another model there than before starts anew."""
+    def announce(self, model: wire.Model, now: float, heard_at: float | None = None) -> None:
+        """Take note of what a replica serves; another model there than before starts anew.
+
+        ``heard_at`` is when it was heard where that is not ``now``: a start makes nobody younger.
+        """
+        heard_at = now if heard_at is None else heard_at
         watch = self.watches.get(model.replica)
         identity = served_models.identity(model)
         changed = watch is not None and self._changed(watch.model, model, now)
@@ -76,7 +80,7 @@ class Judge:
         watch.happened = self._happened[model.replica]
         self.watches[model.replica] = watch
         self._assessed[model.replica] = 0.0
-        self._write_announcement(model, now, is_new=True)
+        self._write_announcement(model, heard_at, is_new=True)
         publish.begin(self._board, watch)
         self._board.add(series.EVENTS, int(changed), *watch.labels, "model_changed")
         self._held_bytes.pop(model.replica, None)
@@ -137,12 +141,12 @@ class Judge:
 
     def _count_dropped(self, watch: Watch, health: wire.Health) -> None:
         """Count what the tap says that it dropped, once: also where a process before this one has counted it."""
-        grown = watch.heard.increase(health.source, health.dropped)
+        counted: Counter[str] = Counter()
+        for reason, n in health.dropped.items():
+            counted[reason if reason in series.DROP_REASONS else "error"] += n
+        grown = watch.heard.increase(health.source, counted)
         if grown:
-            known: Counter[str] = Counter()
-            for reason, n in grown.items():
-                known[reason if reason in series.DROP_REASONS else "error"] += n
-            self._lost(watch, known)
+            self._lost(watch, grown)
             counts, sidecar = watch.heard.dropped, self._settings.sidecar
             self._pending.meta |= losses.kept(sidecar, watch.model.replica, counts)
 

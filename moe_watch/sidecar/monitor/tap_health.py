@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,7 +34,7 @@ class Heard:
         """Return what the engine processes said that spoke lately."""
         return [h for h, at in self.health.values() if h.role == "engine" and abs(now - at) <= TAP_SILENT_S]
 
-    def increase(self, source: str, counted: dict[str, int]) -> dict[str, int]:
+    def increase(self, source: str, counted: Mapping[str, int]) -> dict[str, int]:
         """Return by how much the counts of one process of the tap grew since they were last known, by reason."""
         before = self.dropped.pop(source, {})
         grown = {reason: n - before.get(reason, 0) for reason, n in counted.items() if n > before.get(reason, 0)}

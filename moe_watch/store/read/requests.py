@@ -38,7 +38,7 @@ class Stored:
 
 
 def called(request_id: str) -> ColumnElement[bool]:
-    """Return the condition that a client means a request by this id, as ``called.is_called`` says."""
+    """Return the condition that a client means a request by this id, as ``domain.request_ids.is_called`` says."""
     again = Request.request_id.startswith(f"{request_id}~", autoescape=True)
     length = func.length(Request.request_id) == len(request_id) + wire.AGAIN
     return or_(Request.request_id == request_id, and_(again, length))

@@ -9,6 +9,7 @@ import functools
 import gc
 import importlib
 import json
+import pkgutil
 import sys
 import threading
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def loaded() -> dict[str, Any]:
 def sender(role: str) -> Any:
     """Return this process's sender."""
     gc.unfreeze()  # vLLM hides from the collector what was there at the start
-    kind = sys.modules[f"{TAP}.sender"].Sender
+    kind = sys.modules[f"{TAP}.send.sender"].Sender
     return next(o for o in gc.get_objects() if type(o) is kind and o.role == role and not o.stopping)
 
 
@@ -41,10 +42,17 @@ def state(role: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _whole(name: str) -> str:
+    """Return the whole name of a module of the tap, which has one of each name."""
+    package = importlib.import_module(TAP)
+    (found,) = [one.name for one in pkgutil.walk_packages(package.__path__, f"{TAP}.") if one.name.endswith(f".{name}")]
+    return found
+
+
 def make_fail(name: str) -> None:
     """Make the function ``module.Class.method`` or ``module.function`` of the tap raise, wherever it is known."""
     module_name, *path = name.split(".")
-    owner: Any = importlib.import_module(f"{TAP}.{module_name}")
+    owner: Any = importlib.import_module(_whole(module_name))
     for part in path[:-1]:
         owner = getattr(owner, part)
     function = vars(owner)[path[-1]]

@@ -20,7 +20,7 @@ from tests.support.patience import PATIENCE_S
 
 MIDDLEWARE = ("--middleware", "moe_watch.tap.middleware.Middleware")
 READY_S = 400
-DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}  # for ``VllmServer.rpc``
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}  # for ``VllmServer.rpc``
 AnyFrame = TypeVar("AnyFrame", bound=wire.Frame)
 
 

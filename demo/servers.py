@@ -25,6 +25,8 @@ VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+# As they were when this process began: tests start servers from a thread while others change variables for themselves.
+SURROUNDINGS = dict(os.environ)
 _ANSWER_S = 2  # a server that starts may take a connection and not answer it
 # vLLM would bind every server of the machine to the same core, and threads that are not bound fight for all of them.
 _cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
@@ -99,8 +101,9 @@ def start(name: str, command: Sequence[str], *, url: str, work: Path, env: Mappi
     work.mkdir(parents=True, exist_ok=True)
     log = work / f"{name}.log"
     with log.open("ab") as out:
+        own = {**SURROUNDINGS, **env}
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=own, start_new_session=True
         )
     return Server(name, process, url, log)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIRE_VERSION: Final = 1
-MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+MAX_FRAME_BYTES: Final = 1024 * 1024
 
 CountArray = NDArray[np.uint32]
 # A frame's shape: twice the largest in use (61 layers, 512 experts, 30,720 cells), and what every picture is made of.

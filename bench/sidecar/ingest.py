@@ -32,6 +32,7 @@ from tests.support import postgres
 
 LEARN = 1500
 HEALTH_S = 5.0
+QUEUE = 2048  # frames, as in a tap
 SIDECAR, SENDERS = 0, 1  # cores
 
 
@@ -55,10 +56,8 @@ class Replicas:
     """Sends requests as several taps would, each request as three frames."""
 
     def __init__(self, endpoint: str, taps: Taps) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, 2048)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
+        self._endpoint = endpoint
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._taps = taps
         self._health_at = 0.0
         self.not_sent = 0
@@ -72,12 +71,20 @@ class Replicas:
         self.send(self._taps.request())
 
     def send(self, frames: Iterable[wire.AnyFrame]) -> None:
-        """Send, unless the socket is full."""
+        """Send, unless the socket of the frame's process is full."""
         for frame in frames:
             try:
-                self._socket.send(wire.encode(frame), zmq.NOBLOCK)
+                self._socket(frame.source).send(wire.encode(frame), zmq.NOBLOCK)
             except zmq.Again:
                 self.not_sent += 1
+
+    def _socket(self, source: str) -> zmq.Socket[bytes]:
+        if source not in self._sockets:
+            made = self._sockets[source] = zmq.Context.instance().socket(zmq.PUSH)
+            made.setsockopt(zmq.SNDHWM, QUEUE)
+            made.setsockopt(zmq.LINGER, 0)
+            made.connect(self._endpoint)
+        return self._sockets[source]
 
 
 class Sidecar:

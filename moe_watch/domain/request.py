@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_watch import wire
-from moe_watch.domain import memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +18,13 @@ class Joined:
     latency: wire.Latency | None
     request: wire.Request | None
     complete: bool
+    size: int = 0  # bytes of memory that the parts take, about
 
     @property
     def finished_at(self) -> float:
         """Return when it finished, in seconds since the epoch, by the tap's clock."""
         part = self.routing or self.latency or self.request
         return part.finished_at if part is not None else 0.0
-
-    @property
-    def size(self) -> int:
-        """Return about how many bytes of memory it takes."""
-        return sum(map(memory.weigh, (self.request_id, self.routing, self.latency, self.request)))
 
     @property
     def canary(self) -> bool:

@@ -26,7 +26,7 @@ MOST_REPLICAS: Final = 256
 MOST_SOURCES: Final = 1024
 _REORDER: Final = 128  # frames of a source that may still come late
 _GAP_S: Final = 10.0  # after this long a missing frame is lost
-HIGH_WATER_FRAMES: Final = 16  # for each connection, whose queue libzmq bounds in frames alone
+HIGH_WATER_FRAMES: Final = 64  # for each connection, whose queue libzmq bounds in frames alone
 _HANDSHAKE_MS: Final = 5000  # after which a connection that is no tap's is ended
 _LONGEST_IPC_PATH: Final = 107
 

@@ -233,7 +233,7 @@ def _pair(key: Key, group: _Group, sent: set[Part]) -> Iterable[Joined]:
     if len(group.routings) == len(group.latencies) == 1:  # nearly always
         ((choice, only),) = group.routings.items()
         complete = group.request is not None or "request" not in sent
-        yield Joined(*key, choice, only, group.latencies[0], group.request, complete)
+        yield Joined(*key, choice, only, group.latencies[0], group.request, complete, group.size)
         return
     routings = [group.routings[choice] for choice in sorted(group.routings)]
     latencies = _by_choice(routings, group.latencies)
@@ -243,7 +243,8 @@ def _pair(key: Key, group: _Group, sent: set[Part]) -> Iterable[Joined]:
         missing = {"routing"} & sent if routing is None else set()
         missing |= {"latency"} & sent if latency is None and not _is_aborted(group) else set()
         missing |= {"request"} & sent if group.request is None else set()
-        yield Joined(*key, choice, routing, latency, group.request, complete=not missing)
+        size = group.size // len(choices)
+        yield Joined(*key, choice, routing, latency, group.request, complete=not missing, size=size)
 
 
 def _by_choice(routings: list[wire.Routing], latencies: list[wire.Latency]) -> dict[int, wire.Latency]:

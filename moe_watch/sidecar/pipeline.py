@@ -45,6 +45,7 @@ _DRAIN_FRAMES: Final = 512  # taken off the socket before others have their turn
 _CADENCE_S: Final = 0.2  # how often finished requests are judged
 _TICK_S: Final = 1.0
 _GATHER_S: Final = 0.02  # frames of this time are taken together: being woken costs more than a frame does
+_FULL_S: Final = 0.002  # the same where a connection may hold more than it could hand over
 _BASELINE_S: Final = 2.0
 _LAST_S: Final = 5.0  # for what has come before the end
 _COMPANIONS_S: Final = 3.0
@@ -194,9 +195,10 @@ class Sidecar:
         """Drain the socket in pieces, joining as it goes."""
         waiting = zmq.asyncio.Socket.from_socket(self._frames)
         while True:
-            await waiting.poll()
             taken = self._take(_DRAIN_FRAMES)
-            await asyncio.sleep(0 if taken >= HIGH_WATER_FRAMES else _GATHER_S)
+            if not taken:
+                await waiting.poll()
+            await asyncio.sleep(_FULL_S if taken >= HIGH_WATER_FRAMES else _GATHER_S)
 
     def _take(self, most: int) -> int:
         """Take up to ``most`` frames that are there; return how many."""

@@ -249,3 +249,14 @@ def test_a_report_has_to_be_there_and_to_have_both_alarms(tmp_path: Path) -> Non
     (tmp_path / "moe-watch-1.json").write_text(json.dumps({"models": kinds[:1]}))
     with pytest.raises(NotShown, match="it has traffic"):
         claims.reported(said, tmp_path)
+
+
+def test_a_server_is_told_nothing_that_changed_since_this_process_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests start servers from a thread while others set variables: one such became a sidecar's key, once."""
+    monkeypatch.setenv("MOE_WATCH_CANARY__SECRET", "of another test")
+    code = "import os; print(os.environ.get('MOE_WATCH_CANARY__SECRET'), os.environ['OWN'])"
+    server = servers.start("tells", [sys.executable, "-c", code], url="", work=tmp_path, env={"OWN": "1"})
+    server.process.wait(PATIENT_S)
+    assert server.log.read_text() == "None 1\n"

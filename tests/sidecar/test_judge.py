@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moe_watch import wire
+from moe_watch.domain import memory
 from moe_watch.domain.request import Joined
 from moe_watch.metrics import series
 from moe_watch.metrics.board import Board
@@ -195,7 +196,8 @@ def test_requests_that_wait_for_an_announcement_are_bounded_in_bytes() -> None:
     counts = wire.Counts("u1", bytes(1 << 18))
     for number in range(64):
         routing = Tap(replica=f"r{number}").routing("cmpl", prompt=counts)
-        judge.process([Joined(f"r{number}", "cmpl", 0, routing, None, None, complete=False)], 1.0)
+        size = memory.weigh(routing)
+        judge.process([Joined(f"r{number}", "cmpl", 0, routing, None, None, complete=False, size=size)], 1.0)
     assert sum(map(len, judge._held.values())) == 15
     assert judge.refused == {"unannounced": 49}
 

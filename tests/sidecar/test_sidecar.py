@@ -317,13 +317,13 @@ def _rss_mb(process: Process) -> float:
 
 
 def test_a_flood_of_large_frames_is_bounded_and_hides_nobody(process: Process) -> None:
-    """Unannounced routing of 500 kB and texts of 3 MB, under ever new names: memory stays, and a tap counts."""
+    """Unannounced routing of 500 kB and texts of 1 MB, under ever new names: memory stays, and a tap counts."""
     tap = Tap(replica="good", source="engine-good")
     process.send(tap.announce(), tap.health())
     process.until(lambda s: bool(s["replicas"]))
-    before, text_of = _rss_mb(process), wire.Sample(prompt="x" * 3_000_000, outputs=[])
+    before, text_of = _rss_mb(process), wire.Sample(prompt="x" * 1_000_000, outputs=[])
     counts = wire.Counts("u4", bytes(4 * 60 * 1000))
-    for number in range(300):
+    for number in range(800):
         sender = Tap(replica=f"flood-{number % 40}", source=f"s-{number}")
         shape = {"layers": 60, "experts": 1000, "top_k": 1, "entropy": None, "margin": None}
         process.send(sender.routing(f"c-{number}", prompt=counts, decode=counts, **shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_watch import wire
+from moe_watch.domain import memory
 from moe_watch.domain.request import Joined
 from moe_watch.sidecar.waiting import Waiting
 from tests.support.frames import Tap
@@ -12,7 +13,8 @@ _MOST = 1 << 20
 
 def _large(number: int) -> Joined:
     routing = Tap().routing("cmpl", prompt=wire.Counts("u1", bytes(1 << 18)))
-    return Joined("r0", f"cmpl-{number}", 0, routing, None, None, complete=False)
+    size = memory.weigh(routing)
+    return Joined("r0", f"cmpl-{number}", 0, routing, None, None, complete=False, size=size)
 
 
 def test_requests_that_do_not_fit_are_dropped_and_counted() -> None:

@@ -69,6 +69,7 @@ ELSEWHERE = {
     "layers._OfRank.__init__": "data parallelism",
     "layers._OfRank.capture": "data parallelism",
     "layers.release": "after a failure",
+    "redact.breathe": "a text of more than a window",
     "runner.give_up": "after a failure",
     "sender.Sender.close": "a sender that ends before its process does",
     "sender.Sender.give_up": "after a failure",
@@ -194,9 +195,8 @@ def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFra
     """Let the senders send what they have; return what arrived."""
     for sender in senders:
         thread = vars(sender).get("_thread")
-        for _ in range(100):
-            if thread is None or not thread.is_alive() or sender.connected:
-                break
+        until = time.monotonic() + PATIENCE_S
+        while thread is not None and thread.is_alive() and not sender.connected and time.monotonic() < until:
             time.sleep(0.02)
         sender.stopping = True
         if thread is not None:
@@ -204,7 +204,7 @@ def finish(senders: list[Sender], socket: zmq.Socket[bytes]) -> list[wire.AnyFra
             thread.join(PATIENCE_S)
     sent = sum(vars(sender).get("sent", 0) for sender in senders)
     frames: list[wire.AnyFrame] = []
-    while len(frames) < sent and socket.poll(5_000):
+    while len(frames) < sent and socket.poll(PATIENCE_S * 1000):
         frames.append(wire.decode(socket.recv()))
     return frames
 

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
@@ -19,6 +18,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+pytest.importorskip("vllm")
+
+from fastapi import FastAPI
 from vllm.entrypoints.openai.chat_completion import api_router
 from vllm.entrypoints.serve.engine.serving import BaseServing
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
@@ -44,6 +45,23 @@ def receive(path: Path, done: Callable[[list[wire.AnyFrame]], bool]) -> list[wir
 def details(frames: list[wire.AnyFrame]) -> list[str]:
     """Return what tells events apart."""
     return [frame.detail for frame in frames if isinstance(frame, wire.Event)]
+
+
+def test_a_connection_that_is_made_at_once_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sidecar is there already and this process is slow: its frames arrive, and not only after a restart."""
+    listen = zmq.Socket.get_monitor_socket
+
+    def listen_late(*args: Any) -> Any:
+        time.sleep(0.5)
+        return listen(*args)
+
+    monkeypatch.setattr(zmq.Socket, "get_monitor_socket", listen_late)
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.bind(f"ipc://{tmp_path}/s")
+        tap = sender(tmp_path)
+        tap.start()
+        assert socket.poll(PATIENCE_S * 1000)
+        tap.close(5)
 
 
 def test_frames_arrive_in_order_and_are_numbered_without_gaps(tmp_path: Path) -> None:

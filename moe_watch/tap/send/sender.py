@@ -136,24 +136,25 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            with zmq.Context() as context, self._connect(context) as socket:
+            with zmq.Context() as context, self._socket(context) as socket:
+                # Before it connects: a handshake that is over by then would never be heard of.
                 monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
                 with monitor:
+                    socket.connect(str(self.settings.endpoint))
                     self._serve(socket, monitor)
         except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
             self.status.fail("sender", error)
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    def _socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.PUSH)
         for option, value in (
             (zmq.IMMEDIATE, 1),
             (zmq.LINGER, 0),
             (zmq.SNDHWM, _IN_FLIGHT),
+            (zmq.RECONNECT_IVL, 200),
+            (zmq.RECONNECT_IVL_MAX, 2000),
         ):
             socket.setsockopt(option, value)
-        socket.setsockopt(zmq.RECONNECT_IVL, 200)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.connect(str(self.settings.endpoint))
         return socket
 
     def _serve(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:

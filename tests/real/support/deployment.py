@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -58,7 +57,7 @@ class Deployment:
         """Run ``moe-watch`` as a user would; return what it printed."""
         done = subprocess.run(
             [sys.executable, "-m", "moe_watch.cli.main", *arguments],
-            env={**os.environ, **self.env},
+            env={**servers.SURROUNDINGS, **self.env},
             capture_output=True,
             text=True,
             check=False,

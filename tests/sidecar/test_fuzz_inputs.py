@@ -47,7 +47,8 @@ def test_no_request_makes_the_server_fail(server: tuple[TestClient, bool], asked
     made, guarded = server
     method, path, query, headers, body = asked
     answer = made.request(method, path, params=query, headers=dict(headers), content=body)
-    assert answer.status_code < 500 or (path == "/" and answer.status_code == 503)  # the page, with an empty store
+    is_page = not path.strip("/")  # as lowest versions of the client send "//"
+    assert answer.status_code < 500 or (is_page and answer.status_code == 503)  # with an empty store
     if guarded and answer.status_code == 200:
         assert path in {"/healthz", "/readyz"}
 

@@ -82,26 +82,6 @@ def test_the_same_id_at_two_replicas_is_found_twice(store: Engine) -> None:
     assert {found.request.replica for found in requests.find(store, "cmpl-0")} == {"r0", "r1"}
 
 
-def test_the_latest_requests_come_newest_first(store: Engine) -> None:
-    """As many as were asked for."""
-    writes = some_writes(5)
-    for number, request in enumerate(writes.requests):
-        request.values["finished_at"] = float(number)
-    write(store, writes)
-    assert [row.finished_at for row in requests.recent(store, limit=3)] == [4.0, 3.0, 2.0]
-    assert requests.recent(store, model_id=999) == []
-
-
-def test_the_most_suspicious_requests_come_first(store: Engine) -> None:
-    """By p-value, within the period, canaries and unscored ones left out."""
-    writes = some_writes(5)
-    for number, (request, p) in enumerate(zip(writes.requests, (0.2, 0.001, None, 0.0005, 0.0001), strict=True)):
-        request.values.update(finished_at=float(number), ood_p=p, ood_score=1.0, canary=number == 4)
-    write(store, writes)
-    found = requests.suspicious(store, _model(store).id, 0.0, 10.0, limit=2)
-    assert [row.ood_p for row in found] == [0.0005, 0.001]
-
-
 def test_fingerprints_stream_in_the_order_of_time(store: Engine) -> None:
     """In batches, within the period, canaries left out, counts and confidence exact."""
     tap = Tap()

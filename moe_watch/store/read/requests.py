@@ -1,4 +1,4 @@
-"""Single requests: the latest, one by its id, and streams of fingerprints for fits and backtests."""
+"""Single requests by their id, and streams of fingerprints for fits and backtests."""
 
 from __future__ import annotations
 
@@ -58,25 +58,6 @@ def find(engine: Engine, request_id: str, replica: str | None = None) -> list[Fo
         query = query.where(Request.replica == replica)
     with Session(engine, expire_on_commit=False) as session:
         return [Found(*row) for row in session.execute(query)]
-
-
-def recent(engine: Engine, model_id: int | None = None, limit: int = 100) -> list[Request]:
-    """Return the requests that finished last, newest first."""
-    query = select(Request).order_by(Request.finished_at.desc(), Request.id.desc()).limit(limit)
-    with Session(engine, expire_on_commit=False) as session:
-        return list(session.scalars(query if model_id is None else query.where(Request.model_id == model_id)))
-
-
-def suspicious(engine: Engine, model_id: int, since: float, until: float, limit: int = 20) -> list[Request]:
-    """Return the requests of a period with the smallest p-values, the highest score first among equals."""
-    query = (
-        select(Request)
-        .where(_within(model_id, since, until), Request.ood_p.is_not(None), Request.canary.is_(False))
-        .order_by(Request.ood_p, Request.ood_score.desc())
-        .limit(limit)
-    )
-    with Session(engine, expire_on_commit=False) as session:
-        return list(session.scalars(query))
 
 
 def count(engine: Engine, model_id: int, since: float = 0.0, until: float = float("inf")) -> int:

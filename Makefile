@@ -69,12 +69,13 @@ lock: $(UV) ## Renew the locked versions of the image and of the demo (requireme
 	$(LOCK) pyproject.toml requirements/demo.in --extra cpu --extra dev --extra history --extra postgres --extra ray \
 	  --override requirements/without.txt --output-file requirements/demo.txt
 
-check: setup ## Lint (bandit's rules included), types, the direction of imports, and the declared bounds of every dependency
+check: setup ## Lint (bandit's rules included), types, the direction of imports, and that dependencies are met, declared and imported
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.support.dependencies
+	$(BIN)/python -m tests.support.imports
 
 audit: setup ## Ask an advisory service about the dependencies (needs the internet)
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit; }

@@ -1,4 +1,4 @@
-"""The commands of ``moe-watch``, one file each."""
+"""What the commands share: the settings, and addresses among the options."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from sqlalchemy import Engine
 
 from moe_watch.settings import Settings, server_address
-from moe_watch.store import engine, migrate
-from moe_watch.store.engine import StoreError
 
 
 class Address(click.types.StringParamType):
@@ -47,15 +44,3 @@ def settings(**flags: object) -> Settings:
         raise click.ClickException(f"settings: {wrong} (see docs/reference/settings.md)") from error
     except (SettingsError, ValueError, OSError) as error:
         raise click.ClickException(f"settings: {error}") from error
-
-
-def store(of: Settings) -> Engine:
-    """Return the store at the newest schema; raise ``ClickException`` with the remedy."""
-    try:
-        opened = engine.connect(of.store.url)
-        engine.check(opened)
-        if migrate.is_current(opened):
-            return opened
-    except StoreError as error:
-        raise click.ClickException(str(error)) from error
-    raise click.ClickException("the store is empty or has an older schema: run `moe-watch db upgrade`")

@@ -16,7 +16,7 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 - as types
 from rich.text import Text
 
-from moe_watch.cli.terminal import Screen
+from moe_watch.cli.screen import Screen
 
 Cell = str | Text
 _GAP: Final = "  "

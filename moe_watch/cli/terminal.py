@@ -1,18 +1,16 @@
-"""The one way to a terminal: what others wrote can neither move the cursor, hide text nor look like another line.
+"""Plain output to a terminal: what others wrote can neither move the cursor, hide text nor look like another line.
 
-Others are vLLM, its clients and every server that is asked. ``pyproject.toml`` bans the other ways.
+Others are vLLM, its clients and every server that is asked. Tables and colours go through ``screen``;
+``pyproject.toml`` bans every other way.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from typing import Any, Final
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 from moe_watch.domain.sanitise import neutralise
 
@@ -41,12 +39,3 @@ def flat(text: str) -> str:
     '  a name of two lines␛[2J'
     """
     return neutralise(" ".join(text.splitlines()), _WHOLE)
-
-
-class Screen(Console):
-    """A console for tables and colours that makes control and format characters of every text visible."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments of ``renderable``, each harmless; rich's own control codes pass."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(neutralise(segment.text, _WHOLE), segment.style)

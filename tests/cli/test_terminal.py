@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from moe_watch.cli import log
 from moe_watch.cli.commands.status import view
 from moe_watch.cli.main import main
-from moe_watch.cli.terminal import Screen
+from moe_watch.cli.screen import Screen
 from moe_watch.domain import status
 from moe_watch.store import engine, migrate, schema
 from moe_watch.store.records import canaries, served_models

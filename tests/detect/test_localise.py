@@ -9,8 +9,9 @@ import pytest
 
 from bench.simulate import World
 from moe_watch.detect.drift import localise as module
-from moe_watch.detect.drift.localise import FEWEST, Localisation, localise
+from moe_watch.detect.drift.localise import Localisation, localise
 from moe_watch.detect.drift.moments import Moments, of_baseline, of_batch
+from moe_watch.detect.drift.naming_limits import FEWEST
 from tests.detect.test_detect_promise import fitted
 
 WORLD = World(layers=8, experts=32, top_k=4, topics=6, unseen=2, length=4.0, longest=600)

@@ -10,6 +10,7 @@ import click
 from sqlalchemy import Engine
 
 from moe_watch.cli import setup, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.cli.time_ranges import period
 from moe_watch.detect.fit.baseline_fit import Baseline
 from moe_watch.domain.amounts import plural
@@ -36,7 +37,7 @@ def command(since: str, until: str | None, name: str | None, address: str | None
         raise click.UsageError("--ray needs --from: the workers read Parquet, not the store")
     start, end = period(since, until, time.time())
     settings = setup.settings()
-    engine = setup.store(settings)
+    engine = open_store(settings)
     model, baseline = _judge(engine, name)
     promise, alpha = settings.detect.average_run_length, settings.detect.ood_alpha
     try:

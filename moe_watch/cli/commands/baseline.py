@@ -11,6 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.open_store import open_store
+from moe_watch.cli.screen import Screen
 from moe_watch.cli.time_ranges import period
 from moe_watch.detect.fit.baseline_fit import BaselineBuilder, TooFewRequests
 from moe_watch.domain.amounts import plural
@@ -40,7 +42,7 @@ def command() -> None:
 def fit(name: str | None, since: str, until: str | None, note: str, seed: int, *, and_promote: bool) -> None:
     """Fit a baseline on the stored requests of a period of normal traffic."""
     settings, now = setup.settings(), time.time()
-    store = setup.store(settings)
+    store = open_store(settings)
     model = choose(store, name)
     start, end = period(since, until, now)
     builder = _read(store, settings, model, start, end)
@@ -62,7 +64,7 @@ def _read(store: Engine, settings: Settings, model: Model, start: float, end: fl
     builder = BaselineBuilder(minimum=settings.detect.baseline_min_requests)
     stored = requests.fingerprints(store, model, start, end, size=_BATCH)
     total = requests.count(store, model.id, start, end) / _BATCH
-    console = terminal.Screen(stderr=True)
+    console = Screen(stderr=True)
     bar = track(stored, "reading", total=total, console=console, transient=True, disable=not console.is_terminal)
     for found in bar:
         builder.add(found.batch)
@@ -79,7 +81,7 @@ def _too_few(error: TooFewRequests, settings: Settings) -> str:
 @_model
 def list_(name: str | None) -> None:
     """List all baselines, newest first."""
-    store = setup.store(setup.settings())
+    store = open_store(setup.settings())
     rows = []
     for row, model in baselines.listed(store):
         if name is not None and model.name != name:
@@ -98,7 +100,7 @@ def list_(name: str | None) -> None:
 @_model
 def show(version: int, name: str | None) -> None:
     """Show one baseline."""
-    store = setup.store(setup.settings())
+    store = open_store(setup.settings())
     model = choose(store, name)
     row = _version(store, model, version)
     try:
@@ -126,7 +128,7 @@ def show(version: int, name: str | None) -> None:
 @_model
 def promote(version: int, name: str | None) -> None:
     """Make one baseline the active one; a running sidecar loads it within seconds."""
-    store = setup.store(setup.settings())
+    store = open_store(setup.settings())
     model = choose(store, name)
     try:
         row = baselines.promote(store, model, version, now=time.time())
@@ -144,7 +146,7 @@ def relearn(name: str | None) -> None:
     end, and neither raises an alarm until the reference is complete.
     """
     settings = setup.settings()
-    store = setup.store(settings)
+    store = open_store(settings)
     model = choose(store, name)
     with Session(store) as session, session.begin():
         gone = quality_references.relearn(session, model.name, time.time())

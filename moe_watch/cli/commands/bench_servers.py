@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from moe_watch.canary import marks
 from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.detect.quality.advantage import begins
 from moe_watch.domain.amounts import plural
 from moe_watch.servers.dense import DenseClient, DenseError
@@ -68,7 +69,7 @@ def command(
     settings.shadow.url = dense_url or settings.shadow.url
     if settings.vllm_url is None or settings.shadow.url is None:
         raise click.ClickException("two servers are needed: give --moe and --dense")
-    store = setup.store(settings) if save else None
+    store = open_store(settings) if save else None
     hooks = _marking(settings, store)
     texts = _texts(file) if file else prompts(prompt_words)
     levels = _levels(concurrency)
@@ -87,7 +88,7 @@ def command(
 def _marking(settings: Settings, store: Engine | None) -> marks.Hooks:
     """Return what marks the load as no traffic; where there is none, say that it counts."""
     try:
-        known = store if store is not None else setup.store(settings)
+        known = store if store is not None else open_store(settings)
         return marks.signing(marks.secret(settings.canary, known))
     except (click.ClickException, SQLAlchemyError):
         terminal.line("the load counts as traffic: without the store, MOE_WATCH_CANARY__SECRET is not known", err=True)

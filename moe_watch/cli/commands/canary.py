@@ -14,6 +14,8 @@ from moe_watch.canary import marks, prompts, reference, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name, record, save_reference
 from moe_watch.canary.rounds import Played
 from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.open_store import open_store
+from moe_watch.cli.screen import Screen
 from moe_watch.detect.canary.comparison import FAULTS, FEWEST_ROUNDS
 from moe_watch.detect.canary.expert_coverage import LEAST, unreached
 from moe_watch.detect.canary.replay import Round
@@ -62,7 +64,7 @@ def record_(
 ) -> None:
     """Record the routing of the canaries as the reference, while the deployment is known to be good."""
     settings = _settings(url, path, loads)
-    store = setup.store(settings)
+    store = open_store(settings)
     try:
         if engine == "transformers":
             _record_transformers(settings, store, checkpoint, model)
@@ -90,7 +92,7 @@ def _address(settings: Settings) -> str:
 
 async def _record(settings: Settings, store: Engine, rounds: int, *, add: bool) -> list[str]:
     wanted, loads = prompts.load(settings.canary.prompts), loads_by_name(settings.canary.loads)
-    console = terminal.Screen(stderr=True)
+    console = Screen(stderr=True)
     with console.status("") as status:
         done: list[Played] = []
 
@@ -132,7 +134,7 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
     wanted = prompts.load(settings.canary.prompts)
     if not reference.has_chat_template(checkpoint):
         wanted = prompts.load(settings.canary.prompts, "completions")
-    with terminal.Screen(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
+    with Screen(stderr=True).status("Four passes of transformers, in two precisions and two attentions …"):
         rounds = reference.rounds(checkpoint, wanted)
     save_reference(store, model, wanted.version, rounds, time.time())
     recorded = f"recorded {plural(len(rounds), 'round')} of {len(wanted.prompts)} canaries"
@@ -149,9 +151,9 @@ def _record_transformers(settings: Settings, store: Engine, checkpoint: Path | N
 def run_(url: str | None, path: Path | None, loads: str | None, against: str) -> None:
     """Replay the canaries once and print the verdict; exit code 2 for a changed model or deployment, and for blind."""
     settings = _settings(url, path, loads)
-    store = setup.store(settings)
+    store = open_store(settings)
     try:
-        with terminal.Screen(stderr=True).status("Replaying the canaries …"):
+        with Screen(stderr=True).status("Replaying the canaries …"):
             done = asyncio.run(_run(settings, store, against))
     except _FAILURES as error:
         raise click.ClickException(str(error)) from error
@@ -173,7 +175,7 @@ async def _run(settings: Settings, store: Engine, against: str) -> Checked:
 @click.option("--all", "everything", is_flag=True, help="List the rounds of the reference as well.")
 def list_(limit: int, *, everything: bool) -> None:
     """List the checks, newest first, with the largest shift of each load over the bound of chance: above 1 it moved."""
-    store = setup.store(setup.settings())
+    store = open_store(setup.settings())
     columns, rows = ("at", "replica", "engine", "set", "verdict", "by load", "what was found"), []
     verdicts = None if everything else canaries.CHECKED
     for run in canaries.runs(store, verdicts=verdicts, limit=limit):

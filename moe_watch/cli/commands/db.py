@@ -7,6 +7,7 @@ import time
 import click
 
 from moe_watch.cli import setup, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.domain.amounts import plural
 from moe_watch.store import engine, migrate
 from moe_watch.store.engine import StoreError
@@ -37,7 +38,7 @@ def upgrade(url: str | None) -> None:
 def prune() -> None:
     """Delete rows past their retention and roll up old windows, as the sidecar does by itself."""
     settings = setup.settings()
-    pruned = prune_store(setup.store(settings), settings.store, time.time())
+    pruned = prune_store(open_store(settings), settings.store, time.time())
     counts = {"request": pruned.requests, "sample": pruned.samples, "window": pruned.windows}
     deleted = ", ".join(plural(number, kind) for kind, number in counts.items())
     terminal.line(f"deleted {deleted}; {plural(pruned.rolled_up, 'window')} became hours")

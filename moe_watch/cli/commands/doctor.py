@@ -8,6 +8,7 @@ import click
 from rich.markup import escape
 
 from moe_watch.cli import setup, terminal
+from moe_watch.cli.screen import Screen
 from moe_watch.ops.doctor import checkup
 
 _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
@@ -16,7 +17,7 @@ _MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": 
 @click.command()
 def command() -> None:
     """Check vLLM, tap, socket, sidecar, store and baseline, and print remedies; exit code 1 if a check fails."""
-    console = terminal.Screen(highlight=False, soft_wrap=True)
+    console = Screen(highlight=False, soft_wrap=True)
     failed = False
     for check in checkup(setup.settings()):
         console.print(f"{_MARKS[check.state]}  {_plain(check.subject)}: {_plain(check.finding)}")

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.cli.tables import Grid, Prose
 from moe_watch.domain.sanitise import neutralise, one_line
 from moe_watch.report.explain import alarms, request
@@ -32,7 +33,7 @@ _EPISODE: Final = re.compile(r"(?:episode:|alarm:)?(\d{1,15})")
 def command(what: str, *, raw: bool) -> None:
     """Explain a request (its routing against the baseline), an alarm by its number, or an alert by its name."""
     settings = setup.settings()
-    engine = setup.store(settings)
+    engine = open_store(settings)
     try:
         found = _find(engine, settings, what, time.time())
     except SQLAlchemyError as error:

@@ -7,6 +7,7 @@ import time
 import click
 
 from moe_watch.cli import setup, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.cli.time_ranges import period
 from moe_watch.domain.amounts import plural
 from moe_watch.ops import archive
@@ -32,7 +33,7 @@ def command(address: str, since: str, until: str | None, name: str | None) -> No
     settings, now = setup.settings(), time.time()
     start, end = period(since, until, now)
     start, end = archive.whole_days(start, end, oldest=now - settings.store.keep_requests_days * DAY_S)
-    engine = setup.store(settings)
+    engine = open_store(settings)
     models = served_models.by_name(engine, name)
     if not models:
         raise click.ClickException("the store has no such model: see `moe-watch status`")

@@ -6,6 +6,7 @@ import click
 
 from moe_watch import wire
 from moe_watch.cli import setup, terminal
+from moe_watch.cli.open_store import open_store
 from moe_watch.domain.amounts import plural
 from moe_watch.ops import archive, erase
 from moe_watch.ops.erase import Place
@@ -36,7 +37,7 @@ def command(request_id: str | None, user: str | None, addresses: tuple[str, ...]
     who = Who(request_id=request_id or None, user_hash=wire.user_hash(user) if user else None)
     places = []
     try:
-        for place in erase.everywhere(settings, setup.store(settings), who, addresses, wait):
+        for place in erase.everywhere(settings, open_store(settings), who, addresses, wait):
             places.append(place)
             terminal.line(_line(place))
     except archive.HistoryError as error:

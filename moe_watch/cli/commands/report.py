@@ -13,7 +13,9 @@ from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from moe_watch.cli import setup, terminal
+from moe_watch.cli import setup
+from moe_watch.cli.open_store import open_store
+from moe_watch.cli.screen import Screen
 from moe_watch.cli.time_ranges import period as read_period
 from moe_watch.domain import amounts, private_files
 from moe_watch.domain.sanitise import one_line
@@ -53,7 +55,7 @@ def command(since: str, until: str | None, model: str | None, out: Path, formats
     now = time.time()
     period = Period(*read_period(since, until, now))
     settings = setup.settings()
-    engine = setup.store(settings)
+    engine = open_store(settings)
     files = _files(out, formats, period)
     try:
         report = gather(engine, settings, period, now=now, model=model)
@@ -104,7 +106,7 @@ def _write(report: Report, files: list[tuple[str, Path]], nothing: str) -> None:
 
 def _tell(report: Report, nothing: str, paths: list[Path]) -> None:
     """Print the verdicts and where the files are."""
-    console = terminal.Screen(highlight=False, soft_wrap=True)
+    console = Screen(highlight=False, soft_wrap=True)
     if not report.reviews:
         console.print(Text(f"Nothing was recorded in this period. {nothing}", "cyan"))
     for review in report.reviews:

@@ -9,6 +9,7 @@ from contextlib import suppress
 import click
 
 from moe_watch.cli import log, setup
+from moe_watch.cli.open_store import open_store
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker
 
@@ -35,7 +36,7 @@ def command(url: str | None, model: str | None, store_url: str | None) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    work = asyncio.create_task(worker.run(settings, setup.store(settings)))
+    work = asyncio.create_task(worker.run(settings, open_store(settings)))
     for end in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(end, work.cancel)
     with suppress(asyncio.CancelledError):

@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.text import Text
 
 from moe_watch.cli import setup, tables, terminal
+from moe_watch.cli.screen import Screen
 from moe_watch.domain import alarm_endings, status
 from moe_watch.domain.amounts import plural
 from moe_watch.domain.sanitise import one_line
 from moe_watch.ops.sidecar_api import SidecarError, fetch_status
-from moe_watch.report.say import phrases
+from moe_watch.report.say import location
 from moe_watch.settings import HttpSettings
 
 _MOST_ENDED = 3
@@ -49,7 +50,7 @@ def command(url: str | None, *, follow: bool, raw: bool) -> None:
 
 
 def _follow(http: HttpSettings, url: str | None) -> None:
-    with Live(console=terminal.Screen(), refresh_per_second=2) as live:
+    with Live(console=Screen(), refresh_per_second=2) as live:
         while True:
             live.update(view(fetch_status(http, url)[1]))
             time.sleep(1)
@@ -122,7 +123,7 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
         since = _span(now - episode.began_at)
         fields.append((f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}"))
         if episode.where is not None:
-            fields.append(("where", " ".join(phrases.where(episode.where, episode.kind))))
+            fields.append(("where", " ".join(location.where(episode.where, episode.kind))))
     for over in replica.ended[:_MOST_ENDED]:
         ending = f"{_plain(over.kind)} {_span(now - over.ended_at)} ago: {alarm_endings.because(over.ending)}"
         fields.append(("ended", ending))

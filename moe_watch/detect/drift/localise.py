@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from moe_watch.detect.drift.moments import Floats, Moments
+from moe_watch.detect.drift.naming_limits import FALSE_DISCOVERIES, FEWEST
 
-FEWEST: Final = 500
-FEWEST_RANKED: Final = 50  # requests below which layers are not ranked either
-FALSE_DISCOVERIES: Final = 0.1
 _GENUINE: Final = 0.5  # least part of an expert's shift that its mean share must bear out
 _NO_SPREAD: Final = 1e-4  # of a square-root share: an expert that no request chose
 

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from moe_watch.detect.common.batch import Batch
 from moe_watch.detect.drift import moments
-from moe_watch.detect.drift.localise import FEWEST, FEWEST_RANKED, Localisation, localise
+from moe_watch.detect.drift.localise import Localisation, localise
 from moe_watch.detect.drift.moments import Moments
+from moe_watch.detect.drift.naming_limits import FEWEST, FEWEST_RANKED
 
 _MOST_LAYERS: Final = 5
 _MOST_EXPERTS: Final = 20  # kept with an alarm

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
 
 from moe_watch.detect.common.hellinger import hellinger
 from moe_watch.detect.ood import length_curve
@@ -140,14 +141,19 @@ def components(counts: NDArray[np.integer], most: int) -> Frame:
 def _principal(rows: FloatArray, most: int) -> FloatArray:
     """Return the leading axes ``[q, features]`` of centred rows.
 
-    Randomised range finder with two power iterations: Halko, Martinsson and Tropp, SIAM Review 53, 2011.
+    Randomised range finder with two power iterations: Halko, Martinsson and Tropp, SIAM Review 53, 2011. Not transposed
+    although there are fewer rows than features: that comes nearer to the exact axes for the same work.
     """
-    q = min(most, len(rows) - 1)
-    width = min(q + _OVERSAMPLING, *rows.shape)
-    guess: FloatArray = np.random.default_rng(0).standard_normal((rows.shape[1], width), np.float32)
-    for _ in range(3):
-        guess = np.linalg.qr(rows.T @ (rows @ guess))[0]
-    return np.asarray(np.linalg.svd(rows @ guess, full_matrices=False)[2][:q] @ guess.T, np.float32)
+    axes = randomized_svd(
+        rows,
+        min(most, len(rows) - 1),
+        n_oversamples=_OVERSAMPLING,
+        n_iter=2,
+        power_iteration_normalizer="LU",
+        transpose=False,
+        random_state=0,
+    )[2]
+    return np.asarray(axes, np.float32)
 
 
 def learn(frame: Frame, fitted: Counted, learned: Counted) -> Subspace:

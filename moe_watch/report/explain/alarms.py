@@ -22,7 +22,7 @@ from moe_watch.report.data.types import Missing, Period
 from moe_watch.report.explain import alarm_tables
 from moe_watch.report.explain.request import Explanation, Table
 from moe_watch.report.render import tables
-from moe_watch.report.say import captions, phrases, summary, verdict
+from moe_watch.report.say import captions, location, phrases, summary, verdict
 from moe_watch.settings import Settings
 from moe_watch.store.records import alarms as episodes
 from moe_watch.store.records import events
@@ -150,7 +150,7 @@ def _where(row: Episode) -> tuple[str, ...]:
     """Say where the alarm is, as the sidecar found while it was open."""
     found = row.evidence.get("where")
     try:
-        return () if found is None else phrases.where(msgspec.convert(found, status.Where), row.kind)
+        return () if found is None else location.where(msgspec.convert(found, status.Where), row.kind)
     except msgspec.ValidationError:
         return ()  # written by another version
 

@@ -20,7 +20,7 @@ from moe_watch.report.build.gather import gather
 from moe_watch.report.data.types import Period
 from moe_watch.report.render import as_html
 from moe_watch.report.render.as_html import Now
-from moe_watch.report.say import phrases
+from moe_watch.report.say import location
 from moe_watch.settings import Settings
 
 HOUR_S: Final = 3600.0
@@ -76,7 +76,7 @@ def lines(status: Status) -> tuple[Now, ...]:
 
 def _where(replica: Replica) -> list[str]:
     known = [(episode.where, episode.kind) for episode in replica.episodes]
-    return [sentence for where, kind in known if where is not None for sentence in phrases.where(where, kind)]
+    return [sentence for where, kind in known if where is not None for sentence in location.where(where, kind)]
 
 
 def headers() -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from moe_watch.detect.canary.comparison import FAULTS
-from moe_watch.detect.drift.localise import FEWEST
+from moe_watch.detect.drift.naming_limits import FEWEST
 from moe_watch.domain import amounts
 from moe_watch.provision.thresholds import TTFT_MIN_REQUESTS
 from moe_watch.report.data.review import Review

@@ -1,4 +1,4 @@
-"""Parts of sentences: estimates with their intervals, movers, alarms, what the canaries say."""
+"""Parts of sentences: estimates with their intervals, alarms, what the canaries say."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Final, Literal
 
 from moe_watch import alarms
 from moe_watch.detect.canary.comparison import FAULTS
-from moe_watch.detect.drift import localise
-from moe_watch.domain import alarm_endings, amounts, status
+from moe_watch.detect.drift.naming_limits import FEWEST
+from moe_watch.domain import alarm_endings, amounts
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Change, Drift, Mover, Quality
+from moe_watch.report.data.sections import Change, Drift, Quality
 from moe_watch.report.data.types import Interval, Missing
+from moe_watch.report.say.location import NAMED_LAYERS, expert
 
 Standing = Literal["open", "unsettled", "settled"]
 _STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
-_LAYERS: Final = 3  # named
-_EXPERTS: Final = 4
 
 
 def standing(drift: Drift) -> Standing:
@@ -60,30 +59,6 @@ def change_estimate(value: Interval) -> str:
     return f"{amounts.change(value.value)} (95\u202f% interval {bounds})"
 
 
-def mover(moved: Mover) -> str:
-    """Return "layer 12: share of expert 87 from 0.8 % to 2.4 % (large, d = 1.1)"."""
-    return (
-        f"layer {moved.layer}: share of expert {moved.expert} from {amounts.share(moved.before)} to "
-        f"{amounts.share(moved.after)} ({amounts.size(moved.effect)}, d\u202f=\u202f{moved.effect:+.1f})"
-    )
-
-
-def where(found: status.Where, kind: str) -> tuple[str, ...]:
-    """Say which layers and experts moved in the requests after an alarm, or of a replica against its siblings."""
-    ranked = f"Most moved: layers {amounts.joined([str(layer) for layer in found.layers[:_LAYERS]])}"
-    since = "of this replica against its siblings'" if kind == "replica" else "after the alarm"
-    over = f"over the {amounts.plural(found.requests, 'request')} {since}"
-    if found.experts is None:
-        needed = f"to name experts with few false ones it takes {localise.FEWEST}"
-        return (f"{ranked}, {over}; {needed}.",)
-    if not found.experts:
-        return (f"{ranked}, {over}; no single expert moved for certain.",)
-    surest = [mover(Mover(m.layer, m.expert, m.before, m.now, m.effect)) for m in found.experts[:_EXPERTS]]
-    false = amounts.share(localise.FALSE_DISCOVERIES)
-    named = f"{amounts.plural(found.named or 0, 'expert')} moved for certain (at most {false} of them named falsely)"
-    return (f"{ranked}, {over}. {named}; the surest: {'; '.join(surest)}.",)
-
-
 def drift_sentence(drift: Drift, until: float) -> str:
     """Return one alarm in a sentence: what, since when, until when, where, and how it ended."""
     where = f", first in layer {drift.layer}" if drift.layer is not None else ""
@@ -120,12 +95,14 @@ def largest(change: Change | Missing) -> tuple[str, ...]:
     if isinstance(change, Missing):
         return ()
     if not change.named:
-        layers = amounts.joined([str(layer) for layer in change.layers[:_LAYERS]])
-        few = f"{amounts.plural(change.requests, 'request')} are too few to name experts ({localise.FEWEST} are needed)"
+        layers = amounts.joined([str(layer) for layer in change.layers[:NAMED_LAYERS]])
+        few = f"{amounts.plural(change.requests, 'request')} are too few to name experts ({FEWEST} are needed)"
         return (f"Most moved against {change.reference}: layers {layers}; {few}.",)
     if not change.movers:
         return (f"No expert moved by as much as a small effect against {change.reference}.",)
-    return (f"Largest change against {change.reference}: {mover(change.movers[0])}.",)
+    first = change.movers[0]
+    moved = expert(first.layer, first.expert, first.before, first.after, first.effect)
+    return (f"Largest change against {change.reference}: {moved}.",)
 
 
 def without_gap(found: Quality) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench import ROOT
 from bench.quality.shadow_isolation import MODELS, on
 from bench.sidecar.fault_latency_load import MODEL
 from demo import servers
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.tap.send.sender import HEALTH_S
 from tests.support.postgres import Postgres
 
@@ -100,12 +100,7 @@ class Stage:
     def counter(self, name: str, **labels: str) -> float:
         """Return the sum of the sidecar's samples of that name and labels."""
         text = httpx.get(f"{self.sidecar.url}/metrics", timeout=30).text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return sum(sample.value for sample in samples(text, name) if labels.items() <= sample.labels.items())
 
     def dropped(self) -> int:
         """Return the frames that vLLM's taps have given up since they started; waits until both have said so."""

@@ -22,12 +22,12 @@ from pathlib import Path
 import click
 import httpx
 import zmq
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench import RESULTS
 from bench.sidecar.taps import Taps
 from demo import servers
 from moe_watch import wire
+from moe_watch.servers.prometheus_text import samples
 from tests.support import postgres
 
 LEARN = 1500
@@ -106,21 +106,14 @@ class Sidecar:
     def counter(self, name: str) -> float:
         """Return the sum over all series of one sample name."""
         text = httpx.get(self.server.url + "/metrics", timeout=60).text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name
-        )
+        return sum(sample.value for sample in samples(text, name))
 
     def delays(self) -> dict[float, float]:
         """Return the cumulative histogram from finish to metric."""
         text = httpx.get(self.server.url + "/metrics", timeout=60).text
         return {
             float(sample.labels["le"]): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == "moe_watch_processing_delay_seconds_bucket"
+            for sample in samples(text, "moe_watch_processing_delay_seconds_bucket")
         }
 
     def cpu_s(self) -> float:

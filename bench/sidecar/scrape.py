@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 import click
 import msgspec
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench import DOCS, RESULTS
 from moe_watch.detect.fit.baseline_fit import BaselineBuilder
@@ -85,7 +86,8 @@ def best(work: Callable[[], bytes]) -> tuple[float, bytes]:
 def cost(what: str, replicas: int, work: Callable[[], bytes]) -> Cost:
     """Measure one way of asking."""
     ms, body = best(work)
-    series = sum(not line.startswith("#") for line in body.decode().splitlines()) if "JSON" not in what else 0
+    families = text_string_to_metric_families(body.decode()) if "JSON" not in what else ()
+    series = sum(len(family.samples) for family in families)
     return Cost(
         what, replicas, series, round(ms, 1), round(len(body) / 1e3, 1), round(len(gzip.compress(body, 1)) / 1e3, 1)
     )

@@ -7,7 +7,6 @@ request that came without has a trace of its own; ``gen_ai.request.id`` is the s
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,14 +19,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from moe_watch import __version__
 from moe_watch.settings import OtlpSettings
 
 _MOST: Final = 1024  # spans that wait; the oldest goes first
 _NS: Final = 1_000_000_000
-_PARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_trace_context: Final = TraceContextTextMapPropagator()
 _new_ids: Final = RandomIdGenerator()
 _RESOURCE: Final = Resource.create({"service.name": "moe-watch", "service.version": __version__})
 _SCOPE: Final = InstrumentationScope("moe_watch", __version__)
@@ -100,10 +100,8 @@ def parent(traceparent: str) -> SpanContext | None:
     ('4bf92f3577b34da6a3ce929d0e0e4736', '00f067aa0ba902b7')
     >>> parent("00-00000000000000000000000000000000-00f067aa0ba902b7-01")
     """
-    found = _PARENT.fullmatch(traceparent)
-    if found is None or (traceparent.startswith("00") and found[4]):
-        return None
-    return SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=TraceFlags(int(found[3], 16)))
+    named = get_current_span(_trace_context.extract({"traceparent": traceparent})).get_span_context()
+    return named if named.is_valid else None
 
 
 def trace_id(traceparent: str) -> str:

@@ -7,6 +7,7 @@ ranked first and the agreement are not known there; the dense model's own output
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 
 from moe_watch.servers import stream
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.servers.urls import refused, why
 
 _RUNNING = "vllm:num_requests_running"
@@ -159,11 +161,11 @@ class DenseClient:
 
     async def _read_running(self) -> float | None:
         try:
-            text = (await self.http.get("/metrics")).text
-            values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(_RUNNING)]
-        except (httpx.HTTPError, ValueError, IndexError):
+            found = samples((await self.http.get("/metrics")).text, _RUNNING)
+        except (httpx.HTTPError, ValueError):
             return None
-        return sum(values) if values else None
+        running = sum(one.value for one in found)
+        return running if found and math.isfinite(running) else None
 
     async def _ids(self, body: dict[str, Any]) -> list[int]:
         reply = await self._post("/tokenize", {"model": self.model, **body})

@@ -9,7 +9,7 @@ import pytest
 
 from bench.simulate import World
 from moe_watch.detect.drift import localise as module
-from moe_watch.detect.drift.localise import Localisation, localise
+from moe_watch.detect.drift.localise import Localisation, localise, select
 from moe_watch.detect.drift.moments import Moments, of_baseline, of_batch
 from moe_watch.detect.drift.naming_limits import FEWEST
 from tests.detect.test_detect_promise import fitted
@@ -99,3 +99,22 @@ def test_the_moments_of_a_baseline_are_those_of_its_requests() -> None:
     found = of_baseline(baseline)
     np.testing.assert_allclose(found.mean, baseline.shares, rtol=1e-6)
     np.testing.assert_allclose(np.sqrt(found.variance), baseline.shares_sd, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("p", "rejected"),
+    [  # at 0.1 the k-th smallest of four may be 0.1 k / 4 / (1 + 1/2 + 1/3 + 1/4) = 0.012 k
+        ([0.01, 0.023, 0.5, 0.9], [True, True, False, False]),
+        ([0.03, 0.035, 0.9, 0.02], [True, True, False, True]),  # the third passes and takes along those before it
+        ([0.013, 0.025, 0.037, 0.049], [False] * 4),
+        ([0.011, np.nan, 0.5, 0.9], [True, False, False, False]),
+        ([0.015, np.nan, np.nan, np.nan], [False] * 4),  # what was not tested counts among the four
+        ([np.nan], [False]),
+        ([0.1], [True]),
+        ([], []),
+    ],
+)
+def test_hypotheses_are_rejected_as_counted_by_hand(p: list[float], rejected: list[bool]) -> None:
+    """Of any shape, with p-values that are not known, and with none at all."""
+    assert select(np.array(p), 0.1).tolist() == rejected
+    assert select(np.array(p).reshape(1, -1), 0.1).tolist() == [rejected]

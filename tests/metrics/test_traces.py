@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
@@ -78,6 +80,35 @@ def test_a_request_without_a_trace_has_one_of_its_own(hostile: str) -> None:
     assert any(span.trace_id)
     assert not span.parent_span_id
     assert not span.links
+
+
+def _of(digits: int) -> st.SearchStrategy[str]:
+    return st.text("0123456789abcdef", min_size=digits, max_size=digits)
+
+
+@given(_of(2), _of(32), _of(16), _of(2), st.sampled_from(["", "-", "-more"]))
+def test_a_traceparent_is_read_as_the_standard_says(version: str, trace: str, span: str, flags: str, more: str) -> None:
+    """Not of version ff, no ids of zeros, and of version 00 nothing behind the flags; later versions may add."""
+    found = traces.parent(f"{version}-{trace}-{span}-{flags}{more}")
+    if version == "ff" or not int(trace, 16) or not int(span, 16) or (version == "00" and more):
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.trace_id, found.span_id, found.trace_flags) == (int(trace, 16), int(span, 16), int(flags, 16))
+        assert found.is_remote
+
+
+@given(st.integers(0, len(TRACEPARENT) - 1), st.characters())
+def test_a_traceparent_with_a_character_that_does_not_belong_names_no_trace(at: int, other: str) -> None:
+    """Capitals, digits of other scripts and separators of another kind included, wherever they stand."""
+    assume(other not in "0123456789abcdef" and other != TRACEPARENT[at])
+    assert traces.parent(TRACEPARENT[:at] + other + TRACEPARENT[at + 1 :]) is None
+    assert traces.parent(TRACEPARENT[:at] + TRACEPARENT[at + 1 :]) is None
+
+
+@given(st.text(max_size=64))
+def test_any_text_of_a_frame_is_a_trace_or_none(text: str) -> None:
+    assert traces.trace_id(text) == "" or len(traces.trace_id(text)) == 32
 
 
 def test_a_collector_that_refuses_costs_the_spans_alone() -> None:

@@ -21,6 +21,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from moe_watch import wire
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.settings import TapSettings
 from moe_watch.tap.send.sender import Build, Header, Sender
 from moe_watch.tap.send.status import Status
@@ -93,8 +94,7 @@ def _rows(url: str) -> tuple[int, int]:
 def _written(process: Process) -> float:
     """Return the requests that /metrics acknowledges as written."""
     body = httpx.get(f"{process.server.url}/metrics", timeout=30).text
-    line = next((one for one in body.splitlines() if one.startswith("moe_watch_store_rows_total ")), "x 0")
-    return float(line.split()[1])
+    return sum(one.value for one in samples(body, "moe_watch_store_rows_total"))
 
 
 def _requests(status: dict[str, Any]) -> int:
@@ -220,7 +220,7 @@ def test_a_disk_too_full_for_the_spool_costs_batches_that_are_counted(process: P
     process.until(lambda s: _requests(s) == 50)
     _limit(process, 1)
     replica.serve(100)
-    _until_metric(process, "moe_watch_spool_dropped_total ", 100)
+    _until_metric(process, "moe_watch_spool_dropped_total", 100)
     _limit(process, resource.RLIM_INFINITY)
     replica.serve(50)
     process.until(lambda s: s["store"]["up"] and _requests(s) == 200)
@@ -231,7 +231,7 @@ def _until_metric(process: Process, name: str, least: float) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         body = httpx.get(f"{process.server.url}/metrics", timeout=30).text
-        found = next((float(line.split()[1]) for line in body.splitlines() if line.startswith(name)), 0.0)
+        found = sum(one.value for one in samples(body, name))
         if found >= least:
             return
         assert time.monotonic() < deadline, (name, found, process.server.log_tail())

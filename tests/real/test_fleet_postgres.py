@@ -17,6 +17,7 @@ from sqlalchemy import Engine, func, select
 from demo import servers
 from moe_watch import wire
 from moe_watch.fleet import siblings
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.store import engine, schema
 from moe_watch.store.records import served_models, windows
 from tests.real.support.monitoring import wait_until
@@ -166,14 +167,13 @@ def test_each_model_is_compared_with_its_own(story: Fleet) -> None:
 
 def test_the_alert_has_its_series(story: Fleet) -> None:
     """One series a replica, 1 for the bad node alone."""
-    lines = [
-        line
+    found = [
+        one
         for server in story.sidecars
-        for line in httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
-        if line.startswith("moe_watch_replica_deviates{")
+        for one in samples(httpx.get(f"{server.url}/metrics", timeout=30).text, "moe_watch_replica_deviates")
     ]
-    assert len(lines) == REPLICAS
-    assert [BAD in line for line in lines if line.endswith(" 1.0")] == [True]
+    assert len(found) == REPLICAS
+    assert [one.labels["replica"] for one in found if one.value == 1] == [BAD]
 
 
 def test_merged_is_pooled(story: Fleet) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from demo.traffic import mixture
 from moe_watch.canary import prompts
@@ -186,7 +187,7 @@ def test_a_panel_shows_numbers(story: Story, query: Asked, choice: str) -> None:
 def test_every_vllm_metric_asked_for_is_one_that_vllm_exports(story: Story) -> None:
     """The names in dashboards and alerts are those on the real server's /metrics."""
     text = httpx.get(f"{story.running.moe.url}/metrics").text
-    exported = set(re.findall(r"^(vllm:\w+)\{", text, re.MULTILINE))
+    exported = {one.name for family in text_string_to_metric_families(text) for one in family.samples}
     wanted = {name for query in asked() for name in metric_names(query.expr)}
     wanted |= {name for alert in ALERTS for name in metric_names(alert.expr)}
     assert {name for name in wanted if name.startswith("vllm:")} <= exported

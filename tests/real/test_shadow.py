@@ -19,8 +19,9 @@ from demo import corpus, shapes
 from moe_watch import wire
 from moe_watch.cli.commands import bench_servers
 from moe_watch.cli.commands import kv_cache as kv_cache_command
-from moe_watch.servers import kv_cache
+from moe_watch.servers import kv_cache, stream
 from moe_watch.servers.dense import DenseClient, RefusedError
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
 from moe_watch.shadow.likelihood import nll
@@ -160,8 +161,8 @@ def test_samples_are_replayed_end_to_end(vllm_moe: Tapped, vllm_dense: Tapped, t
 
 def served(server: Tapped) -> float:
     """Return how many requests the server has ever finished."""
-    lines = httpx.get(server.server.url + "/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total{"))
+    text = httpx.get(server.server.url + "/metrics").text
+    return sum(one.value for one in samples(text, "vllm:request_success_total"))
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
@@ -172,7 +173,7 @@ def test_fake_server_streams_in_the_real_shape(vllm_dense: Tapped, path: str) ->
     wanted |= {"logprobs": True} if path == CHAT else {"logprobs": 0}
 
     def events(text: str) -> list[Any]:
-        return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        return [event for line in text.splitlines() if (event := stream.event(line)) is not None]
 
     real = vllm_dense.server.post(path, wanted).text
     for place in (0, 1, -2, -1):
@@ -197,10 +198,9 @@ def test_fake_server_lists_models_and_load_as_the_real_one(vllm_dense: Tapped) -
     """The model list and the running-requests line too."""
     real = httpx.get(vllm_dense.server.url + "/v1/models").json()
     assert_like(ask_fake("/v1/models").json(), real, "/v1/models")
-    metrics = httpx.get(vllm_dense.server.url + "/metrics").text
-    line = ask_fake("/metrics").text.splitlines()[0]
-    name = line.split("{")[0]
-    assert any(found.startswith(name + "{") for found in metrics.splitlines())
+    name = "vllm:num_requests_running"
+    for text in (ask_fake("/metrics").text, httpx.get(vllm_dense.server.url + "/metrics").text):
+        assert samples(text, name)
 
 
 def ask_fake(path: str, asked: dict[str, Any] | None = None) -> httpx.Response:
@@ -214,8 +214,7 @@ def ask_fake(path: str, asked: dict[str, Any] | None = None) -> httpx.Response:
 def cache_info(server: VllmServer) -> dict[str, str]:
     """Return what vLLM says of its KV cache."""
     text = httpx.get(server.url + "/metrics").text
-    line = next(line for line in text.splitlines() if line.startswith("vllm:cache_config_info{"))
-    return dict(re.findall(r'(\w+)="([^"]*)"', line))
+    return samples(text, "vllm:cache_config_info")[0].labels
 
 
 def assert_predicted(server: VllmServer, model: Path, in_flight: int) -> None:

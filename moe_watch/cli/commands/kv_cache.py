@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from moe_watch.domain.amounts import plural
 from moe_watch.metrics.series import CONTEXT_BUCKETS
 from moe_watch.servers import kv_cache
 from moe_watch.servers.kv_cache import Layer, Plan
+from moe_watch.servers.prometheus_text import samples
 from moe_watch.servers.urls import shown, why
 
 _GIB = 2**30
 _MOST_GIB = 2**20
-_INFO = re.compile(r'(\w+)="([^"]*)"')
 
 
 @click.command()
@@ -79,14 +78,14 @@ def _print(layers: list[Layer], plan: Plan, size: int, ranks: int, longest: int)
 def _ask(url: str) -> tuple[int, int]:
     """Return free blocks and tokens of a block, from vLLM's own metrics."""
     try:
-        lines = httpx.get(url.rstrip("/").removesuffix("/v1") + "/metrics", timeout=10).raise_for_status().text
+        text = httpx.get(url.rstrip("/").removesuffix("/v1") + "/metrics", timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
         raise click.ClickException(f"{shown(url)} does not answer: {why(error)}") from error
-    info = dict(_INFO.findall(next((x for x in lines.splitlines() if x.startswith("vllm:cache_config_info{")), "")))
-    used = [float(x.rsplit(" ", 1)[1]) for x in lines.splitlines() if x.startswith("vllm:kv_cache_usage_perc{")]
     try:
-        return int(int(info["num_gpu_blocks"]) * (1 - max(used))), int(info["block_size"])
-    except (KeyError, ValueError) as error:
+        info = samples(text, "vllm:cache_config_info")[0].labels
+        used = max(one.value for one in samples(text, "vllm:kv_cache_usage_perc"))
+        return int(int(info["num_gpu_blocks"]) * (1 - used)), int(info["block_size"])
+    except (IndexError, KeyError, OverflowError, ValueError) as error:
         raise click.ClickException(
             f"{shown(url)}/metrics has no vllm:cache_config_info: is it a vLLM server?"
         ) from error

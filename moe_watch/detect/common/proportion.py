@@ -26,9 +26,16 @@ def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> Rate:
     >>> clopper_pearson(0, 100).upper < 0.04
     True
     """
-    if n == 0:
-        return Rate(float("nan"), 0.0, 1.0)
+    return Rate(hits / n if n else float("nan"), *exact_interval(hits, n, confidence))
+
+
+def exact_interval(hits: float, n: float, confidence: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's interval; effective numbers of a weighted sample need not be whole.
+
+    Quantiles of the beta distribution, since ``scipy.stats.binomtest`` takes whole numbers only and twenty times as
+    long: gauges are set at each tick.
+    """
     tail = (1 - confidence) / 2
-    lower = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    lower = float(beta.ppf(tail, hits, n - hits + 1)) if hits > 0 else 0.0
     upper = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
-    return Rate(hits / n, lower, upper)
+    return lower, upper

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from moe_watch.detect.common.proportion import exact_interval
+
 Floats = NDArray[np.float64]
 
 
@@ -92,11 +94,7 @@ def share(flags: Floats, weights: Floats, confidence: float = 0.95) -> Estimate:
         n = p * (1 - p) / _variance(s)
         n *= (_t(confidence, s.n) / _t(confidence, effective)) ** 2
         n = min(n, s.n)
-    tail = (1 - confidence) / 2
-    x = p * n
-    lower = float(stats.beta.ppf(tail, x, n - x + 1)) if p > 0 else 0.0
-    upper = float(stats.beta.ppf(1 - tail, x + 1, n - x)) if p < 1 else 1.0
-    return Estimate(p, lower, upper, s.n, effective)
+    return Estimate(p, *exact_interval(p * n, n, confidence), s.n, effective)
 
 
 def by_group(values: Floats, weights: Floats, groups: Sequence[str], *, shares: bool = False) -> dict[str, Estimate]:

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
+from scipy.stats import false_discovery_control
 
 from moe_watch.detect.drift.moments import Floats, Moments
 from moe_watch.detect.drift.naming_limits import FALSE_DISCOVERIES, FEWEST
@@ -86,16 +87,14 @@ def localise(normal: Moments, fresh: Moments, false_discoveries: float = FALSE_D
 
 
 def select(p: NDArray[np.floating], false_discoveries: float) -> NDArray[np.bool_]:
-    """Return which hypotheses of any shape to reject, under any dependence of their p-values.
+    """Return which hypotheses of any shape to reject, under any dependence of their p-values; never one that is nan.
 
     >>> select(np.array([1e-6, 0.2, 0.9]), 0.1).tolist()
     [True, False, False]
     """
-    ordered = np.sort(p, axis=None)
-    ranks = np.arange(1, ordered.size + 1)
-    limits = false_discoveries * ranks / ordered.size / (1 / ranks).sum()
-    passed = np.flatnonzero(ordered <= limits)
-    return np.asarray(p <= ordered[passed[-1]] if passed.size else np.zeros(p.shape, bool))
+    known = np.where(np.isnan(p), 1.0, p)  # what was not tested still counts among the hypotheses
+    adjusted = false_discovery_control(known, axis=None, method="by").reshape(p.shape)
+    return np.asarray((adjusted <= false_discoveries) & ~np.isnan(p))
 
 
 def _genuine(normal: Moments, fresh: Moments) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import zmq
 
 from demo import servers
 from moe_watch import wire
+from moe_watch.servers.stream import event
 from tests.support.patience import PATIENCE_S
 
 MIDDLEWARE = ("--middleware", "moe_watch.tap.middleware.Middleware")
@@ -69,8 +69,8 @@ class VllmServer:
         with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=120) as reply:
             reply.raise_for_status()
             for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    yield json.loads(line[6:])
+                if (found := event(line)) is not None:
+                    yield found
 
     def rpc(self, method: str, *args: str) -> Any:
         """Return what the worker's ``method`` returns (vLLM in development mode)."""

@@ -127,8 +127,9 @@ def test_merged_is_pooled(database: Engine) -> None:
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-5)
     np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-3, atol=1e-7)
     total = windows.pooled(database, model, 0.0, START + 1)
-    assert (total.sums["scored"], total.sums["ood"]) == (160, 3)
-    assert total.vectors["ood_p"].sum() == 160
+    assert (total.sums.scored, total.sums.ood) == (160, 3)
+    assert total.vectors.ood_p is not None
+    assert total.vectors.ood_p.sum() == 160
 
 
 def test_each_sidecar_hears_of_its_own_replica_once_a_block(database: Engine) -> None:

@@ -104,7 +104,7 @@ def _windows_add_up(process: Jumping, n: int) -> None:
     assert model is not None
     total = windows.pooled(store, model, 0, 4e9)
     assert total.counts.sum() == n * 64 * 2 * 3  # tokens x top-k x layers
-    assert total.sums["prompt_tokens"] == n * 48.0
+    assert total.sums.prompt_tokens == n * 48.0
     assert np.isfinite(total.moments).all()
     store.dispose()
 

@@ -101,8 +101,8 @@ def _holds(month: Month, days: int, kept_days: int) -> None:
     total = windows.pooled(month.store, model, 0, 4e9)
     assert (total.requests, total.routed_requests) == (month.sent, month.sent)
     assert total.counts.sum() == month.sent * 64 * 2 * 3  # tokens x top-k x layers
-    assert total.sums["prompt_tokens"] == month.sent * 48.0
-    assert total.tallies["domains"] == {"chat": month.sent // 2, "code": month.sent // 2}
+    assert total.sums.prompt_tokens == month.sent * 48.0
+    assert total.tallies.domains == {"chat": month.sent // 2, "code": month.sent // 2}
 
 
 def test_a_month_stays_in_bounds_and_adds_up(tmp_path: Path) -> None:

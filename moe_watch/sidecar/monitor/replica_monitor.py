@@ -20,6 +20,7 @@ from moe_watch.detect.drift.localise import Localisation
 from moe_watch.detect.ood.score import OodScores
 from moe_watch.domain.alarm_endings import Ending
 from moe_watch.domain.request import Joined
+from moe_watch.domain.window_sums import Sums
 from moe_watch.settings import DetectSettings, StoreSettings
 from moe_watch.sidecar.background import Siblings
 from moe_watch.sidecar.monitor import alarm_text, layer_health
@@ -122,8 +123,8 @@ class ReplicaMonitor:
 
     def lose(self, frames: Mapping[str, int]) -> None:
         """Take note of frames that never came, by reason."""
-        for reason, n in frames.items():
-            self._windows.change().sum(f"dropped.{reason}", n)
+        if frames:
+            self._windows.change().sums.add(Sums(dropped=dict(frames)))
 
     def _new_rows(self, requests: Sequence[Joined], routed: list[int], ood: OodScores | None) -> list[NewRequest]:
         return request_rows.new_requests(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_watch.domain.window import Clock, Window
+from moe_watch.domain.window_sums import Vectors
 from moe_watch.sidecar.monitor.snapshot import LatestRouting
 from moe_watch.store.records import windows
 from moe_watch.store.write.batch import NewWindow
@@ -46,17 +47,17 @@ class Windows:
 
     def latest(self) -> LatestRouting:
         """Return the routing of the window before and the current one, added up into arrays of its own."""
-        both = (self._previous, self.current)
-        counts = both[0].counts.sum(0) + both[1].counts.sum(0)
+        both, vectors = (self._previous, self.current), Vectors()
+        for window in both:
+            vectors.add(window.vectors)
         return LatestRouting(
-            sum(window.routed_requests for window in both), counts, _mean(both, "entropy"), _mean(both, "margin")
+            sum(window.routed_requests for window in both),
+            both[0].counts.sum(0) + both[1].counts.sum(0),
+            _mean(vectors.entropy, vectors.entropy_n),
+            _mean(vectors.margin, vectors.margin_n),
         )
 
 
-def _mean(both: tuple[Window, Window], name: str) -> NDArray[np.float64] | None:
-    """Return the mean per layer of what the router's confidence was; None where no request came with it."""
-    known = [window.vectors for window in both if name in window.vectors]
-    if not known:
-        return None
-    n = np.sum([vectors[f"{name}_n"] for vectors in known], axis=0)
-    return np.asarray(np.sum([vectors[name] for vectors in known], axis=0) / np.where(n > 0, n, np.nan))
+def _mean(total: NDArray[np.float64] | None, n: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Return the mean per layer, nan where nothing is known; None where no request came with it."""
+    return None if total is None or n is None else np.asarray(total / np.where(n > 0, n, np.nan))

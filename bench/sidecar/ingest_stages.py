@@ -28,9 +28,9 @@ from moe_watch.settings import Settings
 from moe_watch.sidecar.intake import Intake
 from moe_watch.sidecar.join import Join
 from moe_watch.sidecar.monitor import publish, replica_monitor
-from moe_watch.sidecar.monitor.replica_monitor import Normal
-from moe_watch.sidecar.monitor.replicas import Judge
-from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
+from moe_watch.sidecar.monitor.rolling_window import RollingWindow
 from moe_watch.store import engine, migrate
 from moe_watch.store.read import requests
 from moe_watch.store.records import baselines, served_models
@@ -39,11 +39,11 @@ from moe_watch.store.write.batch import write
 
 AT_ONCE: Final = 600
 LEARN: Final = 2000
-INSIDE: Final = (  # stages inside the judge: owner, name of the function, stage
-    (replica_monitor.Watch, "_batch", "judge: unpack"),
+INSIDE: Final = (  # stages inside the monitors: owner, name of the function, stage
+    (replica_monitor, "batch_of", "judge: unpack"),
     (Window, "add_requests", "judge: window, requests"),
     (Window, "add_routing", "judge: window, routing"),
-    (Recent, "add_routing", "judge: latest fingerprints"),
+    (RollingWindow, "add_routing", "judge: latest fingerprints"),
     (online, "observe", "judge: detectors"),
     (request_rows, "new_requests", "judge: rows and packing"),
     (publish, "batch", "judge: metrics"),
@@ -76,18 +76,18 @@ class LivePath:
         self.stages = stages
         self.store = engine.connect(url)
         migrate.upgrade(self.store)
-        self.judge = Judge(Settings(), Board(started_at=time.time()))
+        self.monitors = ReplicaMonitors(Settings(), Board(started_at=time.time()))
         self.intake, self.join, self.taps = Intake(), Join(5.0), Taps()
         for frame in self.intake.take([wire.encode(frame) for frame in self.taps.announce()], 0.0):
             if isinstance(frame, wire.Model):
-                self.judge.announce(frame, time.time())
+                self.monitors.announce(frame, time.time())
 
     def pass_on(self, n: int) -> None:
         """Take n requests from bytes to the store."""
         raws, run = [wire.encode(frame) for _ in range(n) for frame in self.taps.request()], self.stages.run
         frames = run("decode and admit", self.intake.take, raws, time.monotonic())
         joined = run("join", self.join.add, frames, time.monotonic())
-        writes = run("judge", self.judge.process, joined, time.time())
+        writes = run("judge", self.monitors.process, joined, time.time())
         run("write", write, self.store, writes)
 
     def learn(self) -> None:
@@ -99,7 +99,7 @@ class LivePath:
         saved = baselines.save(self.store, model, builder.build(), now=time.time())
         baselines.promote(self.store, model, saved.version, now=time.time())
         active = baselines.active(self.store)
-        self.judge.use({key: Normal(one, baselines.load(self.store, one.id)) for key, one in active.items()}, 0.0)
+        self.monitors.use({key: Normal(one, baselines.load(self.store, one.id)) for key, one in active.items()}, 0.0)
 
 
 @click.command()

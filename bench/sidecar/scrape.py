@@ -27,8 +27,9 @@ from moe_watch.metrics import series as metrics
 from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replica_monitor import Normal
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.fingerprints import batch_of
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from moe_watch.store.records.baselines import Active
 from tests.support.frames import Tap
 
@@ -51,26 +52,26 @@ class Cost:
     kb_gzip: float
 
 
-def sidecar(replicas: int) -> tuple[Board, Judge]:
-    """Return board and judge after requests of so many replicas, judged against one baseline."""
+def sidecar(replicas: int) -> tuple[Board, ReplicaMonitors]:
+    """Return board and monitors after requests of so many replicas, judged against one baseline."""
     board = Board()
-    judge = Judge(Settings(), board)
+    monitors = ReplicaMonitors(Settings(), board)
     joined: dict[str, list] = {}
     for number in range(replicas):
         tap, join = Tap(f"vllm-{number}", "m", LAYERS, EXPERTS, TOP_K, seed=number), Join(5.0)
-        judge.announce(tap.announce(), 0.0)
-        judge.hear(tap.health(), 0.0)
+        monitors.announce(tap.announce(), 0.0)
+        monitors.hear(tap.health(), 0.0)
         joined[tap.replica] = join.add([frame for _ in range(REQUESTS) for frame in tap.whole()], 0.0)
-    watch = judge.watches["vllm-0"]
+    monitor = monitors.by_replica["vllm-0"]
     builder = BaselineBuilder(minimum=REQUESTS)
-    builder.add(watch._batch(joined["vllm-0"])[0])  # noqa: SLF001 - the fingerprints as the sidecar sees them
-    active = Active(1, watch.identity, 1, 0.0, REQUESTS)
-    judge.use({watch.identity: Normal(active, builder.build())}, 0.0)
+    builder.add(batch_of(monitor.model, joined["vllm-0"])[0])
+    active = Active(1, monitor.identity, 1, 0.0, REQUESTS)
+    monitors.use({monitor.identity: Normal(active, builder.build())}, 0.0)
     for number, requests in enumerate(joined.values()):
-        judge.process(requests, 1.0)
+        monitors.process(requests, 1.0)
         for _ in range(2):
-            judge.tick(10.0 + number)
-    return board, judge
+            monitors.tick(10.0 + number)
+    return board, monitors
 
 
 def best(work: Callable[[], bytes]) -> tuple[float, bytes]:
@@ -93,29 +94,29 @@ def cost(what: str, replicas: int, work: Callable[[], bytes]) -> Cost:
     )
 
 
-def with_matrix(board: Board, judge: Judge) -> Board:
+def with_matrix(board: Board, monitors: ReplicaMonitors) -> Board:
     """Return a board that has the matrix as series beside everything else."""
-    for watch in judge.watches.values():
-        share = watch.normal.fitted.counts / watch.normal.fitted.counts.sum(1, keepdims=True)
+    for monitor in monitors.by_replica.values():
+        share = monitor.detectors.normal.fitted.counts / monitor.detectors.normal.fitted.counts.sum(1, keepdims=True)
         rows = {(str(layer), str(expert)): float(share[layer, expert]) for layer, expert in np.ndindex(LAYERS, EXPERTS)}
-        board.replace(metrics.TOP_MOVER_SHARE, watch.labels, rows)
+        board.replace(metrics.TOP_MOVER_SHARE, monitor.labels, rows)
     return board
 
 
 def measure(replicas: int) -> list[Cost]:
     """Measure all ways for so many replicas."""
-    board, judge = sidecar(replicas)
+    board, monitors = sidecar(replicas)
     source = prometheus.registry(board)
 
     def matrices() -> bytes:
-        return b"".join(msgspec.json.encode(judge.matrix(name)) for name in judge.watches)
+        return b"".join(msgspec.json.encode(monitors.matrix(name, time.time())) for name in monitors.by_replica)
 
     found = [
         cost("default, text", replicas, lambda: prometheus.render(source, "")[0]),
         cost("default, OpenMetrics", replicas, lambda: prometheus.render(source, OPENMETRICS)[0]),
         cost("matrix, JSON", replicas, matrices),
     ]
-    with_matrix(board, judge)
+    with_matrix(board, monitors)
     return [
         *found,
         cost("default and matrix as series (not offered)", replicas, lambda: prometheus.render(source, "")[0]),

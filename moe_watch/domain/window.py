@@ -11,23 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from moe_watch import wire
 from moe_watch.detect.common.batch import Batch
 from moe_watch.domain.request import Joined
+from moe_watch.domain.window_sums import Sums, Tallies, Vectors, count, histogram
 from moe_watch.metrics import series
 
-MOST_DOMAINS: Final = 32  # more of them in one window count as "other"
 P_EDGES: Final = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TOKEN_EDGES: Final = tuple(float(2**power) for power in range(4, 18))
-EDGES: Final[dict[str, tuple[float, ...]]] = {  # name of a histogram -> upper bounds, the last bucket is open
-    **{f"ttft_s.{context}": series.TTFT_BUCKETS for context in series.CONTEXTS},
-    "tpot_s": series.TPOT_BUCKETS,
-    "prompt_tokens": TOKEN_EDGES,
-    "output_tokens": TOKEN_EDGES,
-    "ood_p": P_EDGES,
-}
-_NAMED_LIKE: Final = {"ood_domains": "scored_domains", "ood_modalities": "scored_modalities"}
 
 
 @dataclass
@@ -35,9 +28,7 @@ class Window:
     """Sums over the requests of one stretch of time.
 
     ``counts`` ``[2, layers, experts]`` are expert choices in prompts and in generated text; ``moments``
-    ``[2, layers, experts]`` sum the requests' square-root shares and their squares; ``sums`` are numbers by name,
-    ``vectors`` arrays by name (histograms as in ``EDGES``, ``entropy`` and ``margin`` per layer), ``tallies`` counts by
-    name and value (outcomes, domains).
+    ``[2, layers, experts]`` sum the requests' square-root shares and their squares.
     """
 
     layers: int
@@ -46,9 +37,9 @@ class Window:
     routed_requests: int = 0
     counts: NDArray[np.uint64] = field(init=False)
     moments: NDArray[np.float64] = field(init=False)
-    sums: dict[str, float] = field(default_factory=dict)
-    vectors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    tallies: dict[str, dict[str, int]] = field(default_factory=dict)
+    sums: Sums = field(default_factory=Sums)
+    vectors: Vectors = field(default_factory=Vectors)
+    tallies: Tallies = field(default_factory=Tallies)
 
     def __post_init__(self) -> None:
         """Start from nothing."""
@@ -58,29 +49,48 @@ class Window:
     def add_requests(self, requests: Sequence[Joined]) -> None:
         """Add what is known of ``requests`` without their routing; canaries are left to the caller."""
         self.requests += len(requests)
-        self._tally("outcomes", [outcome(request) for request in requests])
-        self._tally("domains", [r.request.domain for r in requests if r.request is not None and r.request.domain])
-        self.sum("frames", sum(_frames(request) for request in requests))
-        self.sum("joined", sum(request.complete for request in requests))
-        self.sum("images", sum(r.request.images for r in requests if r.request is not None))
-        self.sum("with_images", sum(r.request.images > 0 for r in requests if r.request is not None))
-        self._add_latency([request for request in requests if request.latency is not None])
+        asked = [request.request for request in requests if request.request is not None]
+        count(self.tallies.outcomes, [outcome(request) for request in requests])
+        count(self.tallies.domains, [request.domain for request in asked if request.domain])
+        self.sums.add(
+            Sums(
+                frames=sum(_frames(request) for request in requests),
+                joined=sum(request.complete for request in requests),
+                images=sum(request.images for request in asked),
+                with_images=sum(request.images > 0 for request in asked),
+            )
+        )
+        self._add_latency([request.latency for request in requests if request.latency is not None])
 
-    def _add_latency(self, requests: Sequence[Joined]) -> None:
-        timed = [request.latency for request in requests if request.latency is not None]
-        self.sum("timed", len(timed))
+    def _add_latency(self, timed: Sequence[wire.Latency]) -> None:
+        self.sums.add(Sums(timed=len(timed)))
         if not timed:
             return
-        for name in ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "corrupted", "e2e_s", "queue_s"):
-            self.sum(name, float(sum(getattr(latency, name) for latency in timed)))
+        self.sums.add(
+            Sums(
+                prompt_tokens=sum(latency.prompt_tokens for latency in timed),
+                output_tokens=sum(latency.output_tokens for latency in timed),
+                cached_tokens=sum(latency.cached_tokens for latency in timed),
+                preemptions=sum(latency.preemptions for latency in timed),
+                corrupted=sum(latency.corrupted for latency in timed),
+                e2e_s=sum(latency.e2e_s for latency in timed),
+                queue_s=sum(latency.queue_s for latency in timed),
+            )
+        )
         tokens = np.array([latency.prompt_tokens for latency in timed])
-        self.histogram("prompt_tokens", tokens)
-        self.histogram("output_tokens", [latency.output_tokens for latency in timed])
-        self.histogram("tpot_s", [latency.tpot_s for latency in timed if latency.output_tokens > 1])
         contexts = np.searchsorted(list(series.CONTEXT_BUCKETS.values()), tokens)
         ttft = np.array([latency.ttft_s for latency in timed])
-        for bucket in np.unique(contexts):
-            self.histogram(f"ttft_s.{series.CONTEXTS[bucket]}", ttft[contexts == bucket])
+        self.vectors.add(
+            Vectors(
+                prompt_tokens=histogram(tokens, TOKEN_EDGES),
+                output_tokens=histogram([latency.output_tokens for latency in timed], TOKEN_EDGES),
+                tpot_s=histogram([one.tpot_s for one in timed if one.output_tokens > 1], series.TPOT_BUCKETS),
+                ttft_s={
+                    series.CONTEXTS[bucket]: histogram(ttft[contexts == bucket], series.TTFT_BUCKETS)
+                    for bucket in np.unique(contexts)
+                },
+            )
+        )
 
     def add_routing(self, batch: Batch) -> None:
         """Add the fingerprints of ``batch``."""
@@ -91,39 +101,34 @@ class Window:
         part = 1 / np.maximum(np.einsum("nle->nl", total), 1)
         self.moments[1] += np.einsum("nle,nl->le", total, part)
         self.moments[0] += np.einsum("nle,nl->le", np.sqrt(total, out=total), np.sqrt(part))
-        self.sum("routed_tokens", float(batch.tokens.sum()))
-        for name, values in (("entropy", batch.entropy), ("margin", batch.margin)):
-            if values is not None:
-                known = np.isfinite(values)
-                self._vector(name, np.where(known, values, 0).sum(0, dtype=np.float64))
-                self._vector(f"{name}_n", known.sum(0, dtype=np.float64))
+        self.sums.add(Sums(routed_tokens=float(batch.tokens.sum())))
+        if batch.entropy is not None:
+            entropy, n = _over_known(batch.entropy)
+            self.vectors.add(Vectors(entropy=entropy, entropy_n=n))
+        if batch.margin is not None:
+            margin, n = _over_known(batch.margin)
+            self.vectors.add(Vectors(margin=margin, margin_n=n))
 
     def add_scores(self, p: NDArray[np.floating], flagged: NDArray[np.bool_], requests: Sequence[Joined] = ()) -> None:
         """Add conformal p-values ``[n]`` (nan: too short to score) and which of them are out of distribution.
 
         With the ``requests`` [n] that they belong to, both are counted by domain tag and modality as well.
         """
-        self.sum("scored", float(np.isfinite(p).sum()))
-        self.sum("ood", float(flagged.sum()))
-        self.histogram("ood_p", p)
+        self.sums.add(Sums(scored=float(np.isfinite(p).sum()), ood=float(flagged.sum())))
+        self.vectors.add(Vectors(ood_p=histogram(p, P_EDGES)))
         known = [(r.request, out) for r, out, at in zip(requests, flagged, p, strict=False) if np.isfinite(at)]
         tagged = [(asked, out) for asked, out in known if asked is not None]
-        for name, labels in (
-            ("domains", [asked.domain for asked, _ in tagged]),
-            ("modalities", ["image" if asked.images else "text" for asked, _ in tagged]),
+        tallies = self.tallies
+        for scored, ood, labels in (
+            (tallies.scored_domains, tallies.ood_domains, [asked.domain for asked, _ in tagged]),
+            (
+                tallies.scored_modalities,
+                tallies.ood_modalities,
+                ["image" if asked.images else "text" for asked, _ in tagged],
+            ),
         ):
-            counted = self._tally(f"scored_{name}", labels)
-            self._tally(f"ood_{name}", [label for label, (_, out) in zip(counted, tagged, strict=True) if out])
-
-    def histogram(self, name: str, values: ArrayLike) -> None:
-        """Count ``values`` into the histogram ``name`` of ``EDGES``; nan is left out."""
-        seen = np.asarray(values, np.float64)
-        bins = np.searchsorted(EDGES[name], seen[~np.isnan(seen)])
-        self._vector(name, np.bincount(bins, minlength=len(EDGES[name]) + 1).astype(np.float64))
-
-    def sum(self, name: str, value: float) -> None:
-        """Add ``value`` to the number ``name``."""
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            counted = count(scored, labels)
+            count(ood, [label for label, (_, out) in zip(counted, tagged, strict=True) if out])
 
     def merge(self, other: Window) -> None:
         """Add ``other``; raise ``ValueError`` when it is of another shape."""
@@ -133,44 +138,29 @@ class Window:
         self.routed_requests += other.routed_requests
         self.counts += other.counts
         self.moments += other.moments
-        for name, number in other.sums.items():
-            self.sum(name, number)
-        for name, vector in other.vectors.items():
-            self._vector(name, vector)
-        for name in sorted(other.tallies, key=lambda name: name in _NAMED_LIKE):
-            mine = self.tallies.setdefault(name, {})
-            for value, number in other.tallies[name].items():
-                known = self._named(name, value)
-                mine[known] = mine.get(known, 0) + number
+        self.sums.add(other.sums)
+        self.vectors.add(other.vectors)
+        self.tallies.add(other.tallies)
 
     def scalars(self) -> dict[str, Any]:
         """Return everything but the two arrays as JSON."""
-        vectors = {name: vector.tolist() for name, vector in self.vectors.items()}
-        return {"sums": dict(self.sums), "vectors": vectors, "tallies": {k: dict(v) for k, v in self.tallies.items()}}
+        return {
+            "sums": self.sums.as_json(),
+            "vectors": self.vectors.as_json(),
+            "tallies": self.tallies.as_json(),
+        }
 
     def load_scalars(self, scalars: dict[str, Any]) -> None:
-        """Take over what ``scalars`` returned."""
-        self.sums = dict(scalars.get("sums", {}))
-        self.vectors = {name: np.array(vector) for name, vector in scalars.get("vectors", {}).items()}
-        self.tallies = {name: dict(tally) for name, tally in scalars.get("tallies", {}).items()}
+        """Take over what ``scalars`` returned, of this version or another."""
+        self.sums = Sums.from_json(scalars.get("sums", {}))
+        self.vectors = Vectors.from_json(scalars.get("vectors", {}))
+        self.tallies = Tallies.from_json(scalars.get("tallies", {}))
 
-    def _vector(self, name: str, values: NDArray[np.float64]) -> None:
-        before = self.vectors.get(name)
-        self.vectors[name] = values.copy() if before is None else before + values
 
-    def _tally(self, name: str, values: Sequence[str]) -> list[str]:
-        """Count ``values`` and return the names under which they were counted."""
-        tally, names = self.tallies.setdefault(name, {}), []
-        for value in values:
-            known = self._named(name, value)
-            tally[known] = tally.get(known, 0) + 1
-            names.append(known)
-        return names
-
-    def _named(self, name: str, value: str) -> str:
-        """Return what ``value`` is called in the tally ``name``: "other" once there are too many values in it."""
-        known = self.tallies.get(_NAMED_LIKE.get(name, name), {})
-        return value if value in known or len(known) < MOST_DOMAINS else "other"
+def _over_known(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sum of ``values [n, layers]`` per layer, and over how many requests; nan counts as neither."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0).sum(0, dtype=np.float64), known.sum(0, dtype=np.float64)
 
 
 def _sum(counts: NDArray[np.uint32]) -> NDArray[np.integer[Any]]:

@@ -127,8 +127,8 @@ def advance(
     sums = {name: moments(window) for name, window in block.items() if window.routed_requests}
     standings = replica.observe(known, sums, run_length, normal)
     flagged = [name for name, one in standings.items() if one.deviates]
-    scored = sum(int(window.sums.get("scored", 0)) for window in block.values())
-    unusual = sum(int(window.sums.get("ood", 0)) for window in block.values())
+    scored = sum(int(window.sums.scored or 0) for window in block.values())
+    unusual = sum(int(window.sums.ood or 0) for window in block.values())
     return State(
         through=until,
         standings=standings,

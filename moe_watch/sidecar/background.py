@@ -60,7 +60,7 @@ class News:
 
 
 @dataclass
-class Companions:
+class BackgroundReader:
     """Reads what shadow and canaries wrote; call it off the event loop."""
 
     engine: Engine

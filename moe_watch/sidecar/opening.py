@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Engine
 
 from moe_watch import wire
-from moe_watch.sidecar.monitor.replica_monitor import Normal
+from moe_watch.sidecar.monitor.detectors import Normal
 from moe_watch.store import engine, losses, migrate
 from moe_watch.store.engine import StoreError
 from moe_watch.store.records import alarms, baselines, served_models

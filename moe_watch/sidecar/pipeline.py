@@ -29,11 +29,11 @@ from moe_watch.servers.urls import shown
 from moe_watch.settings import Settings
 from moe_watch.shadow import worker as shadow
 from moe_watch.sidecar import descriptors, retention, supervise
-from moe_watch.sidecar.background import Companions
+from moe_watch.sidecar.background import BackgroundReader
 from moe_watch.sidecar.intake import HIGH_WATER_FRAMES, Intake
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replica_monitor import Normal
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from moe_watch.sidecar.opening import Opening, normals
 from moe_watch.sidecar.waiting import Batch, Waiting
 from moe_watch.sidecar.writer import Writer, open_spool
@@ -64,7 +64,7 @@ class Sidecar:
     def __init__(self, settings: Settings, store: Engine, frames: zmq.Socket[bytes], opening: Opening) -> None:
         self.settings = settings
         self.board = Board(started_at=time.time())
-        self.judge = Judge(settings, self.board)
+        self.monitors = ReplicaMonitors(settings, self.board)
         self._store = store
         self._opening = opening
         self._tried, self._opened = asyncio.Event(), asyncio.Event()
@@ -129,10 +129,10 @@ class Sidecar:
         yield "retention", self._once_open(lambda: retention.run(settings, store))
         yield "fleet", self._once_open(lambda: siblings.run(settings, store, self._identities))
         if settings.shadow.inside:
-            yield "shadow", self._once_open(lambda: shadow.run(settings, store, lambda: list(self.judge.watches)))
+            yield "shadow", self._once_open(lambda: shadow.run(settings, store, lambda: list(self.monitors.by_replica)))
 
     def _identities(self) -> list[str]:
-        return [one.identity for one in self.judge.served()]
+        return [one.identity for one in self.monitors.served()]
 
     def _once_open(self, work: Work) -> Work:
         async def waited() -> None:
@@ -142,12 +142,12 @@ class Sidecar:
         return waited
 
     async def _follow_companions(self) -> None:
-        companions = Companions(self._store, self.settings, self.board)
+        companions = BackgroundReader(self._store, self.settings, self.board)
         while True:
             await asyncio.sleep(_COMPANIONS_S)
-            news = await asyncio.to_thread(companions.news, self.judge.served(), time.time())
+            news = await asyncio.to_thread(companions.news, self.monitors.served(), time.time())
             if news:
-                await self._in_thread(partial(self.judge.learn, news, time.time()))
+                await self._in_thread(partial(self.monitors.learn, news, time.time()))
 
     def _begin(self) -> None:
         """Show what is known before anything has come; nothing is written before the store is open."""
@@ -187,9 +187,9 @@ class Sidecar:
         return unseen and age <= self.settings.replica_expires_s and self._intake.know(model, time.monotonic() - age)
 
     def _announce(self, known: list[wire.Model], dropped: dict[str, losses.Counts]) -> None:
-        self.judge.remember(dropped)
+        self.monitors.remember(dropped)
         for model in known:
-            self.judge.announce(model, time.time(), heard_at=model.sent_at)
+            self.monitors.announce(model, time.time(), heard_at=model.sent_at)
 
     async def _take_frames(self) -> None:
         """Drain the socket in pieces, joining as it goes."""
@@ -238,10 +238,10 @@ class Sidecar:
         now = time.time()
         for note in batch.notes:
             if isinstance(note, wire.Model):
-                self.judge.announce(note, now)
+                self.monitors.announce(note, now)
             else:
-                self.judge.hear(note, now)
-        return self.judge.process(batch.joined, now)
+                self.monitors.hear(note, now)
+        return self.monitors.process(batch.joined, now)
 
     async def _tick_often(self) -> None:
         while True:
@@ -253,14 +253,14 @@ class Sidecar:
 
     def _tick(self, gone: Sequence[str], lost: Counter[str]) -> Writes:
         now = time.time()
-        self.judge.lose(lost)
+        self.monitors.lose(lost)
         for replica in gone:
-            self.judge.forget(replica, now)
+            self.monitors.forget(replica, now)
             _log.info("a replica is gone and was forgotten; its history stays", replica=replica)
-        return self.judge.tick(now)
+        return self.monitors.tick(now)
 
     def _refused(self) -> Counter[str]:
-        return self._intake.refused + self._join.refused + self._waiting.refused + self.judge.refused
+        return self._intake.refused + self._join.refused + self._waiting.refused + self.monitors.refused
 
     def _count(self) -> Counter[str]:
         """Put the counts of intake and join on the board; return the frames lost since, by replica."""
@@ -276,8 +276,8 @@ class Sidecar:
         return self._intake.lost - before
 
     def _last(self, lost: Counter[str]) -> Writes:
-        self.judge.lose(lost)
-        return self.judge.collect(time.time(), last=True)
+        self.monitors.lose(lost)
+        return self.monitors.collect(time.time(), last=True)
 
     async def _follow_baselines(self) -> None:
         """Notice promotions; a store that is away leaves the baselines as they are."""
@@ -301,7 +301,7 @@ class Sidecar:
 
     async def _use(self, active: dict[str, baselines.Active], of: dict[str, Normal]) -> None:
         self._active = active
-        await self._in_thread(lambda: self.judge.use(of, time.time()))
+        await self._in_thread(lambda: self.monitors.use(of, time.time()))
         _log.info("baselines", active={normal.active.version for normal in of.values()})
 
     async def _finish(self) -> None:
@@ -333,7 +333,7 @@ class Sidecar:
     async def status(self) -> Status:
         """Return what is seen now."""
         now = time.time()
-        replicas = await self._in_thread(lambda: self.judge.describe(now))
+        replicas = await self._in_thread(lambda: self.monitors.describe(now))
         return Status(
             version=__version__,
             now=now,
@@ -350,7 +350,7 @@ class Sidecar:
 
     async def matrix(self, replica: str) -> Matrix | None:
         """Return the expert shares of one replica."""
-        return await self._in_thread(lambda: self.judge.matrix(replica))
+        return await self._in_thread(lambda: self.monitors.matrix(replica, time.time()))
 
 
 def _drain(frames: zmq.Socket[bytes], most: int, most_bytes: int) -> Iterator[bytes]:

@@ -142,7 +142,7 @@ class Window(Base):
     counts: Mapped[bytes] = mapped_column(LargeBinary)  # uint64 [layers, experts], prompt and decode
     # float64 [2, layers, experts]: sum and sum of squares of the requests' square-root shares
     moments: Mapped[bytes] = mapped_column(LargeBinary)
-    scalars: Mapped[dict[str, Any]] = mapped_column(JSON)  # sums and histograms by name, see aggregate.Window
+    scalars: Mapped[dict[str, Any]] = mapped_column(JSON)  # see domain.window_sums
 
 
 class Baseline(Base):

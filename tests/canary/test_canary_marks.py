@@ -110,7 +110,7 @@ def test_a_client_hides_neither_by_a_mark_nor_by_a_constant_id(
         assert isinstance(request, wire.Request)
         told = bench.tap.request(request.request_id, **hiding)
         joined = bench.join.add(by.check([routing, latency, told]), 0.0)
-        writes = bench.judge.process(joined, bench.now)
+        writes = bench.monitors.process(joined, bench.now)
         written += writes.requests
         bench.written.extend(writes)
         bench.tick(0.1)

@@ -8,7 +8,7 @@ import pytest
 from moe_watch.detect.common.batch import Batch
 from moe_watch.detect.load import dead as module
 from moe_watch.detect.load.dead import FEWEST, Use, dead_experts, use
-from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.sidecar.monitor.rolling_window import RollingWindow
 
 REQUESTS, EXPERTS, RUN_LENGTH = 4000, 64, 2000.0
 
@@ -58,7 +58,7 @@ def test_short_requests_do_not_make_rare_experts_dead(monkeypatch: pytest.Monkey
     share = random.dirichlet(np.full(128, 0.5))
     long, short = (random.multinomial(choices, share, 2000)[:, None] for choices in (16_000, 160))
     normal = use((long > 0).sum(0), 2000, long.sum(0))
-    recent = Recent(1, 128)
+    recent = RollingWindow(1, 128)
     for at in range(0, 2000, 50):
         batch = short[at : at + 50].astype(np.uint32)
         recent.add_routing(Batch(batch, np.zeros_like(batch), 8))
@@ -75,7 +75,7 @@ def test_without_a_baseline_nothing_is_called_dead() -> None:
 
 def test_the_wait_ends_with_a_choice() -> None:
     """Of a batch in which an expert was chosen its wait is 0, else it grows by the batch and its choices."""
-    recent = Recent(1, 3)
+    recent = RollingWindow(1, 3)
     counts = np.zeros((5, 1, 3), np.uint32)
     counts[:, 0, 0] = 8
     recent.add_routing(Batch(counts, np.zeros_like(counts), 1))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from moe_watch import wire
 from moe_watch.detect.common.batch import Batch
 from moe_watch.domain.request import Joined
-from moe_watch.domain.window import EDGES, MOST_DOMAINS, Clock, Window, outcome
+from moe_watch.domain.window import P_EDGES, Clock, Window, outcome
+from moe_watch.domain.window_sums import MOST_VALUES, Sums
 from moe_watch.sidecar.join import Join
 from tests.support.frames import Tap
 
@@ -62,10 +63,11 @@ def _same(one: Window, other: Window) -> None:
     assert (one.counts == other.counts).all()
     np.testing.assert_allclose(one.moments, other.moments, rtol=1e-5)
     assert one.tallies == other.tallies
-    assert one.sums == pytest.approx(other.sums)
-    assert set(one.vectors) == set(other.vectors)
-    for name, vector in one.vectors.items():
-        np.testing.assert_allclose(vector, other.vectors[name], rtol=1e-5, err_msg=name)
+    assert one.sums.as_json() == pytest.approx(other.sums.as_json())
+    vectors, others = one.vectors.as_json(), other.vectors.as_json()
+    assert set(vectors) == set(others)
+    for name, vector in vectors.items():
+        np.testing.assert_allclose(vector, others[name], rtol=1e-5, err_msg=name)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 99))
@@ -113,7 +115,7 @@ def test_ttft_is_kept_by_length_of_prompt() -> None:
     window.add_requests(
         [Joined("r0", str(n), 0, None, tap.latency(str(n), prompt_tokens=n), None, complete=True) for n in lengths]
     )
-    found = {name.split(".")[1]: v.sum() for name, v in window.vectors.items() if name.startswith("ttft_s.")}
+    found = {context: counts.sum() for context, counts in window.vectors.ttft_s.items()}
     assert found == {"4k": 2, "16k": 1, "128k": 1, "longer": 1}
 
 
@@ -121,9 +123,10 @@ def test_nan_is_in_no_histogram() -> None:
     """A request too short to be scored has no p-value to count."""
     window = Window(3, 8)
     window.add_scores(np.array([np.nan, 0.0001, 1.0]), np.array([False, True, False]))
-    assert window.sums == {"scored": 2, "ood": 1}
-    assert window.vectors["ood_p"].sum() == 2
-    assert len(window.vectors["ood_p"]) == len(EDGES["ood_p"]) + 1
+    assert window.sums == Sums(scored=2, ood=1)
+    assert window.vectors.ood_p is not None
+    assert window.vectors.ood_p.sum() == 2
+    assert len(window.vectors.ood_p) == len(P_EDGES) + 1
 
 
 def test_unknown_confidence_is_left_out_of_the_mean() -> None:
@@ -132,8 +135,8 @@ def test_unknown_confidence_is_left_out_of_the_mean() -> None:
     entropy = np.array([[1.0], [np.nan]], np.float32)
     window = Window(1, 4)
     window.add_routing(Batch(counts, counts, 2, entropy, entropy))
-    assert window.vectors["entropy"].tolist() == [1.0]
-    assert window.vectors["entropy_n"].tolist() == [1.0]
+    assert window.vectors.as_json()["entropy"] == [1.0]
+    assert window.vectors.as_json()["entropy_n"] == [1.0]
 
 
 def test_domains_are_bounded() -> None:
@@ -142,8 +145,8 @@ def test_domains_are_bounded() -> None:
     window.add_requests(
         [Joined("r0", str(n), 0, None, None, tap.request(str(n), domain=f"d{n}"), complete=True) for n in range(100)]
     )
-    assert len(window.tallies["domains"]) == MOST_DOMAINS + 1
-    assert sum(window.tallies["domains"].values()) == 100
+    assert len(window.tallies.domains) == MOST_VALUES + 1
+    assert sum(window.tallies.domains.values()) == 100
 
 
 def test_scalars_survive_json() -> None:
@@ -152,6 +155,38 @@ def test_scalars_survive_json() -> None:
     again.counts, again.moments = window.counts, window.moments
     again.load_scalars(json.loads(json.dumps(window.scalars())))
     _same(again, window)
+
+
+def test_every_sum_that_can_be_read_is_written() -> None:
+    """Ordinary requests with all their frames, scored and unscored, leave none of the fields empty."""
+    window, requests = _window(_requests(30, 5)), _requests(30, 6)
+    window.add_scores(np.full(30, 0.003), np.ones(30, bool), requests)
+    window.sums.add(Sums(dropped={"lost": 1}))
+    for part in (window.sums, window.vectors, window.tallies):
+        assert [name for name, value in vars(part).items() if value is None or not len(np.atleast_1d(value))] == []
+        assert [name for name, value in vars(part).items() if isinstance(value, dict) and not value] == []
+
+
+def test_what_an_earlier_version_stored_keeps_its_names() -> None:
+    """Histograms by length of prompt and losses by reason are one name each; what is unknown here is left out."""
+    sums = {"scored": 3.0, "dropped.lost": 2.0, "dropped.buffer": 1.0, "of_a_later_version": 9.0}
+    vectors = {"ttft_s.4k": [1.0, 2.0], "ttft_s.16k": [0.0, 1.0], "tpot_s": [4.0], "of_a_later_version": [9.0]}
+    window = Window(0, 0)
+    window.load_scalars({"sums": sums, "vectors": vectors, "tallies": {"domains": {"chat": 2}, "later": {"a": 1}}})
+    assert window.sums == Sums(scored=3.0, dropped={"lost": 2.0, "buffer": 1.0})
+    assert window.sums.joined is None
+    for known in (sums, vectors):
+        del known["of_a_later_version"]
+    assert window.scalars() == {"sums": sums, "vectors": vectors, "tallies": {"domains": {"chat": 2}}}
+
+
+def test_a_window_keeps_none_of_the_arrays_that_were_added_to_it() -> None:
+    """What is merged twice is counted twice, and the first is as it was."""
+    one, both = _window(_requests(5, 1)), Window(3, 8)
+    before = one.scalars()
+    both.merge(one)
+    both.merge(one)
+    assert one.scalars() == before
 
 
 @pytest.mark.parametrize(
@@ -203,25 +238,26 @@ def test_scores_are_counted_by_domain_and_modality() -> None:
     window = Window(3, 8)
     window.add_scores(p, p <= 0.01, requests)
     for by in ("domains", "modalities"):
-        assert sum(window.tallies[f"scored_{by}"].values()) == window.sums["scored"] == 55
-        assert sum(window.tallies[f"ood_{by}"].values()) == window.sums["ood"]
-        assert set(window.tallies[f"ood_{by}"]) <= set(window.tallies[f"scored_{by}"])
-    assert set(window.tallies["scored_modalities"]) == {"image", "text"}
+        tallies = window.tallies.as_json()
+        assert sum(tallies[f"scored_{by}"].values()) == window.sums.scored == 55
+        assert sum(tallies[f"ood_{by}"].values()) == window.sums.ood
+        assert set(tallies[f"ood_{by}"]) <= set(tallies[f"scored_{by}"])
+    assert set(window.tallies.scored_modalities) == {"image", "text"}
 
 
 def test_parts_beyond_the_limit_are_flagged_under_the_name_they_are_scored_under() -> None:
     """A domain that no longer fits counts as "other" on both sides, so that no share is above 1."""
     tap, join = Tap(), Join(5.0)
-    names = [f"cmpl-{k}" for k in range(MOST_DOMAINS + 5)]
+    names = [f"cmpl-{k}" for k in range(MOST_VALUES + 5)]
     requests = [
         one
         for k, name in enumerate(names)
         for one in join.add([tap.routing(name), tap.latency(name), tap.request(name, domain=f"d{k}")], 0.0)
     ]
     window = Window(3, 8)
-    flagged = np.arange(len(names)) >= MOST_DOMAINS
+    flagged = np.arange(len(names)) >= MOST_VALUES
     window.add_scores(np.where(flagged, 0.003, 0.5), flagged, requests)
-    assert window.tallies["ood_domains"] == {"other": window.tallies["scored_domains"]["other"]}
+    assert window.tallies.ood_domains == {"other": window.tallies.scored_domains["other"]}
 
 
 def test_merging_keeps_the_bound_on_domains() -> None:
@@ -229,8 +265,10 @@ def test_merging_keeps_the_bound_on_domains() -> None:
     whole = Window(3, 8)
     for n in range(100):
         one = Window(3, 8)
-        one.tallies = {"ood_domains": {f"d{n}": 1}, "scored_domains": {f"d{n}": 2}}  # in the order Postgres gives
+        one.load_scalars(
+            {"tallies": {"ood_domains": {f"d{n}": 1}, "scored_domains": {f"d{n}": 2}}}
+        )  # as Postgres orders
         whole.merge(one)
-    assert len(whole.tallies["scored_domains"]) == MOST_DOMAINS + 1
-    assert whole.tallies["ood_domains"] == {name: n // 2 for name, n in whole.tallies["scored_domains"].items()}
-    assert sum(whole.tallies["scored_domains"].values()) == 200
+    assert len(whole.tallies.scored_domains) == MOST_VALUES + 1
+    assert whole.tallies.ood_domains == {name: n // 2 for name, n in whole.tallies.scored_domains.items()}
+    assert sum(whole.tallies.scored_domains.values()) == 200

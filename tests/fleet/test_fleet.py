@@ -20,7 +20,7 @@ from moe_watch.fleet import siblings
 from moe_watch.metrics import series
 from moe_watch.metrics.board import Board
 from moe_watch.settings import DetectSettings, Settings
-from moe_watch.sidecar.background import Companions, Served
+from moe_watch.sidecar.background import BackgroundReader, Served
 from moe_watch.store.read import fleet as stored
 from moe_watch.store.records import served_models, windows
 from moe_watch.store.write.batch import Writes, write
@@ -127,23 +127,24 @@ def test_merged_is_pooled(database: Engine) -> None:
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-5)
     np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-3, atol=1e-7)
     total = windows.pooled(database, model, 0.0, START + 1)
-    assert (total.sums["scored"], total.sums["ood"]) == (160, 3)
-    assert total.vectors["ood_p"].sum() == 160
+    assert (total.sums.scored, total.sums.ood) == (160, 3)
+    assert total.vectors.ood_p is not None
+    assert total.vectors.ood_p.sum() == 160
 
 
 def test_each_sidecar_hears_of_its_own_replica_once_a_block(database: Engine) -> None:
     """Standing, number of siblings and the share of unusual requests of all of them come as news."""
     minutes(database, 0, 12, bad=1)
     watch(database, 0, 12)
-    companions = Companions(database, SETTINGS, Board())
+    background = BackgroundReader(database, SETTINGS, Board())
     mine = [Served("tiny", "r1", IDENTITY), Served("tiny", "r2", IDENTITY)]
-    news = {one.replica: one.siblings for one in companions.news(mine, START)}
+    news = {one.replica: one.siblings for one in background.news(mine, START)}
     assert news["r1"] is not None
     assert news["r1"].standing.deviates
     assert (news["r1"].replicas, news["r1"].scored, news["r1"].unusual) == (6, 6 * 12 * 40, 15 * 12)
     assert news["r2"] is not None
     assert not news["r2"].standing.deviates
-    assert companions.news(mine, START) == []
+    assert background.news(mine, START) == []
 
 
 def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
@@ -153,12 +154,12 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     bench = Bench()
     bench.learn()
     bench.send(100)
-    companions = Companions(database, SETTINGS, Board())
-    bench.judge.learn(companions.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
+    background = BackgroundReader(database, SETTINGS, Board())
+    bench.monitors.learn(background.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
     assert bench.verdict == "deployment"
     assert bench.value(series.REPLICA_DEVIATES) == 1
     assert bench.value(series.REPLICA_EVIDENCE) >= 1
-    (replica,) = bench.judge.describe(bench.now)
+    (replica,) = bench.monitors.describe(bench.now)
     assert "routes differently than its 5 siblings, most in layer 5" in replica.episodes[0].summary
     assert replica.episodes[0].where is not None
     assert replica.siblings is not None
@@ -170,6 +171,6 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     assert "Most moved: layers 5" in screen.getvalue()
     minutes(database, 12, 20)
     watch(database, 12, 20)
-    bench.judge.learn(companions.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
+    bench.monitors.learn(background.news([Served("tiny", "r0", IDENTITY)], bench.now), bench.now)
     assert bench.verdict == "healthy"
     assert bench.value(series.REPLICA_DEVIATES) == 0

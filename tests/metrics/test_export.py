@@ -22,8 +22,10 @@ from moe_watch.metrics import series as metrics
 from moe_watch.metrics.board import Board, Exemplar
 from moe_watch.settings import OtlpSettings, Settings
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replica_monitor import Normal
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.fingerprints import batch_of
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
+from moe_watch.store.records import served_models
 from moe_watch.store.records.baselines import Active
 from tests.support.frames import Tap
 
@@ -131,17 +133,17 @@ def test_top_movers_replace_each_other() -> None:
 def _busy(layers: int, experts: int, top_k: int, requests: int = 400) -> Board:
     """Return the board after real requests of one replica, judged against a baseline."""
     board, tap, join = Board(), Tap(layers=layers, experts=experts, top_k=top_k), Join(5.0)
-    judge, model = Judge(Settings(), board), tap.announce()
-    judge.announce(model, 0.0)
-    judge.hear(tap.health(), 0.0)
+    monitors, model = ReplicaMonitors(Settings(), board), tap.announce()
+    monitors.announce(model, 0.0)
+    monitors.hear(tap.health(), 0.0)
     joined = join.add([frame for _ in range(requests) for frame in tap.whole()], 0.0)
-    watch = judge.watches["r0"]
+    identity = served_models.identity(model)
     builder = BaselineBuilder(minimum=300)
-    builder.add(watch._batch(joined)[0])
-    judge.use({watch.identity: Normal(Active(1, watch.identity, 1, 0.0, requests), builder.build())}, 0.0)
-    judge.process(joined, 1.0)
-    judge.process(join.add([f for i in range(40) for f in tap.whole(f"odd-{i}", unseen=True)], 0.0), 2.0)
-    judge.tick(10.0)
+    builder.add(batch_of(model, joined)[0])
+    monitors.use({identity: Normal(Active(1, identity, 1, 0.0, requests), builder.build())}, 0.0)
+    monitors.process(joined, 1.0)
+    monitors.process(join.add([f for i in range(40) for f in tap.whole(f"odd-{i}", unseen=True)], 0.0), 2.0)
+    monitors.tick(10.0)
     return board
 
 
@@ -189,7 +191,7 @@ def _possible(metric: metrics.Metric) -> list[tuple[str, ...]]:
 def test_flags_are_there_before_anything_happened() -> None:
     """An alert cannot fire on a series that is absent: yes-or-no gauges and counters begin at 0."""
     board, tap = Board(), Tap()
-    Judge(Settings(), board).announce(tap.announce(), 0.0)
+    ReplicaMonitors(Settings(), board).announce(tap.announce(), 0.0)
     shown = {(f.metric.name, *s.labels[2:]): s.value for f in board.read() for s in f.series}
     assert shown["moe_watch_tap_up",] == 0
     assert shown["moe_watch_drift_active", "traffic"] == shown["moe_watch_drift_active", "routing"] == 0

@@ -155,7 +155,7 @@ def test_every_flagged_request_has_a_span_and_the_worst_is_the_exemplar() -> Non
         asked = msgspec.structs.replace(request.request, traceparent=TRACEPARENT)
         joined.append(request.__class__(*[getattr(request, n) for n in ("replica", "request_id", "choice")],
                       request.routing, request.latency, asked, complete=True))  # fmt: skip
-    writes = bench.judge.process(joined, bench.now)
+    writes = bench.monitors.process(joined, bench.now)
     unusual = {row.values["request_id"] for row in writes.requests if row.values["ood_p"] <= 0.01}
     taken = bench.board.spans.take()
     assert ordinary < 5

@@ -17,7 +17,7 @@ from moe_watch.report.data.review import Review
 from moe_watch.report.data.sections import Drift, Quality, Shift
 from moe_watch.report.data.types import Interval
 from moe_watch.report.say import phrases, verdict
-from moe_watch.sidecar.monitor.replica_monitor import Watch
+from moe_watch.sidecar.monitor.snapshot import ReplicaSnapshot
 from moe_watch.sidecar.monitor.verdict import decide
 from tests.support.judge_bench import Bench
 from tests.support.reviews import NOTHING, drifted
@@ -138,22 +138,21 @@ def test_how_an_alarm_ended_is_told(ending: Ending) -> None:
         assert found.actions[0].text.startswith("Read the outputs with defects")
 
 
-def watched(*kinds: str) -> Watch:
-    """Return a watch with alarms of ``kinds`` open."""
+def watched(*kinds: str) -> ReplicaSnapshot:
+    """Return the snapshot of a replica with alarms of ``kinds`` open."""
     bench = Bench()
-    watch = bench.judge.watches["r0"]
+    monitor = bench.monitors.by_replica["r0"]
     for kind in kinds:
-        watch.begin(kind, bench.now, bench.now, kind, {})
+        monitor.begin(kind, bench.now, bench.now, kind, {})
     if "blind" in kinds:
         bench.beat("off")
-    return watch
+    return monitor.snapshot(bench.now)
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(KINDS, 2)))
 def test_sidecar_and_report_speak_of_the_same_alarm_first(one: str, other: str) -> None:
     """There is one order of severity; for each pair both take the same side."""
-    watch = watched(one, other)
-    live, _ = decide(watch, watch.heard.at or 0.0)
+    live, _ = decide(watched(one, other))
     began = UNTIL - DAY
     drifts = tuple(Drift(n, k, "a", began, began + 60, None, "", "", None) for n, k in enumerate((other, one)))
     quiet = replace(drifted(), timeline=replace(drifted().timeline, drifts=drifts))

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from moe_watch.cli.time_ranges import period
-from moe_watch.domain import window
+from moe_watch.metrics import series
 from moe_watch.report.build import from_history, from_windows
 from moe_watch.report.data.sections import Advantage, Canaries, Change, Context, Latency, Mark, Replay, Speed
 from moe_watch.report.data.types import Interval, Missing, Period
@@ -101,10 +101,10 @@ def test_a_period_before_all_time_is_that_since_the_beginning() -> None:
 
 def test_a_budget_beyond_the_histogram_is_not_called_kept() -> None:
     """Times above the last bound of the histogram may be within a budget that is larger still, or not: not known."""
-    counts = np.zeros(len(window.EDGES["ttft_s.4k"]) + 1)
+    counts = np.zeros(len(series.TTFT_BUCKETS) + 1)
     counts[-1] = 40.0
     measured = from_windows.Measured(Period(0, 3600), 60)
-    measured.whole.vectors["ttft_s.4k"] = counts
+    measured.whole.vectors.ttft_s["4k"] = counts
     latency = from_windows.latency(measured, {"4k": 90.0}, 32_768)
     assert isinstance(latency, Latency)
     assert latency.contexts[0].over is None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe_watch.fleet import siblings
-from moe_watch.sidecar.monitor.tap_health import TAP_SILENT_S, Heard
+from moe_watch.sidecar.monitor.tap_health import TAP_SILENT_S, TapHealth
 from moe_watch.store import engine, migrate
 from moe_watch.store.read import fleet as stored
 from moe_watch.store.records import served_models, windows
@@ -104,18 +104,18 @@ def _windows_add_up(process: Jumping, n: int) -> None:
     assert model is not None
     total = windows.pooled(store, model, 0, 4e9)
     assert total.counts.sum() == n * 64 * 2 * 3  # tokens x top-k x layers
-    assert total.sums["prompt_tokens"] == n * 48.0
+    assert total.sums.prompt_tokens == n * 48.0
     assert np.isfinite(total.moments).all()
     store.dispose()
 
 
 def test_a_tap_that_ended_is_silent_though_the_clock_was_set_back() -> None:
     """What it said last lies ahead of now, and does not keep it alive for an hour."""
-    heard, tap = Heard(), Tap()
-    heard.hear(tap.health(), 10_000.0)
-    assert heard.tap(10_000.0 - 0.5)[0]  # a clock that is slewed
-    assert heard.tap(10_000.0 - HOUR_S)[1] == "silent"
-    assert heard.tap(10_000.0 + TAP_SILENT_S + 1)[1] == "silent"
+    health, tap = TapHealth(), Tap()
+    health.record(tap.health(), 10_000.0)
+    assert health.state(10_000.0 - 0.5).up  # a clock that is slewed
+    assert health.state(10_000.0 - HOUR_S).state == "silent"
+    assert health.state(10_000.0 + TAP_SILENT_S + 1).state == "silent"
 
 
 def test_siblings_are_compared_on_though_the_clock_was_set_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
-from moe_watch.sidecar.background import Companions, Served
+from moe_watch.sidecar.background import BackgroundReader, Served
 from moe_watch.store import engine
 from moe_watch.store.records import canaries, served_models
 from moe_watch.store.schema import CanaryRun
@@ -45,33 +45,33 @@ def test_a_check_is_news_once(store: Engine) -> None:
     tap = Tap()
     write(store, some_writes(0, tap))
     one = Served("tiny", "r0", served_models.identity(tap.announce()))
-    companions = Companions(store, Settings(), Board())
-    assert companions.news([one], 10.0) == []
+    background = BackgroundReader(store, Settings(), Board())
+    assert background.news([one], 10.0) == []
     _check(store, tap, "healthy", 20.0)
     _check(store, tap, "routing", 30.0)
-    (news,) = companions.news([one], 40.0)
+    (news,) = background.news([one], 40.0)
     assert news.canary is not None
     assert (news.replica, news.canary.verdict) == ("r0", "routing")
-    assert companions.news([one], 50.0) == []
+    assert background.news([one], 50.0) == []
 
 
 @pytest.mark.parametrize(("again", "ending"), [(None, "recovered"), (35.0, "reference_replaced")])
 def test_a_reference_that_was_recorded_anew_cures_nothing(store: Engine, again: float | None, ending: str) -> None:
     """A healthy check against rounds of after the alarm says that the model is as it was then."""
     bench = Bench()
-    write(store, bench.judge.collect(bench.now))
-    one = Served("tiny", "r0", bench.judge.watches["r0"].identity)
-    companions = Companions(store, Settings(), Board())
+    write(store, bench.monitors.collect(bench.now))
+    one = Served("tiny", "r0", bench.monitors.by_replica["r0"].identity)
+    background = BackgroundReader(store, Settings(), Board())
     _check(store, bench.tap, "", 5.0, reference=True)
     _check(store, bench.tap, "routing", 30.0)
-    bench.judge.learn(companions.news([one], 31.0), 31.0)
-    assert set(bench.judge.watches["r0"].open) == {"routing"}
+    bench.monitors.learn(background.news([one], 31.0), 31.0)
+    assert set(bench.monitors.by_replica["r0"].alarms.open) == {"routing"}
     if again is not None:
         canaries.retire(store, "tiny", "s")
         _check(store, bench.tap, "", again, reference=True)
     _check(store, bench.tap, "healthy", 40.0)
-    bench.judge.learn(companions.news([one], 41.0), 41.0)
-    assert bench.judge.watches["r0"].raised.ended[0]["ending"] == ending
+    bench.monitors.learn(background.news([one], 41.0), 41.0)
+    assert bench.monitors.by_replica["r0"].alarms.ended[0]["ending"] == ending
 
 
 def test_a_check_of_another_model_under_the_same_name_is_no_news(store: Engine) -> None:
@@ -81,19 +81,20 @@ def test_a_check_of_another_model_under_the_same_name_is_no_news(store: Engine) 
     write(store, served_models.announcement(tap.announce(weights="new"), 1.0))
     _check(store, tap, "routing", 20.0)
     one = Served("tiny", "r0", served_models.identity(tap.announce(weights="new")))
-    companions = Companions(store, Settings(), Board())
-    assert companions.news([one], 30.0) == []
+    background = BackgroundReader(store, Settings(), Board())
+    assert background.news([one], 30.0) == []
     _check(store, tap, "healthy", 40.0, weights="new")
-    assert len(companions.news([one], 50.0)) == 1
+    assert len(background.news([one], 50.0)) == 1
 
 
 def test_a_store_that_is_away_gives_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a companion that breaks end the sidecar."""
     one = Served("tiny", "r0", "x")
-    assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []
+    background = BackgroundReader(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board())
+    assert background.news([one], 1.0) == []
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("moe_watch.sidecar.background.canaries.latest", broken)
-    assert Companions(engine.connect(f"sqlite:///{tmp_path}/empty.db"), Settings(), Board()).news([one], 1.0) == []
+    assert background.news([one], 1.0) == []

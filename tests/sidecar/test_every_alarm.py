@@ -92,11 +92,11 @@ class Everything:
         self._learn()
         for _ in range(8):
             unusual = [silent(one) for one in self.bench.joined(50, unseen=True)]
-            self.bench.written.extend(self.bench.judge.process(unusual, self.bench.now))
+            self.bench.written.extend(self.bench.monitors.process(unusual, self.bench.now))
             self.bench.tick(6.0)
         self._hear_companions(folder)
-        self.bench.judge.hear(self.bench.tap.health("off", reason="switched off"), self.bench.now)
-        self.bench.written.extend(self.bench.judge.tick(self.bench.now))
+        self.bench.monitors.hear(self.bench.tap.health("off", reason="switched off"), self.bench.now)
+        self.bench.written.extend(self.bench.monitors.tick(self.bench.now))
         write(self.store, self.bench.written)
 
     @staticmethod
@@ -107,7 +107,7 @@ class Everything:
 
     def _learn(self) -> None:
         self.bench.learn()
-        (normal,) = self.bench.judge._normals.values()
+        (normal,) = self.bench.monitors._normals.values()
         (model,) = served_models.by_name(self.store, "tiny")
         row = baselines.save(self.store, model, normal.fitted, now=self.bench.now)
         baselines.promote(self.store, model, row.version, now=self.bench.now)
@@ -123,11 +123,11 @@ class Everything:
         now = self.bench.now
         where = {"requests": np.int64(90), "layers": [np.int64(1)], "named": None, "experts": None}
         siblings = Siblings(Standing([0.0] * 12, 1.0, 20, "one layer"), 3, np.float64(now), where, 100, 3)
-        self.bench.judge.learn([News("r0", changes, check("routing", now), siblings)], now)
+        self.bench.monitors.learn([News("r0", changes, check("routing", now), siblings)], now)
 
     @property
     def status(self) -> Status:
-        replicas = self.bench.judge.describe(self.bench.now)
+        replicas = self.bench.monitors.describe(self.bench.now)
         return Status("0", self.bench.now, 0.0, "ipc://x", Store(self.url, True, 0, 0), {}, {}, {}, 0, replicas)  # noqa: FBT003
 
     def client(self) -> TestClient:
@@ -135,7 +135,7 @@ class Everything:
             return self.status
 
         async def matrix(replica: str) -> Matrix | None:
-            return self.bench.judge.matrix(replica)
+            return self.bench.monitors.matrix(replica, self.bench.now)
 
         registry = prometheus.registry(self.bench.board)
         source = http.Source(Settings(), self.store, registry, status, matrix, str)
@@ -153,7 +153,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 def test_every_kind_of_alarm_is_open_and_has_its_place_in_the_order(everything: Everything) -> None:
     """A kind to come fails here until it is opened above and has its severity."""
     kinds = kinds_in_the_code()
-    assert kinds == set(everything.bench.judge.watches["r0"].open)
+    assert kinds == set(everything.bench.monitors.by_replica["r0"].alarms.open)
     assert kinds == {kind.name for kind in alarms.KINDS}
 
 
@@ -179,7 +179,7 @@ def test_every_kind_says_everything_of_itself_and_its_alerts_exist() -> None:
 
 def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:
     """Whatever a detector hands over: times and evidence are what JSON and every database know."""
-    for kind, episode in everything.bench.judge.watches["r0"].open.items():
+    for kind, episode in everything.bench.monitors.by_replica["r0"].alarms.open.items():
         assert repr(plain(episode.values)) == repr(episode.values), kind
         json.dumps(episode.values, allow_nan=False)
         assert type(episode.values["began_at"]) is float, kind
@@ -200,7 +200,11 @@ def of_numpy(value: Any, path: str = "") -> Iterator[str]:
 
 def test_nothing_that_is_written_or_shown_is_of_numpy(everything: Everything) -> None:
     """Alarms, windows and requests, status and matrix alike; the hook of the encoders would hide it."""
-    for found in (everything.bench.written, everything.status, everything.bench.judge.matrix("r0")):
+    for found in (
+        everything.bench.written,
+        everything.status,
+        everything.bench.monitors.matrix("r0", everything.bench.now),
+    ):
         assert list(of_numpy(found)) == []
 
 
@@ -222,10 +226,10 @@ def test_the_status_names_every_alarm(everything: Everything) -> None:
 def test_whatever_canaries_find_the_status_answers(everything: Everything, verdict: str) -> None:
     """Routing, weights and deployment are told by one alarm, whose evidence may be anything."""
     bench = Bench()
-    bench.judge.learn([News("r0", [], check(verdict, bench.now))], bench.now)
+    bench.monitors.learn([News("r0", [], check(verdict, bench.now))], bench.now)
     bench.tick(1.0)
-    assert set(bench.judge.watches["r0"].open) == {"routing"}
-    msgspec.json.encode(bench.judge.describe(bench.now))
+    assert set(bench.monitors.by_replica["r0"].alarms.open) == {"routing"}
+    msgspec.json.encode(bench.monitors.describe(bench.now))
 
 
 def run(everything: Everything, monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

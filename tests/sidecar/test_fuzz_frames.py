@@ -18,7 +18,7 @@ from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
 from moe_watch.sidecar.intake import MOST_REPLICAS, MOST_SOURCES, Intake
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from moe_watch.sidecar.writer import Writer
 from moe_watch.store import engine, migrate
 from moe_watch.store.write.batch import Writes
@@ -106,7 +106,7 @@ def test_a_hundred_thousand_malformed_frames_harm_nothing(tmp_path: Path) -> Non
     """Intake, join, judge, metrics and store take what is left of them, and a good request in between counts."""
     store = engine.connect(f"sqlite:///{tmp_path}/fuzz.db")
     migrate.upgrade(store)
-    intake, join, judge = Intake(), Join(0.5), Judge(Settings(), Board())
+    intake, join, monitors = Intake(), Join(0.5), ReplicaMonitors(Settings(), Board())
     writer, good = Writer(store, Board(), None), Tap(replica="good", source="engine-good")
     raws, now, seen, rss = malformed(FRAMES), time.time(), 0, 0.0
     for step in range(FRAMES // _AT_ONCE):
@@ -114,7 +114,7 @@ def test_a_hundred_thousand_malformed_frames_harm_nothing(tmp_path: Path) -> Non
         some += [wire.encode(frame) for frame in (good.announce(), *good.whole())]
         frames = intake.take(some, float(step))
         seen += len(some)
-        _judge(judge, [*join.add(frames, float(step)), *join.expire(float(step))], frames, writer, now + step)
+        _judge(monitors, [*join.add(frames, float(step)), *join.expire(float(step))], frames, writer, now + step)
         if step == 10:
             rss = _rss_mb()
     assert len(list(raws)) == 0
@@ -123,20 +123,22 @@ def test_a_hundred_thousand_malformed_frames_harm_nothing(tmp_path: Path) -> Non
     assert len(intake._replicas) <= MOST_REPLICAS
     assert len(intake._sources) <= MOST_SOURCES
     assert len(join) <= join.most_open
-    assert judge.watches["good"].requests == FRAMES // _AT_ONCE
+    assert monitors.by_replica["good"].snapshot(now).requests == FRAMES // _AT_ONCE
     assert _rss_mb() - rss < 150
 
 
-def _judge(judge: Judge, joined: list[Any], frames: list[wire.AnyFrame], writer: Writer, now: float) -> None:
+def _judge(
+    monitors: ReplicaMonitors, joined: list[Any], frames: list[wire.AnyFrame], writer: Writer, now: float
+) -> None:
     """Do with frames what the sidecar does with them."""
     for frame in frames:
         if isinstance(frame, wire.Model):
-            judge.announce(frame, now)
+            monitors.announce(frame, now)
         elif isinstance(frame, wire.Health | wire.Event):
-            judge.hear(frame, now)
+            monitors.hear(frame, now)
     writes = Writes()
-    writes.extend(judge.process(joined, now))
-    writes.extend(judge.tick(now))
+    writes.extend(monitors.process(joined, now))
+    writes.extend(monitors.tick(now))
     assert writer._write(writes)
 
 

@@ -14,7 +14,7 @@ from moe_watch.domain.request import Joined
 from moe_watch.metrics import series
 from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings, StoreSettings
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from tests.support.frames import Tap
 from tests.support.judge_bench import Bench, bench
 
@@ -38,7 +38,7 @@ def test_rows_say_what_was_measured(bench: Bench) -> None:
     bench.learn()
     odd = bench.joined(3, unseen=True)
     even = bench.joined(3)
-    writes = bench.judge.process([odd[0], even[0], odd[1], even[1], odd[2], even[2]], bench.now)
+    writes = bench.monitors.process([odd[0], even[0], odd[1], even[1], odd[2], even[2]], bench.now)
     p = [row.values["ood_p"] for row in writes.requests]
     assert max(p[::2]) < min(p[1::2])
     assert all(row.values["baseline_id"] == 1 and row.values["prompt_routed"] == 48 for row in writes.requests)
@@ -48,7 +48,7 @@ def test_a_request_too_short_to_be_scored_has_no_p_value(bench: Bench) -> None:
     """It is stored all the same."""
     bench.learn()
     short = Joined("r0", "cmpl-s", 0, bench.tap.routing("cmpl-s", tokens=2), None, None, complete=True)
-    (row,) = bench.judge.process([short], bench.now).requests
+    (row,) = bench.monitors.process([short], bench.now).requests
     assert row.values["ood_p"] is None
     assert row.values["decode_routed"] == 0
 
@@ -57,8 +57,8 @@ def test_canaries_are_stored_and_count_for_nothing(bench: Bench) -> None:
     """Our own traffic moves neither windows nor detectors."""
     frames = bench.tap.whole("cmpl-c")
     frames[2] = bench.tap.request("cmpl-c", canary=True)
-    writes = bench.judge.process(bench.join.add(frames, 0.0), bench.now)
-    writes.extend(bench.judge.collect(bench.now, last=True))
+    writes = bench.monitors.process(bench.join.add(frames, 0.0), bench.now)
+    writes.extend(bench.monitors.collect(bench.now, last=True))
     assert [row.values["canary"] for row in writes.requests] == [True]
     assert writes.requests[0].fingerprint is not None
     assert sum(window.values["requests"] for window in writes.windows) == 0
@@ -67,7 +67,7 @@ def test_canaries_are_stored_and_count_for_nothing(bench: Bench) -> None:
 def test_fingerprints_are_kept_of_a_share() -> None:
     """The same share of requests each time, chosen by their id."""
     bench = Bench(store=StoreSettings(fingerprint_rate=0.3))
-    writes = bench.judge.process(bench.joined(400), bench.now)
+    writes = bench.monitors.process(bench.joined(400), bench.now)
     kept = sum(row.fingerprint is not None for row in writes.requests)
     assert 80 < kept < 160
 
@@ -77,9 +77,9 @@ def test_a_tap_that_does_not_see_is_blind(bench: Bench, state: str) -> None:
     """Whatever the tap says that is not on; the alarm is written and ends when it sees again."""
     bench.learn()
     bench.send(100)
-    bench.judge.hear(bench.tap.health(state, reason="because"), bench.now)
-    bench.written.extend(bench.judge.tick(bench.now))
-    (replica,) = bench.judge.describe(bench.now)
+    bench.monitors.hear(bench.tap.health(state, reason="because"), bench.now)
+    bench.written.extend(bench.monitors.tick(bench.now))
+    (replica,) = bench.monitors.describe(bench.now)
     assert (replica.verdict, replica.reason) == ("blind", "because")
     assert bench.value(series.TAP_UP) == 0
     assert bench.written.episodes[-1].values["kind"] == "blind"
@@ -89,8 +89,8 @@ def test_a_tap_that_does_not_see_is_blind(bench: Bench, state: str) -> None:
 
 def test_a_silent_tap_is_blind(bench: Bench) -> None:
     """A replica that was seen once stays, at 0."""
-    bench.judge.tick(bench.now + 31.0)
-    (replica,) = bench.judge.describe(bench.now + 31.0)
+    bench.monitors.tick(bench.now + 31.0)
+    (replica,) = bench.monitors.describe(bench.now + 31.0)
     assert replica.verdict == "blind"
     assert "silent" in replica.reason
     assert bench.value(series.TAP_UP) == 0
@@ -113,19 +113,19 @@ def test_all_zero_routing_is_blindness(bench: Bench) -> None:
         Joined("r0", f"z{n}", 0, bench.tap.routing(f"z{n}", prompt=counts, decode=counts), None, None, complete=True)
         for n in range(40)
     ]
-    bench.judge.process(requests, bench.now)
+    bench.monitors.process(requests, bench.now)
     assert bench.verdict == "blind"
 
 
 def test_a_dense_model_is_recognised(bench: Bench) -> None:
     """It has nothing to watch, and its requests are counted."""
-    bench.judge.announce(bench.tap.announce(layers=0, experts=0, top_k=0), bench.now)
-    bench.judge.hear(bench.tap.health("dense"), bench.now)
-    bench.judge.process(bench.joined(5, parts=slice(1, None)), bench.now)
-    bench.judge.tick(bench.now)
-    (replica,) = bench.judge.describe(bench.now)
+    bench.monitors.announce(bench.tap.announce(layers=0, experts=0, top_k=0), bench.now)
+    bench.monitors.hear(bench.tap.health("dense"), bench.now)
+    bench.monitors.process(bench.joined(5, parts=slice(1, None)), bench.now)
+    bench.monitors.tick(bench.now)
+    (replica,) = bench.monitors.describe(bench.now)
     assert (replica.verdict, replica.requests, replica.layers) == ("idle", 5, 0)
-    bench.judge.tick(bench.now)
+    bench.monitors.tick(bench.now)
 
 
 def test_another_model_under_the_same_name_starts_anew(bench: Bench) -> None:
@@ -134,7 +134,7 @@ def test_another_model_under_the_same_name_starts_anew(bench: Bench) -> None:
     bench.send(100)
     bench.send(200, unseen=True)
     assert bench.verdict == "traffic"
-    bench.judge.announce(bench.tap.announce(weights="other"), bench.now)
+    bench.monitors.announce(bench.tap.announce(weights="other"), bench.now)
     assert bench.verdict == "learning"
     assert bench.value(series.BASELINE_INFO, "1") is None
     assert bench.value(series.DRIFT_ACTIVE, "traffic") == 0
@@ -144,8 +144,8 @@ def test_another_model_under_the_same_name_starts_anew(bench: Bench) -> None:
 def test_the_same_model_announced_again_changes_nothing(bench: Bench) -> None:
     """Taps repeat themselves."""
     bench.send(10)
-    bench.judge.announce(bench.tap.announce(), bench.now)
-    assert bench.judge.watches["r0"].requests == 10
+    bench.monitors.announce(bench.tap.announce(), bench.now)
+    assert bench.monitors.by_replica["r0"].snapshot(bench.now).requests == 10
 
 
 def test_requests_wait_for_the_announcement_of_their_replica(bench: Bench) -> None:
@@ -155,19 +155,19 @@ def test_requests_wait_for_the_announcement_of_their_replica(bench: Bench) -> No
     def joined(n: int) -> list[Joined]:
         return [Joined("r9", f"a{n}-{i}", 0, tap.routing(f"a{n}-{i}"), None, None, complete=True) for i in range(n)]
 
-    assert bench.judge.process(joined(30), bench.now).requests == []
-    bench.judge.announce(tap.announce(), bench.now)
-    assert len(bench.judge.collect(bench.now).requests) == 30
-    assert bench.judge.watches["r9"].requests == 30
+    assert bench.monitors.process(joined(30), bench.now).requests == []
+    bench.monitors.announce(tap.announce(), bench.now)
+    assert len(bench.monitors.collect(bench.now).requests) == 30
+    assert bench.monitors.by_replica["r9"].snapshot(bench.now).requests == 30
 
 
 def test_requests_of_a_replica_that_is_never_announced_are_counted_as_such(bench: Bench) -> None:
     """They cost bounded memory and are refused at the end."""
     requests = [Joined("r9", f"a{n}", 0, None, bench.tap.latency(f"a{n}"), None, complete=True) for n in range(1500)]
-    bench.judge.process(requests, bench.now)
-    assert bench.judge.refused == {"unannounced": 500}
-    bench.judge.collect(bench.now, last=True)
-    assert bench.judge.refused == {"unannounced": 1500}
+    bench.monitors.process(requests, bench.now)
+    assert bench.monitors.refused == {"unannounced": 500}
+    bench.monitors.collect(bench.now, last=True)
+    assert bench.monitors.refused == {"unannounced": 1500}
 
 
 def test_windows_are_written_as_they_grow_and_when_they_end(bench: Bench) -> None:
@@ -175,7 +175,7 @@ def test_windows_are_written_as_they_grow_and_when_they_end(bench: Bench) -> Non
     for _ in range(8):
         bench.send(50)
         bench.tick(9.0)
-    bench.written.extend(bench.judge.collect(bench.now, last=True))
+    bench.written.extend(bench.monitors.collect(bench.now, last=True))
     last = {window.values["start"]: window.values["requests"] for window in bench.written.windows}
     assert sum(last.values()) == 400
     assert len(last) >= 2
@@ -186,42 +186,42 @@ def test_what_the_tap_dropped_is_counted_across_its_restarts(bench: Bench) -> No
     """Its counts start anew with its process; ours never go back."""
     for source, count in (("a", 5), ("a", 7), ("b", 2), ("b", 3)):
         health = msgspec.structs.replace(bench.tap.health(dropped={"queue_full": count}), source=source)
-        bench.judge.hear(health, bench.now)
+        bench.monitors.hear(health, bench.now)
     assert bench.value(series.FRAMES_DROPPED, "queue_full") == 10
 
 
 def test_requests_that_wait_for_an_announcement_are_bounded_in_bytes() -> None:
     """Over all replicas together, whatever names come."""
-    judge = Judge(Settings(memory_bytes=1 << 26), Board())
+    monitors = ReplicaMonitors(Settings(memory_bytes=1 << 26), Board())
     counts = wire.Counts("u1", bytes(1 << 18))
     for number in range(64):
         routing = Tap(replica=f"r{number}").routing("cmpl", prompt=counts)
         size = memory.weigh(routing)
-        judge.process([Joined(f"r{number}", "cmpl", 0, routing, None, None, complete=False, size=size)], 1.0)
-    assert sum(map(len, judge._held.values())) == 15
-    assert judge.refused == {"unannounced": 49}
+        monitors.process([Joined(f"r{number}", "cmpl", 0, routing, None, None, complete=False, size=size)], 1.0)
+    assert sum(map(len, monitors._held.values())) == 15
+    assert monitors.refused == {"unannounced": 49}
 
 
 def test_a_replica_that_is_forgotten_leaves_everything_but_the_store(bench: Bench) -> None:
     """Its alarms end, its series and its place in the status go, and it may come back as new."""
     bench.learn()
     bench.send(300, unseen=True)
-    assert "traffic" in bench.judge.watches["r0"].open
-    bench.judge.forget("r0", bench.now)
-    writes = bench.judge.collect(bench.now)
+    assert "traffic" in bench.monitors.by_replica["r0"].alarms.open
+    bench.monitors.forget("r0", bench.now)
+    writes = bench.monitors.collect(bench.now)
     assert [row.values["kind"] for row in writes.episodes if row.values["ended_at"] is not None] == ["traffic"]
-    assert bench.judge.describe(bench.now) == []
-    bench.judge.tick(bench.now + 60)
+    assert bench.monitors.describe(bench.now) == []
+    bench.monitors.tick(bench.now + 60)
     assert not [s for f in bench.board.read() for s in f.series if "r0" in s.labels]
-    bench.judge.announce(bench.tap.announce(), bench.now)
-    assert [one.replica for one in bench.judge.describe(bench.now)] == ["r0"]
+    bench.monitors.announce(bench.tap.announce(), bench.now)
+    assert [one.replica for one in bench.monitors.describe(bench.now)] == ["r0"]
 
 
 def test_a_start_makes_no_replica_younger(bench: Bench) -> None:
     """What the store knows is written with the time at which it was heard, else it would never expire."""
     heard = bench.now - 80_000.0
-    bench.judge.announce(bench.tap.announce(revision="b"), bench.now, heard_at=heard)
-    (written,) = bench.judge.collect(bench.now).meta.values()
+    bench.monitors.announce(bench.tap.announce(revision="b"), bench.now, heard_at=heard)
+    (written,) = bench.monitors.collect(bench.now).meta.values()
     assert msgspec.json.decode(written)["sent_at"] == heard
 
 
@@ -231,7 +231,7 @@ def test_an_announcement_is_written_again_before_it_would_expire(bench: Bench) -
     times = [bench.now + hour * 3600 for hour in range(25)]
     written = []
     for now in times:
-        bench.judge.announce(bench.tap.announce(), now)
-        written += [msgspec.json.decode(value)["sent_at"] for value in bench.judge.collect(now).meta.values()]
+        bench.monitors.announce(bench.tap.announce(), now)
+        written += [msgspec.json.decode(value)["sent_at"] for value in bench.monitors.collect(now).meta.values()]
     assert len(written) == 9
     assert max(b - a for a, b in itertools.pairwise(written)) < day / 4

@@ -49,7 +49,7 @@ def test_another_configuration_of_the_same_model_is_an_event_once(bench: Bench) 
     """An upgrade, other kernels and another layout are told in words, and kept so that it is told once."""
     upgraded = {"vllm_version": "0.33.0", "moe_backend": "TritonExperts", "parallel": {"ep": 2}}
     for _ in range(3):
-        bench.judge.announce(bench.tap.announce(**upgraded), bench.now)
+        bench.monitors.announce(bench.tap.announce(**upgraded), bench.now)
     bench.tick(1.0)
     (event,) = [event for event in bench.written.events if event.values["kind"] == "model_changed"]
     assert event.values["detail"] == (
@@ -66,7 +66,7 @@ def test_a_drift_is_dated_to_what_happened_before_it(bench: Bench, between: int)
     bench.learn()
     bench.send(100)
     kind, at = "eplb_rebalance", time.time()
-    bench.judge.hear(wire.Event(**bench.tap.engine(), kind=kind, at=at), bench.now)
+    bench.monitors.hear(wire.Event(**bench.tap.engine(), kind=kind, at=at), bench.now)
     bench.send(between)
     bench.send(100, unseen=True)
     (episode,) = [episode for episode in bench.written.episodes if episode.values["kind"] == "traffic"][:1]
@@ -93,15 +93,15 @@ def test_what_ended_an_alarm_is_written_wherever_it_ends(bench: Bench) -> None:
     bench.send(100)
     bench.send(200, unseen=True)
     bench.learn(version=2)
-    watch = bench.judge.watches["r0"]
-    watch.begin("garbled", bench.now, bench.now, "broken", {})
-    bench.judge.announce(bench.tap.announce(revision="b"), bench.now)
-    bench.judge.watches["r0"].begin("quality", bench.now, bench.now, "worse", {})
-    bench.written.extend(bench.judge.collect(bench.now, last=True))
+    monitor = bench.monitors.by_replica["r0"]
+    monitor.begin("garbled", bench.now, bench.now, "broken", {})
+    bench.monitors.announce(bench.tap.announce(revision="b"), bench.now)
+    bench.monitors.by_replica["r0"].begin("quality", bench.now, bench.now, "worse", {})
+    bench.written.extend(bench.monitors.collect(bench.now, last=True))
     ended = {one.values["kind"]: one.values["ending"] for one in bench.written.episodes if one.values["ended_at"]}
     wanted = {"traffic": "baseline_replaced", "garbled": "configuration_changed", "quality": "sidecar_stopped"}
     assert ended == wanted
-    (replica,) = bench.judge.describe(bench.now)
+    (replica,) = bench.monitors.describe(bench.now)
     assert {one.kind: one.ending for one in replica.ended} == wanted
 
 
@@ -109,12 +109,12 @@ def test_dead_experts_that_a_new_baseline_does_not_miss_did_not_recover(bench: B
     """The alarm ends because it is held against something else."""
     bench.learn()
     bench.send(100)
-    watch = bench.judge.watches["r0"]
-    watch.begin("dead_experts", bench.now, bench.now, "expert 5", {})
+    monitor = bench.monitors.by_replica["r0"]
+    monitor.begin("dead_experts", bench.now, bench.now, "expert 5", {})
     bench.learn(version=2)
     bench.send(50)
     bench.tick(6.0)
-    (ended,) = watch.raised.ended
+    (ended,) = monitor.alarms.ended
     assert (ended["kind"], ended["ending"]) == ("dead_experts", "baseline_replaced")
 
 
@@ -123,15 +123,15 @@ def test_looking_judges_nothing(bench: Bench) -> None:
     bench.learn()
     bench.beat("off")
     for _ in range(2):
-        (replica,) = bench.judge.describe(bench.now)
+        (replica,) = bench.monitors.describe(bench.now)
         assert (replica.verdict, replica.episodes) == ("learning", [])
-    bench.written.extend(bench.judge.tick(bench.now))
-    (replica,) = bench.judge.describe(bench.now)
+    bench.written.extend(bench.monitors.tick(bench.now))
+    (replica,) = bench.monitors.describe(bench.now)
     assert (replica.verdict, [one.kind for one in replica.episodes]) == ("blind", ["blind"])
     bench.beat()
-    (replica,) = bench.judge.describe(bench.now + 3600)
+    (replica,) = bench.monitors.describe(bench.now + 3600)
     assert [one.kind for one in replica.episodes] == ["blind"]
-    assert bench.judge.collect(bench.now).episodes == []
+    assert bench.monitors.collect(bench.now).episodes == []
 
 
 def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("moe_watch.sidecar.monitor.replica_monitor.online.observe", broken)
+    monkeypatch.setattr("moe_watch.sidecar.monitor.detectors.online.observe", broken)
     bench.send(50)
     assert bench.value(series.DETECTOR_ERRORS) == 1
     assert len(bench.written.requests) == 50
@@ -156,12 +156,12 @@ def test_a_canary_that_moved_is_routing_drift_and_names_the_deployment(bench: Be
     def check(verdict: str, at: float) -> CanaryRun:
         return CanaryRun(id=int(at), at=at, verdict=verdict, summary="layer 2 moved", evidence={})
 
-    bench.judge.learn([News("r0", [], check("routing", bench.now))], bench.now + 1)
+    bench.monitors.learn([News("r0", [], check("routing", bench.now))], bench.now + 1)
     assert bench.verdict == "routing"
     assert bench.value(series.DRIFT_ACTIVE, "routing") == 1
-    bench.judge.learn([News("r0", [], check("healthy", bench.now))], bench.now)
+    bench.monitors.learn([News("r0", [], check("healthy", bench.now))], bench.now)
     assert bench.verdict == "healthy"
-    bench.judge.learn([News("r0", [], check("weights", bench.now))], bench.now)
+    bench.monitors.learn([News("r0", [], check("weights", bench.now))], bench.now)
     assert bench.verdict == "deployment"
 
 
@@ -170,21 +170,21 @@ def test_lost_quality_is_an_alarm_of_its_own(bench: Bench) -> None:
     bench.learn()
     bench.send(100)
     change = Change("quality", started=True, began_at=bench.now - 60, summary="worse", evidence={})
-    bench.judge.learn([News("r0", [change], None)], bench.now)
+    bench.monitors.learn([News("r0", [change], None)], bench.now)
     assert bench.verdict == "quality"
-    bench.judge.learn([News("r0", [Change("quality", started=False, began_at=0.0)], None)], bench.now)
+    bench.monitors.learn([News("r0", [Change("quality", started=False, began_at=0.0)], None)], bench.now)
     assert bench.verdict == "healthy"
 
 
 def test_layers_go_by_their_index_in_the_whole_model() -> None:
     """A model whose first layers are dense is not shifted."""
     bench = Bench(detect=DetectSettings(average_run_length=100))
-    bench.judge.announce(bench.tap.announce(revision="b", layer_ids=[1, 3, 5]), bench.now)
+    bench.monitors.announce(bench.tap.announce(revision="b", layer_ids=[1, 3, 5]), bench.now)
     bench.send(60)
     bench.tick(6.0)
     assert bench.value(series.EXPERT_LOAD_ENTROPY, "5") is not None
     assert bench.value(series.EXPERT_LOAD_ENTROPY, "2") is None
-    matrix = bench.judge.matrix("r0")
+    matrix = bench.monitors.matrix("r0", bench.now)
     assert matrix is not None
     assert matrix.layer_ids == [1, 3, 5]
     assert sum(matrix.share[0]) == pytest.approx(1.0, abs=1e-4)
@@ -195,9 +195,9 @@ def test_ranks_are_judged_where_their_experts_are_known(bench: Bench) -> None:
     counts = np.ones((3, 8), np.uint32)
     counts[1, :4] = 3
     for eplb, expected in ((False, 1.5), (True, None)):
-        bench.judge.announce(bench.tap.announce(revision=str(eplb), ranks=2, eplb=eplb), bench.now)
+        bench.monitors.announce(bench.tap.announce(revision=str(eplb), ranks=2, eplb=eplb), bench.now)
         routing = bench.tap.routing(f"e{eplb}", prompt=wire.pack_counts(counts), decode=wire.pack_counts(counts))
-        bench.judge.process([Joined("r0", f"e{eplb}", 0, routing, None, None, complete=True)], bench.now)
+        bench.monitors.process([Joined("r0", f"e{eplb}", 0, routing, None, None, complete=True)], bench.now)
         bench.tick(6.0)
         assert bench.value(series.RANK_LOAD_MAX, "1") == (None if expected is None else pytest.approx(expected))
 
@@ -207,14 +207,14 @@ def test_an_open_drift_says_where_once_enough_fresh_requests_came(bench: Bench) 
     bench.learn()
     bench.send(100)
     bench.send(200, unseen=True)
-    (replica,) = bench.judge.describe(bench.now)
+    (replica,) = bench.monitors.describe(bench.now)
     where = replica.episodes[0].where
     assert where is not None
     assert where.layers
     assert where.experts is None
     bench.send(500, unseen=True)
     bench.tick(6.0)
-    (replica,) = bench.judge.describe(bench.now)
+    (replica,) = bench.monitors.describe(bench.now)
     where = replica.episodes[0].where
     assert where is not None
     assert where.requests >= 500
@@ -248,10 +248,10 @@ def test_an_expert_that_falls_silent_is_an_alarm_of_the_deployment(bench: Bench)
         return replace(request, routing=msgspec.structs.replace(routing, prompt=parts[0], decode=parts[1]))
 
     for _ in range(8):
-        bench.written.extend(bench.judge.process([silent(one) for one in bench.joined(50)], bench.now))
+        bench.written.extend(bench.monitors.process([silent(one) for one in bench.joined(50)], bench.now))
         bench.tick(6.0)
     assert bench.value(series.DEAD_EXPERTS, "1") == 1
-    assert "dead_experts" in {episode.kind for episode in bench.judge.describe(bench.now)[0].episodes}
+    assert "dead_experts" in {episode.kind for episode in bench.monitors.describe(bench.now)[0].episodes}
     episode = next(one for one in bench.written.episodes if one.values["kind"] == "dead_experts")
     assert "expert 5 of layer 1 got no token in" in episode.values["summary"]
     assert episode.values["evidence"]["probability"] < 1e-4

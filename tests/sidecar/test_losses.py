@@ -34,16 +34,16 @@ def empty(tmp_path: Path) -> Engine:
 def started(store: Engine) -> Bench:
     """Return a judge as a process of the sidecar begins, before its tap is announced again."""
     bench = Bench()
-    del bench.judge.watches["r0"]
-    bench.judge.remember(losses.read(store, SIDECAR))
+    del bench.monitors.by_replica["r0"]
+    bench.monitors.remember(losses.read(store, SIDECAR))
     bench.now = time.time()
-    bench.judge.announce(bench.tap.announce(), bench.now)
+    bench.monitors.announce(bench.tap.announce(), bench.now)
     return bench
 
 
 def stopped(bench: Bench, store: Engine) -> None:
     """Write what the process holds at its end."""
-    bench.written.extend(bench.judge.collect(bench.now, last=True))
+    bench.written.extend(bench.monitors.collect(bench.now, last=True))
     write(store, bench.written)
 
 
@@ -58,7 +58,7 @@ def test_the_report_says_how_many_frames_were_lost(empty: Engine) -> None:
     bench = started(empty)
     bench.send(50)
     bench.beat(dropped={"queue_full": 38})
-    bench.judge.lose({"r0": 2, "never announced": 7})
+    bench.monitors.lose({"r0": 2, "never announced": 7})
     bench.beat(dropped={"queue_full": 40, "something to come": 1})
     stopped(bench, empty)
     review = reported(empty)
@@ -84,7 +84,7 @@ def test_a_restart_of_the_sidecar_counts_nothing_twice(empty: Engine) -> None:
     stopped(first, empty)
     second = started(empty)
     second.beat(dropped={"not_connected": 8})
-    second.judge.announce(second.tap.announce(revision="b"), second.now)  # nor does another configuration
+    second.monitors.announce(second.tap.announce(revision="b"), second.now)  # nor does another configuration
     second.beat(dropped={"not_connected": 8})
     stopped(second, empty)
     assert reported(empty).coverage.dropped == {"not_connected": 3 + 5}
@@ -95,8 +95,8 @@ def test_a_process_of_the_tap_that_starts_anew_counts_from_nothing(empty: Engine
     bench = started(empty)
     for number in range(2 * losses.MOST_SOURCES):
         health = msgspec.structs.replace(bench.tap.health(dropped={"error": 1}), source=f"engine-{number}")
-        bench.judge.hear(health, bench.now)
-    assert len(bench.judge.watches["r0"].heard.dropped) == losses.MOST_SOURCES
+        bench.monitors.hear(health, bench.now)
+    assert len(bench.monitors.by_replica["r0"].tap_health.dropped) == losses.MOST_SOURCES
     stopped(bench, empty)
     assert reported(empty).coverage.dropped == {"error": 2 * losses.MOST_SOURCES}
 
@@ -106,7 +106,7 @@ def test_reasons_of_a_taps_own_are_counted_as_one() -> None:
     bench = Bench()
     for number in range(500):
         bench.beat(dropped={f"made up {number} {of}": 1 for of in range(16)})
-    (kept,) = bench.judge.watches["r0"].heard.dropped.values()
+    (kept,) = bench.monitors.by_replica["r0"].tap_health.dropped.values()
     assert kept == {"error": 16}
 
 

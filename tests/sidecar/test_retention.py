@@ -20,7 +20,7 @@ from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings, StoreSettings
 from moe_watch.sidecar import retention
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from moe_watch.store import engine, migrate, schema
 from moe_watch.store.lifecycle.prune import DAY_S
 from moe_watch.store.records import served_models, windows
@@ -38,7 +38,7 @@ class Month:
 
     def __init__(self, store: Engine, days: int, keep: StoreSettings) -> None:
         self.store, self.settings, self.end = store, Settings(store=keep), START + days * DAY_S
-        self.judge, self.now, self.sent = Judge(self.settings, Board(START)), START, 0
+        self.monitors, self.now, self.sent = ReplicaMonitors(self.settings, Board(START)), START, 0
         self.sizes: list[int] = []  # at the end of each day
         tap, join = Tap(), Join(5.0)
         sample = wire.Sample(prompt="what is it? " * 20, outputs=["it is"])
@@ -48,15 +48,15 @@ class Month:
             text = {"sample": sample, "sample_rate": 0.25} if index % 4 == 0 else {}
             frames += [routing, latency, tap.request(f"cmpl-{index}", domain=("chat", "code")[index % 2], **text)]
         self.requests = join.add(frames, 0.0)
-        self.judge.announce(tap.announce(), self.now)
+        self.monitors.announce(tap.announce(), self.now)
 
     async def pass_by(self, _: float) -> None:
         """Let some hours pass, with three busy minutes, and end when it is time."""
         made = Writes()
         for minute in range(3):
             at = self.now + 60 * minute
-            made.extend(self.judge.process(list(self._fresh(at)), at))
-            made.extend(self.judge.tick(at + 60))
+            made.extend(self.monitors.process(list(self._fresh(at)), at))
+            made.extend(self.monitors.tick(at + 60))
         await asyncio.to_thread(write, self.store, made)
         self.now += STEP_S
         if self.now % DAY_S == 0:
@@ -101,8 +101,8 @@ def _holds(month: Month, days: int, kept_days: int) -> None:
     total = windows.pooled(month.store, model, 0, 4e9)
     assert (total.requests, total.routed_requests) == (month.sent, month.sent)
     assert total.counts.sum() == month.sent * 64 * 2 * 3  # tokens x top-k x layers
-    assert total.sums["prompt_tokens"] == month.sent * 48.0
-    assert total.tallies["domains"] == {"chat": month.sent // 2, "code": month.sent // 2}
+    assert total.sums.prompt_tokens == month.sent * 48.0
+    assert total.tallies.domains == {"chat": month.sent // 2, "code": month.sent // 2}
 
 
 def test_a_month_stays_in_bounds_and_adds_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
 from moe_watch.sidecar.intake import Intake
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from tests.support.frames import Tap
 
 CORPUS = sorted((Path(__file__).parents[1] / "corpus" / "wire").glob("*.json"), key=lambda path: int(path.stem))
@@ -64,16 +64,16 @@ def _default(tag: str, name: str) -> Any:
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_an_older_tap_is_judged_and_stored_by_todays_sidecar(path: Path) -> None:
     """Its requests are joined, complete and become rows; what is refused is counted by its reason."""
-    intake, join, judge = Intake(), Join(5.0), Judge(Settings(), Board(started_at=0.0))
+    intake, join, monitors = Intake(), Join(5.0), ReplicaMonitors(Settings(), Board(started_at=0.0))
     known = frames(path)
     taken = intake.take([raw for raw, _ in known], now=0.0)
     expected = [refused for _, refused in known if refused is not None]
     assert dict(intake.refused) == ({"malformed": len(expected)} if expected else {})
     (model,) = [frame for frame in taken if isinstance(frame, wire.Model)]
-    judge.announce(model, 1.0)
+    monitors.announce(model, 1.0)
     joined = join.add(taken, 0.0)
     assert all(request.complete for request in joined)
-    writes = judge.process(joined, 1_790_000_002.0)
+    writes = monitors.process(joined, 1_790_000_002.0)
     assert [row.values["request_id"] for row in writes.requests] == ["cmpl-full", "cmpl-0", "cmpl-1", "cmpl-2"]
     assert all(row.fingerprint is not None for row in writes.requests)
     assert writes.requests[0].sample is not None

@@ -116,11 +116,11 @@ def test_windows_come_back_and_add_up(store: Engine) -> None:
         window = Window(3, 8, 2, 1)
         window.counts[0, 1, 2] = 5
         window.moments[1, 0, 0] = 0.25
-        window.sum("ood", 1)
+        window.sums.ood = 1.0
         write(store, Writes(windows=[windows.row(identity, replica, 120.0, 60.0, window)]))
     pooled = windows.pooled(store, _model(store), 100.0, 200.0)
     assert (pooled.requests, int(pooled.counts[0, 1, 2]), pooled.moments[1, 0, 0]) == (4, 10, 0.5)
-    assert pooled.sums["ood"] == 2
+    assert pooled.sums.ood == 2
     assert windows.pooled(store, _model(store), 100.0, 200.0, replica="a").requests == 2
 
 

@@ -105,7 +105,7 @@ def test_todays_queries_read_all_of_it(store: Engine, old: Rows) -> None:
     totals = np.concatenate([some.batch.prompt for some in stored]).sum(axis=(1, 2))
     assert set(totals.tolist()) == {48 * 2 * 3}  # tokens x top-k x layers
     pooled = windows.pooled(store, model, 0, 4e9)
-    assert (pooled.requests, pooled.sums["prompt_tokens"]) == (520, 520 * 48.0)
+    assert (pooled.requests, pooled.sums.prompt_tokens) == (520, 520 * 48.0)
     (episode,) = alarms.between(store, 0, 4e9)
     assert (episode.kind, "left baseline 1" in episode.summary) == ("traffic", True)
     assert [event.kind for event in events.between(store, 0, 4e9)] == ["engine_start", "baseline_promoted"]

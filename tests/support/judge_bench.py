@@ -1,4 +1,4 @@
-"""A judge with one replica, fed by hand."""
+"""The monitor of one replica, fed by hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from moe_watch.metrics import series as metrics
 from moe_watch.metrics.board import Board
 from moe_watch.settings import Settings
 from moe_watch.sidecar.join import Join
-from moe_watch.sidecar.monitor.replica_monitor import Normal
-from moe_watch.sidecar.monitor.replicas import Judge
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.fingerprints import batch_of
+from moe_watch.sidecar.monitor.replicas import ReplicaMonitors
 from moe_watch.store.records.baselines import Active
 from moe_watch.store.write.batch import Writes
 from tests.support.frames import Tap
@@ -22,20 +23,20 @@ NOW = 1_000_000.0
 
 
 class Bench:
-    """A judge with one replica, fed by hand."""
+    """The monitor of one replica, fed by hand."""
 
     def __init__(self, **settings: Any) -> None:
         self.board = Board()
-        self.judge = Judge(Settings(**settings), self.board)
+        self.monitors = ReplicaMonitors(Settings(**settings), self.board)
         self.tap = Tap()
         self.join = Join(5.0)
         self.now = NOW
         self.written = Writes()
-        self.judge.announce(self.tap.announce(), self.now)
+        self.monitors.announce(self.tap.announce(), self.now)
         self.beat()
 
     def beat(self, state: str = "on", **more: Any) -> None:
-        self.judge.hear(self.tap.health(state, **more), self.now)
+        self.monitors.hear(self.tap.health(state, **more), self.now)
 
     def joined(self, n: int, *, unseen: bool = False, parts: slice = slice(None)) -> list[Joined]:
         frames = [frame for _ in range(n) for frame in self.tap.whole(unseen=unseen)[parts]]
@@ -43,25 +44,25 @@ class Bench:
 
     def send(self, n: int, **more: Any) -> None:
         for at in range(0, n, 50):
-            self.written.extend(self.judge.process(self.joined(min(50, n - at), **more), self.now))
+            self.written.extend(self.monitors.process(self.joined(min(50, n - at), **more), self.now))
             self.tick(1.0)
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.beat()
-        self.written.extend(self.judge.tick(self.now))
+        self.written.extend(self.monitors.tick(self.now))
 
     def learn(self, n: int = 600, version: int = 1) -> None:
-        watch = self.judge.watches["r0"]
+        monitor = self.monitors.by_replica["r0"]
         builder = BaselineBuilder(minimum=300)
-        builder.add(watch._batch(self.joined(n))[0])
-        active = Active(version, watch.identity, version, self.now, n)
-        self.judge.use({watch.identity: Normal(active, builder.build())}, self.now)
+        builder.add(batch_of(monitor.model, self.joined(n))[0])
+        active = Active(version, monitor.identity, version, self.now, n)
+        self.monitors.use({monitor.identity: Normal(active, builder.build())}, self.now)
 
     @property
     def verdict(self) -> str:
         self.tick(6.0)
-        (replica,) = self.judge.describe(self.now)
+        (replica,) = self.monitors.describe(self.now)
         return replica.verdict
 
     def value(self, metric: metrics.Metric, *rest: str) -> Any:
@@ -74,5 +75,5 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Bench:
-    """Return a judge that has heard of one replica."""
+    """Return the monitors of a sidecar that has heard of one replica."""
     return Bench()

@@ -15,7 +15,7 @@ _MOST_EXPERTS: Final = 20  # kept with an alarm
 _AGAIN: Final = 2  # the answer is renewed when requests have doubled: more of them name smaller changes
 
 
-class Whereabouts:
+class DriftLocation:
     """Adds fresh requests up; an answer costs about a millisecond at 30 x 128, so it is renewed rarely."""
 
     def __init__(self, normal: Moments) -> None:

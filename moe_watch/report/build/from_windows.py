@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from moe_watch.detect.common.proportion import clopper_pearson
-from moe_watch.domain import window as aggregate
-from moe_watch.metrics.series import CONTEXT_BUCKETS, CONTEXTS
+from moe_watch.domain.window import P_EDGES, Window
+from moe_watch.metrics.series import CONTEXT_BUCKETS, CONTEXTS, TPOT_BUCKETS, TTFT_BUCKETS
 from moe_watch.report.data.review import Totals
 from moe_watch.report.data.sections import Bucket, Context, Latency, Ood, Slice
 from moe_watch.report.data.types import Interval, Missing, Period
@@ -42,7 +42,7 @@ class Measured:
 
     period: Period
     step: float
-    whole: aggregate.Window = field(default_factory=lambda: aggregate.Window(0, 0))
+    whole: Window = field(default_factory=lambda: Window(0, 0))
     steps: dict[int, Step] = field(default_factory=dict)
     replicas: set[str] = field(default_factory=set)
     covered: list[tuple[float, float]] = field(default_factory=list)
@@ -66,7 +66,7 @@ def measure(connection: Connection, model_id: int, period: Period) -> Measured:
     requests, longest = store.extent(connection, model_id, period.since, period.until)
     found = Measured(period, step_of(period, requests, longest))
     for row in store.windows(connection, model_id, period.since, period.until):
-        window = aggregate.Window(0, 0, row.requests, row.routed_requests)
+        window = Window(0, 0, row.requests, row.routed_requests)
         window.load_scalars(row.scalars)
         found.whole.merge(window)
         found.replicas.add(row.replica)
@@ -75,8 +75,8 @@ def measure(connection: Connection, model_id: int, period: Period) -> Measured:
         step = found.steps.setdefault(int(row.start // found.step), Step())
         step.requests += row.requests
         step.routed += row.routed_requests
-        step.scored += round(window.sums.get("scored", 0))
-        step.flagged += round(window.sums.get("ood", 0))
+        step.scored += round(window.sums.scored or 0)
+        step.flagged += round(window.sums.ood or 0)
     return found
 
 
@@ -93,25 +93,25 @@ def buckets(found: Measured) -> tuple[Bucket, ...]:
 def totals(found: Measured, drifts: int) -> Totals:
     """Return what two periods are compared in."""
     whole, sums = found.whole, found.whole.sums
-    scored = round(sums.get("scored", 0))
+    scored = round(sums.scored or 0)
     return Totals(
         requests=whole.requests,
-        prompt_tokens=round(sums.get("prompt_tokens", 0)),
-        output_tokens=round(sums.get("output_tokens", 0)),
+        prompt_tokens=round(sums.prompt_tokens or 0),
+        output_tokens=round(sums.output_tokens or 0),
         coverage=whole.routed_requests / whole.requests if whole.requests else None,
-        ood=interval(round(sums.get("ood", 0)), scored) if scored else None,
+        ood=interval(round(sums.ood or 0), scored) if scored else None,
         entropy=_entropy(whole),
         ttft=_median_ttft(whole),
-        tpot=quantile(whole.vectors.get("tpot_s"), aggregate.EDGES["tpot_s"], 0.5),
-        corrupted=round(sums.get("corrupted", 0)),
-        preemptions=round(sums.get("preemptions", 0)),
+        tpot=quantile(whole.vectors.tpot_s, TPOT_BUCKETS, 0.5),
+        corrupted=round(sums.corrupted or 0),
+        preemptions=round(sums.preemptions or 0),
         drifts=drifts,
     )
 
 
 def ood(found: Measured, alpha: float) -> Ood | Missing:
     """Return the out-of-distribution section; ``alpha`` is the share that normal traffic has by construction."""
-    scored = round(found.whole.sums.get("scored", 0))
+    scored, tallies = round(found.whole.sums.scored or 0), found.whole.tallies
     if not scored:
         return Missing(
             "No request of the period was scored: there was no active baseline, or no routing.",
@@ -120,11 +120,11 @@ def ood(found: Measured, alpha: float) -> Ood | Missing:
     rates = [step.flagged / step.scored for step in found.steps.values() if step.scored >= 1 / alpha]
     spread = np.quantile(rates, [0.05, 0.95]) if len(rates) >= 8 else None
     return Ood(
-        rate=interval(round(found.whole.sums.get("ood", 0)), scored),
+        rate=interval(round(found.whole.sums.ood or 0), scored),
         expected=alpha,
-        histogram=_even_bins(found.whole.vectors.get("ood_p")),
-        domains=_slices(found.whole.tallies, "domains"),
-        modalities=_slices(found.whole.tallies, "modalities"),
+        histogram=_even_bins(found.whole.vectors.ood_p),
+        domains=_slices(tallies.scored_domains, tallies.ood_domains),
+        modalities=_slices(tallies.scored_modalities, tallies.ood_modalities),
         over_steps=None if spread is None else (float(spread[0]), float(spread[1])),
     )
 
@@ -140,7 +140,7 @@ def latency(found: Measured, budgets: dict[str, float], long_tokens: int) -> Lat
         )
     total = sum(c.requests for c in contexts)
     beyond = sum(c.requests for c in contexts if CONTEXT_BUCKETS.get(c.name, math.inf) > long_tokens)
-    tpot = quantile(whole.vectors.get("tpot_s"), aggregate.EDGES["tpot_s"], 0.5)
+    tpot = quantile(whole.vectors.tpot_s, TPOT_BUCKETS, 0.5)
     return Latency(tuple(contexts), tpot, beyond / total)
 
 
@@ -193,41 +193,37 @@ def above(counts: NDArray[np.float64], edges: Sequence[float], bound: float) -> 
     return float((counts * np.where(np.isfinite(high), part, float(bound <= edges[-1]))).sum())
 
 
-def _context(whole: aggregate.Window, name: str, budget: float | None) -> Context | None:
-    key = f"ttft_s.{name}"
-    counts = whole.vectors.get(key)
-    median, p95 = (quantile(counts, aggregate.EDGES[key], q) for q in (0.5, 0.95))
+def _context(whole: Window, name: str, budget: float | None) -> Context | None:
+    counts = whole.vectors.ttft_s.get(name)
+    median, p95 = (quantile(counts, TTFT_BUCKETS, q) for q in (0.5, 0.95))
     if counts is None or median is None or p95 is None:
         return None
     n = round(float(counts.sum()))
-    unknown = budget is None or (budget > aggregate.EDGES[key][-1] and counts[-1] > 0)  # within the open bucket
-    over = (
-        None if unknown or budget is None else interval(min(n, round(above(counts, aggregate.EDGES[key], budget))), n)
-    )
+    unknown = budget is None or (budget > TTFT_BUCKETS[-1] and counts[-1] > 0)  # within the open bucket
+    over = None if unknown or budget is None else interval(min(n, round(above(counts, TTFT_BUCKETS, budget))), n)
     return Context(name, n, median, p95, budget, over)
 
 
-def _median_ttft(whole: aggregate.Window) -> float | None:
-    found = [whole.vectors[key] for name in CONTEXTS if (key := f"ttft_s.{name}") in whole.vectors]
-    return quantile(np.sum(found, axis=0), aggregate.EDGES[f"ttft_s.{CONTEXTS[0]}"], 0.5) if found else None
+def _median_ttft(whole: Window) -> float | None:
+    found = list(whole.vectors.ttft_s.values())
+    return quantile(np.sum(found, axis=0), TTFT_BUCKETS, 0.5) if found else None
 
 
-def _entropy(whole: aggregate.Window) -> float | None:
-    n = whole.vectors.get("entropy_n")
-    return float(whole.vectors["entropy"].sum() / n.sum()) if n is not None and n.sum() else None
+def _entropy(whole: Window) -> float | None:
+    total, n = whole.vectors.entropy, whole.vectors.entropy_n
+    return float(total.sum() / n.sum()) if total is not None and n is not None and n.sum() else None
 
 
 def _even_bins(counts: NDArray[np.float64] | None) -> tuple[int, ...]:
     """Return requests by p-value in ten equal bins from the uneven ones of the windows."""
     bins = [0] * _P_BINS
-    for upper, n in zip((*aggregate.P_EDGES, 1.0), () if counts is None else counts, strict=False):
+    for upper, n in zip((*P_EDGES, 1.0), () if counts is None else counts, strict=False):
         bins[min(math.ceil(upper * _P_BINS - 1e-9), _P_BINS) - 1] += round(n)
     return tuple(bins)
 
 
-def _slices(tallies: dict[str, dict[str, int]], by: str) -> tuple[Slice, ...]:
+def _slices(scored: dict[str, int], flagged: dict[str, int]) -> tuple[Slice, ...]:
     """Return the out-of-distribution share by domain tag or modality, the highest first; nothing of one part alone."""
-    scored, flagged = tallies.get(f"scored_{by}", {}), tallies.get(f"ood_{by}", {})
     found = [Slice(name or "untagged", n, interval(flagged.get(name, 0), n)) for name, n in scored.items() if n]
     if len(found) < 2:
         return ()

@@ -194,23 +194,19 @@ def _suspect(row: store.AnyRow, reasons: tuple[str, ...], text: store.AnyRow | N
 
 
 def _coverage(job: _Job, found: from_windows.Measured, quality: Quality | Missing) -> Coverage:
-    sums, tallies, vectors = found.whole.sums, found.whole.tallies, found.whole.vectors
+    sums, known = found.whole.sums, found.whole.vectors.entropy_n
     period = job.period
     return Coverage(
         requests=found.whole.requests,
         routed=found.whole.routed_requests,
-        joined=round(sums["joined"]) if "joined" in sums else None,
-        scored=round(sums.get("scored", 0)),
-        aborted=tallies.get("outcomes", {}).get("abort", 0),
-        received=round(sums["frames"]) if "frames" in sums else None,
-        dropped={
-            name.removeprefix("dropped."): round(n) for name, n in sums.items() if name.startswith("dropped.") and n
-        },
+        joined=None if sums.joined is None else round(sums.joined),
+        scored=round(sums.scored or 0),
+        aborted=found.whole.tallies.outcomes.get("abort", 0),
+        received=None if sums.frames is None else round(sums.frames),
+        dropped={reason: round(n) for reason, n in sums.dropped.items() if n},
         silent=from_windows.silent(found, job.row.first_seen),
         rows_since=store.oldest_request(job.connection, job.row.id),
         samples=store.sample_count(job.connection, job.row.id, period.since, period.until),
         shadowed=0 if isinstance(quality, Missing) or quality.gap is None else quality.gap.requests,
-        confidence=round(float(vectors["entropy_n"].max()))
-        if "entropy_n" in vectors and vectors["entropy_n"].size
-        else 0,
+        confidence=round(float(known.max())) if known is not None and known.size else 0,
     )

@@ -1,4 +1,4 @@
-"""What happened to the deployment of one replica, against which its changes are dated; one room of the sidecar."""
+"""The events of one replica's deployment (restarts, new versions), to which changes of its routing are dated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_watch import wire
 from moe_watch.detect.common.attribution import Dating, Happening, date
-from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.sidecar.monitor.rolling_window import RollingWindow
 
 _MOST: Final = 100
 _LONGEST: Final = 500  # characters of a detail
@@ -38,26 +38,26 @@ def differences(before: wire.Model, after: wire.Model) -> list[str]:
     pairs += [
         (f"{word} ranks", before.parallel.get(name, 1), after.parallel.get(name, 1)) for name, word in _PARALLEL.items()
     ]
-    return [f"{word} {_said(new)} instead of {_said(old)}" for word, old, new in pairs if old != new]
+    return [f"{word} {_shown(new)} instead of {_shown(old)}" for word, old, new in pairs if old != new]
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)[:40] or "none"
 
 
-class Happenings:
+class DeploymentEvents:
     """The latest events of one replica, in bounded memory."""
 
     def __init__(self) -> None:
-        self._seen: deque[Happening] = deque(maxlen=_MOST)
+        self._events: deque[Happening] = deque(maxlen=_MOST)
 
     def add(self, kind: str, at: float, detail: str = "") -> None:
         """Take note of an event at ``at``, seconds since the epoch."""
-        self._seen.append(Happening(at, kind, detail[:_LONGEST]))
+        self._events.append(Happening(at, kind, detail[:_LONGEST]))
 
-    def date(self, began_at: float, recent: Recent) -> Dating | None:
+    def date(self, began_at: float, rolling: RollingWindow) -> Dating | None:
         """Return the event to which a change of the traffic that began at ``began_at`` is dated, None without one."""
-        finished = np.asarray(recent.finished_at.rows(), np.float64)
-        return date(began_at, list(self._seen), finished, most_requests=_NEAR)
+        finished = np.asarray(rolling.finished_at.rows(), np.float64)
+        return date(began_at, list(self._events), finished, most_requests=_NEAR)

@@ -1,62 +1,68 @@
-"""Says in ``status`` structs what is on the board, and what is too much for it."""
+"""Says in ``status`` structs what a snapshot holds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from moe_watch.detect.common.proportion import clopper_pearson
 from moe_watch.domain import status
 from moe_watch.sidecar.background import Siblings
-from moe_watch.sidecar.monitor.publish import movers, ood_share, share, shares
-from moe_watch.sidecar.monitor.replica_monitor import Normal, Watch
+from moe_watch.sidecar.monitor.detectors import Normal
+from moe_watch.sidecar.monitor.expert_shares import movers, shares
+from moe_watch.sidecar.monitor.snapshot import ReplicaSnapshot
 
 
-def replica(watch: Watch, now: float) -> status.Replica:
-    """Return everything that is known of one replica; looking changes nothing."""
-    joined, covered = watch.recent.shares()
-    model, normal, observed = watch.model, watch.normal, watch.observation
+def replica(seen: ReplicaSnapshot) -> status.Replica:
+    """Return everything that is known of one replica."""
+    model, observed = seen.model, seen.observation
     return status.Replica(
         model=model.model,
-        identity=watch.identity,
+        identity=seen.identity,
         replica=model.replica,
-        layers=watch.layers,
-        experts=watch.experts,
+        layers=seen.layers,
+        experts=seen.experts,
         top_k=model.top_k,
-        verdict=watch.verdict,
-        reason=watch.reason,
-        since=watch.since,
-        tap=_tap(watch, now),
-        baseline=_baseline(normal),
-        requests=watch.requests,
-        routed=watch.routed,
-        coverage=covered if math.isfinite(covered) else None,
-        join_ratio=joined if math.isfinite(joined) else None,
-        ood=ood_share(watch),
+        verdict=seen.verdict,
+        reason=seen.reason,
+        since=seen.since,
+        tap=_tap(seen),
+        baseline=_baseline(seen.normal),
+        requests=seen.requests,
+        routed=seen.routed,
+        coverage=_known(seen.shares.routed),
+        join_ratio=_known(seen.shares.joined),
+        ood=_share(seen.shares.flagged, seen.shares.scored),
         evidence=observed.evidence if observed is not None else 0.0,
         channels=dict(observed.channels) if observed is not None else {},
-        episodes=[_episode(kind, one.values) for kind, one in watch.open.items()],
-        movers=movers(watch),
-        suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(watch.recent.suspects)],
-        siblings=None if watch.siblings is None else _siblings(watch.siblings),
-        ended=[_ended(values) for values in watch.raised.ended],
+        episodes=[_episode(kind, values) for kind, values in seen.open.items()],
+        movers=movers(seen),
+        suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(seen.suspects)],
+        siblings=None if seen.siblings is None else _siblings(seen.siblings),
+        ended=[_ended(values) for values in seen.ended],
     )
 
 
-def _tap(watch: Watch, now: float) -> status.Tap:
-    up, state, why = watch.heard.tap(now)
-    age, model = None if watch.heard.at is None else now - watch.heard.at, watch.model
-    return status.Tap(up, state, why, age, watch.heard.skew_s, model.vllm_version, model.tap_version, model.runner)
+def _known(share: float) -> float | None:
+    return share if math.isfinite(share) else None
 
 
-def _episode(kind: str, values: dict[str, Any]) -> status.Episode:
+def _tap(seen: ReplicaSnapshot) -> status.Tap:
+    tap, model = seen.tap, seen.model
+    versions = (model.vllm_version, model.tap_version, model.runner)
+    return status.Tap(tap.up, tap.state, tap.reason, tap.age_s, tap.skew_s, *versions)
+
+
+def _episode(kind: str, values: Mapping[str, Any]) -> status.Episode:
     where = values["evidence"].get("where")
     found = msgspec.convert(where, status.Where) if where else None
     return status.Episode(kind, values["began_at"], values["flagged_at"], values["summary"], found)
 
 
-def _ended(values: dict[str, Any]) -> status.Ended:
+def _ended(values: Mapping[str, Any]) -> status.Ended:
     times = (values["began_at"], values["flagged_at"], values["ended_at"])
     return status.Ended(values["kind"], *times, values["ending"], values["summary"])
 
@@ -66,8 +72,13 @@ def _siblings(found: Siblings) -> status.Siblings:
         found.replicas,
         found.standing.evidence,
         found.standing.deviates,
-        share(found.unusual, found.scored),
+        _share(found.unusual, found.scored),
     )
+
+
+def _share(hits: int, n: int) -> status.Share:
+    rate = clopper_pearson(hits, n)
+    return status.Share(rate.value if n else None, rate.lower, rate.upper, n)
 
 
 def _baseline(normal: Normal | None) -> status.Baseline | None:
@@ -76,14 +87,13 @@ def _baseline(normal: Normal | None) -> status.Baseline | None:
     return status.Baseline(normal.active.version, normal.active.promoted_at, normal.active.requests)
 
 
-def matrix(watch: Watch) -> status.Matrix:
+def matrix(seen: ReplicaSnapshot) -> status.Matrix:
     """Return the expert shares of the latest windows beside the baseline's."""
-    latest = watch.latest()
     return status.Matrix(
-        watch.model.model,
-        watch.model.replica,
-        [watch.layer_id(index) for index in range(watch.layers)],
-        latest.routed_requests,
-        shares(latest.counts.sum(0)).round(6).tolist(),
-        None if watch.normal is None else shares(watch.normal.fitted.counts).round(6).tolist(),
+        seen.model.model,
+        seen.model.replica,
+        seen.layer_ids,
+        seen.latest.requests,
+        shares(seen.latest.counts).round(6).tolist(),
+        None if seen.normal is None else shares(seen.normal.fitted.counts).round(6).tolist(),
     )

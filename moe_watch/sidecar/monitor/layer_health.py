@@ -13,7 +13,7 @@ from moe_watch.detect.load.balance import Balance, balance, contiguous, over_ran
 from moe_watch.detect.load.blind import Sight, sight
 from moe_watch.detect.load.dead import DeadExperts, Use, dead_experts
 from moe_watch.settings import DetectSettings
-from moe_watch.sidecar.monitor.rolling_window import Recent
+from moe_watch.sidecar.monitor.rolling_window import RollingWindow
 
 _RESAMPLES: Final = 200
 _SIGHT_REQUESTS: Final = 100  # the latest, by which the tap is found to be blind
@@ -26,18 +26,20 @@ class Assessment:
     balance: Balance
     ranks: Balance | None  # over expert-parallel ranks; None where their placement is unknown or there is one
     dead: DeadExperts
+    idle: NDArray[np.int64]  # [layers, experts] requests since each was chosen, at least
     sight: Sight
 
 
-def assess(model: wire.Model, recent: Recent, normal: Use | None, settings: DetectSettings) -> Assessment:
+def assess(model: wire.Model, rolling: RollingWindow, normal: Use | None, settings: DetectSettings) -> Assessment:
     """Return what ``recent`` says; ``normal`` is how the baseline's traffic uses the experts."""
-    counts = recent.counts.rows().astype(np.int64)
-    flags = recent.flags.rows()[-_SIGHT_REQUESTS:]
+    counts = rolling.counts.rows().astype(np.int64)
+    flags = rolling.flags.rows()[-_SIGHT_REQUESTS:]
     routed = int(flags[:, 1].sum()) if len(flags) else 0
     return Assessment(
         balance(counts, _RESAMPLES),
         _over_ranks(model, counts),
-        dead_experts(recent.idle, recent.passed, normal, settings.average_run_length),
+        dead_experts(rolling.idle, rolling.passed, normal, settings.average_run_length),
+        rolling.idle,
         sight(counts, routed, len(flags), settings.coverage_floor),
     )
 

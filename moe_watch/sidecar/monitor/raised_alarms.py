@@ -16,7 +16,7 @@ _MOST_ENDED: Final = 5
 _log = structlog.get_logger()
 
 
-class Raised:
+class RaisedAlarms:
     """At most one open alarm of each kind; every value of an alarm is a plain one, whatever found it."""
 
     def __init__(self, identity: str, replica: str) -> None:

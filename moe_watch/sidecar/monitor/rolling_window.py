@@ -1,7 +1,8 @@
-"""What the sidecar remembers of the latest requests of one replica, in bounded memory."""
+"""The latest requests of one replica, in bounded memory."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -61,7 +62,23 @@ class Suspicion:
     at: float  # seconds since the epoch
 
 
-class Recent:
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the latest requests; nan without any."""
+
+    requests: int
+    joined: float
+    routed: float
+    scored: int
+    flagged: int  # out of distribution, among the scored ones
+
+    @property
+    def ood(self) -> float:
+        """Return the share of the scored requests that are out of distribution."""
+        return self.flagged / self.scored if self.scored else math.nan
+
+
+class RollingWindow:
     """The latest requests of one replica; ``flags`` are rows of (joined, routed)."""
 
     def __init__(self, layers: int, experts: int) -> None:
@@ -100,10 +117,8 @@ class Recent:
         times = self.finished_at.rows()
         return float(times[max(0, len(times) - 1 - requests_ago)]) if len(times) else None
 
-    def shares(self) -> tuple[float, float]:
-        """Return the shares of the latest requests that were joined in full and that have routing; nan without any."""
-        flags = self.flags.rows()
-        if not len(flags):
-            return float("nan"), float("nan")
-        joined, routed = flags.mean(0, dtype=np.float64)
-        return float(joined), float(routed)
+    def shares(self) -> Shares:
+        """Return what is known of the latest requests in shares."""
+        flags, ood = self.flags.rows(), self.ood.rows()
+        joined, routed = flags.mean(0, dtype=np.float64) if len(flags) else (math.nan, math.nan)
+        return Shares(len(flags), float(joined), float(routed), len(ood), int(ood.sum()))

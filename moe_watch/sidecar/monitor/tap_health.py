@@ -1,4 +1,4 @@
-"""What the processes of a replica's tap say of themselves, and whether it is up."""
+"""The health of a replica's tap, from the health frames of its processes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,27 @@ TAP_SILENT_S: Final = 30.0
 _MOST_SOURCES: Final = 256  # processes of one replica that are kept apart
 
 
+@dataclass(frozen=True)
+class TapState:
+    """The state of the tap of one replica at one moment."""
+
+    up: bool
+    state: str
+    reason: str
+    age_s: float | None  # since it spoke last; None when it never did
+    skew_s: float | None  # of its clock
+
+
 @dataclass
-class Heard:
-    """What the processes of the replica's tap said last."""
+class TapHealth:
+    """The latest health frame of each process of the replica's tap."""
 
     health: dict[str, tuple[wire.Health, float]] = field(default_factory=dict)  # by source, with when it came
     at: float | None = None
     skew_s: float | None = None
     dropped: Counts = field(default_factory=dict)  # of each process, by reason, as it counts itself
 
-    def hear(self, health: wire.Health, now: float) -> None:
+    def record(self, health: wire.Health, now: float) -> None:
         """Take note of ``health``; what was silent for long is forgotten."""
         self.health.pop(health.source, None)
         self.health[health.source] = (health, now)
@@ -43,8 +54,12 @@ class Heard:
             del self.dropped[next(iter(self.dropped))]
         return grown
 
-    def tap(self, now: float) -> tuple[bool, str, str]:
+    def state(self, now: float) -> TapState:
         """Return whether the tap is up, its state, and why."""
+        age = None if self.at is None else now - self.at
+        return TapState(*self._of_engines(now), age, self.skew_s)
+
+    def _of_engines(self, now: float) -> tuple[bool, str, str]:
         if self.at is None:
             return False, "unknown", "the tap of the engine has not spoken yet"
         engines = self.engines(now)

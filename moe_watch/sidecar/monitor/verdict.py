@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from moe_watch import alarms
-
-if TYPE_CHECKING:
-    from moe_watch.sidecar.monitor.replica_monitor import Watch
+from moe_watch.sidecar.monitor.snapshot import ReplicaSnapshot
 
 _FEWEST: Final = 20  # finished requests before missing routing counts as blindness
 _OF_THE_DEPLOYMENT: Final = frozenset({"weights", "deployment"})  # what canaries find besides routing
 
 
-def decide(watch: Watch, now: float) -> tuple[str, str]:
+def decide(seen: ReplicaSnapshot) -> tuple[str, str]:
     """Return one of ``metrics.VERDICTS`` and the reason for it."""
-    if watch.heard.tap(now)[1] == "dense":
+    if seen.tap.state == "dense":
         return "idle", "a dense model has no experts to watch"
-    reason = blindness(watch, now)
-    wrong = {*watch.open, "blind"} if reason else {*watch.open} - {"blind"}
+    reason = blindness(seen)
+    wrong = {*seen.open, "blind"} if reason else {*seen.open} - {"blind"}
     worst = min(wrong, key=lambda kind: (alarms.rank(kind), kind), default=None)
     if worst is None:
-        return _of_baseline(watch)
-    return ("blind", reason) if worst == "blind" else _of_alarm(watch, worst)
+        return _of_baseline(seen)
+    return ("blind", reason) if worst == "blind" else _of_alarm(seen, worst)
 
 
-def blindness(watch: Watch, now: float) -> str:
+def blindness(seen: ReplicaSnapshot) -> str:
     """Return why nothing can be said of the routing now; empty where it is seen, or nothing is to be seen."""
-    up, state, why = watch.heard.tap(now)
-    if not up and state not in {"unknown", "dense"}:
-        return why or f"the tap is {state}"
-    if state == "dense" or watch.assessment is None or len(watch.recent.flags) < _FEWEST:
+    tap = seen.tap
+    if not tap.up and tap.state not in {"unknown", "dense"}:
+        return tap.reason or f"the tap is {tap.state}"
+    if tap.state == "dense" or seen.assessment is None or seen.shares.requests < _FEWEST:
         return ""
-    unseen = watch.assessment.sight.reason.replace("_", " ")
+    unseen = seen.assessment.sight.reason.replace("_", " ")
     return f"requests finish, but their routing cannot be used: {unseen}" if unseen else ""
 
 
-def _of_alarm(watch: Watch, kind: str) -> tuple[str, str]:
-    values = watch.open[kind].values
+def _of_alarm(seen: ReplicaSnapshot, kind: str) -> tuple[str, str]:
+    values = seen.open[kind]
     of_deployment = values["evidence"].get("verdict") in _OF_THE_DEPLOYMENT
     return "deployment" if of_deployment else alarms.named(kind).verdict, str(values["summary"])
 
 
-def _of_baseline(watch: Watch) -> tuple[str, str]:
-    if watch.normal is None:
-        return "learning", f"no baseline: learning ({watch.routed} requests with routing so far)"
-    if watch.observation is None:
+def _of_baseline(seen: ReplicaSnapshot) -> tuple[str, str]:
+    if seen.normal is None:
+        return "learning", f"no baseline: learning ({seen.routed} requests with routing so far)"
+    if seen.observation is None:
         return "idle", "no request has been judged against this baseline yet"
-    return "healthy", f"requests are routed as in baseline {watch.normal.active.version}"
+    return "healthy", f"requests are routed as in baseline {seen.normal.active.version}"

@@ -86,12 +86,12 @@ class Load:
                     first = first or time.perf_counter()
                     raw += part
             ended = time.perf_counter()
-            return Answer(prompt, started, first, ended, _text(raw.decode()))
+            return Answer(prompt, started, first, ended, _text(raw))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Answer(prompt, started, first, time.perf_counter(), "", repr(error))
 
 
-def _text(raw: str) -> str:
+def _text(raw: bytes) -> str:
     """Return the text of a streamed answer; raises ``ValueError`` where it is not whole."""
     events: list[dict[str, Any]] = [event for line in raw.splitlines() if (event := stream.event(line)) is not None]
     choices = [event["choices"][0] for event in events if event.get("choices")]

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import httpx
@@ -19,6 +19,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from moe_watch import wire
+from moe_watch.servers.client import Hooks
 from moe_watch.settings import CanarySettings
 from moe_watch.store.records import canaries
 
@@ -26,8 +27,6 @@ HEADER: Final = "X-Moe-Watch-Canary"
 _VALID_S: Final = 300.0  # around the time of signing: clocks of two machines, and a queue in front of vLLM
 _MOST_USED: Final = 100_000
 _MARK: Final = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}-[0-9a-f]{32}")
-
-Hooks = dict[str, list[Callable[[httpx.Request], Awaitable[None]]]]
 
 
 def secret(settings: CanarySettings, engine: Engine) -> str:

@@ -11,8 +11,7 @@ import asyncio
 import random
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,14 +23,11 @@ from pydantic import SecretStr
 from moe_watch.canary import marks
 from moe_watch.canary.prompts import CanarySet, Prompt
 from moe_watch.canary.reference import token_digest
-from moe_watch.servers.urls import bearer, refused, shown, why
+from moe_watch.servers.client import ServerError, connect, get, post, shaped
+from moe_watch.servers.urls import shown
 
 REQUEST_PREFIX = "moe-watch-canary-"
 _PAUSE_S = 0.2
-
-
-class ServerRefused(RuntimeError):  # noqa: N818 - the message reads as a sentence
-    """The server cannot be used for canaries; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +65,9 @@ class Answer:
     error: str = ""
 
 
-@asynccontextmanager
-async def client(
-    url: str, api_key: SecretStr | None, key: str, timeout_s: float = 120
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Open an HTTP client for the server at ``url`` (with or without /v1) whose requests are marked with ``key``."""
-    base = url.rstrip("/").removesuffix("/v1")
-    limits = httpx.Limits(max_connections=64)
-    hooks, headers = marks.signing(key), bearer(api_key)
-    async with httpx.AsyncClient(
-        base_url=base, headers=headers, timeout=timeout_s, limits=limits, event_hooks=hooks
-    ) as http:
-        yield http
+def client(url: str, api_key: SecretStr | None, key: str, timeout_s: float = 120) -> httpx.AsyncClient:
+    """Return an HTTP client for the server at ``url`` (with or without /v1) whose requests are marked with ``key``."""
+    return connect(url, api_key, httpx.Timeout(timeout_s), connections=64, hooks=marks.signing(key))
 
 
 async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None = None) -> Server:
@@ -88,13 +75,14 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
 
     A server without a chat template gets completions, one without prompt log-probabilities is not asked for them. One
     that answers only without log-probabilities is taken as it is: not a number is what a broken router gives, and JSON
-    has no word for it. Raises ``ServerRefused`` when nothing works.
+    has no word for it. Raises ``ServerError`` when nothing works.
     """
     try:
-        served = model or (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-    except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
+        with shaped("/v1/models"):
+            served = model or (await get(http, "/v1/models"))["data"][0]["id"]
+    except ServerError as error:
         where = shown(str(http.base_url))
-        raise ServerRefused(f"no OpenAI-compatible server answers at {where}: {why(error)}") from error
+        raise ServerError(f"no OpenAI-compatible server answers at {where}: {error}") from error
     last = ""
     for endpoint in dict.fromkeys((canaries.endpoint, "completions")):
         for scored in (True, False):
@@ -106,7 +94,7 @@ async def probe(http: httpx.AsyncClient, canaries: CanarySet, model: str | None 
     server = Server(str(http.base_url), served, canaries)
     if not (await _send_anyhow(http, server, canaries.prompts[0], f"{_run_id()}-probe")).error:
         return server
-    raise ServerRefused(f"the server at {shown(str(http.base_url))} answers no canary: {last}")
+    raise ServerError(f"the server at {shown(str(http.base_url))} answers no canary: {last}")
 
 
 async def replay(http: httpx.AsyncClient, server: Server, load: Load, seed: int) -> list[Answer]:
@@ -145,11 +133,11 @@ async def _fill(http: httpx.AsyncClient, server: Server, seed: int, run: str) ->
         body.pop("prompt_logprobs", None)
         number += 1
         try:
-            reply = await http.post(_path(server), json=body, headers=_headers(f"{run}-filler-{seed}-{number}"))
-            refused = reply.is_error
-        except httpx.HTTPError:
-            refused = True
-        await asyncio.sleep(_PAUSE_S if refused else 0)  # a server that refuses must not be hammered
+            await post(http, _path(server), body, _headers(f"{run}-filler-{seed}-{number}"))
+            pause = 0.0
+        except ServerError:
+            pause = _PAUSE_S  # a server that refuses must not be hammered
+        await asyncio.sleep(pause)
 
 
 async def _send_anyhow(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: str) -> Answer:
@@ -168,12 +156,11 @@ async def _send(http: httpx.AsyncClient, server: Server, prompt: Prompt, name: s
     if not scored:
         body = {key: value for key, value in body.items() if not key.endswith("logprobs")}
     try:
-        reply = await http.post(_path(server), json=body, headers=_headers(name))
-        if reply.status_code != httpx.codes.OK:
-            return Answer(asked, error=refused(reply))
-        return _answer(reply.json(), server)
-    except (httpx.HTTPError, AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
-        return Answer(asked, error=why(error))
+        reply = await post(http, _path(server), body, _headers(name))
+        with shaped("an answer"):
+            return _answer(reply, server)
+    except ServerError as error:
+        return Answer(asked, error=str(error))
 
 
 def _run_id() -> str:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moe_watch.canary import marks, prompts, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name
+from moe_watch.servers.client import ServerError
 from moe_watch.settings import Settings
 from moe_watch.store.records import alarms as episodes
 from moe_watch.store.records import canaries, events
@@ -79,7 +80,7 @@ async def run(settings: Settings, engine: Engine) -> None:
                 done = await once(settings, engine)
                 schedule.done(done.run)
                 _log.info("canaries replayed", why=why, verdict=done.judgement.verdict, summary=done.run.summary)
-        except (NotChecked, replay.ServerRefused, prompts.BadCanarySet) as error:
+        except (NotChecked, ServerError, prompts.BadCanarySet) as error:
             schedule.put_off(time.time())
             _log.info("canaries not replayed", reason=str(error))
         except SQLAlchemyError:

@@ -9,29 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from moe_watch.servers import stream
+from moe_watch.servers import client
+from moe_watch.servers.client import UNKNOWN_SHAPE, RefusedError, ServerError, shaped
 from moe_watch.servers.prometheus_text import samples
-from moe_watch.servers.urls import refused, why
+from moe_watch.servers.urls import why
 
 _RUNNING = "vllm:num_requests_running"
 _RUNNING_EVERY_S = 1.0
-# Of an answer that is not as vLLM's; a refusal of ours is a ValueError too and is told before these.
-_UNKNOWN_SHAPE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 _PROBE = "The quick brown fox"
-
-
-class DenseError(RuntimeError):
-    """The server failed or answered something that cannot be used; worth trying another request later."""
-
-
-class RefusedError(ValueError):
-    """The server is well and refuses this one request (too long, unknown role, ...); trying again is pointless."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class DenseClient:
     _running: tuple[float, float | None] = (-_RUNNING_EVERY_S, None)
 
     async def probe(self) -> Abilities:
-        """Ask the server what it serves and whether it can score; raise ``DenseError`` when it does not answer."""
+        """Ask the server what it serves and whether it can score; raise ``ServerError`` when it does not answer."""
         self.model, longest = await self.served()
         lacks = await self._lacks()
         return Abilities(self.model, longest, not lacks, lacks)
@@ -84,15 +75,14 @@ class DenseClient:
     async def served(self) -> tuple[str, int | None]:
         """Return the model that is asked for, or the first that the server lists, and its longest context if told."""
         try:
-            listed = (await self._get("/v1/models")).get("data") or [{}]
-            named = next((entry for entry in listed if entry.get("id") == self.model), listed[0])
+            with shaped("/v1/models"):
+                listed = (await client.get(self.http, "/v1/models")).get("data") or [{}]
+                named = next((entry for entry in listed if entry.get("id") == self.model), listed[0])
         except RefusedError as error:  # a wrong key or a wrong address: no request is to blame
-            raise DenseError(f"the server does not say what it serves: {error}") from error
-        except _UNKNOWN_SHAPE as error:
-            raise DenseError(f"/v1/models is of an unknown shape: {why(error)}") from error
+            raise ServerError(f"the server does not say what it serves: {error}") from error
         model = self.model or named.get("id")
         if not model:
-            raise DenseError("the server lists no model: name one in the settings")
+            raise ServerError("the server lists no model: name one in the settings")
         return model, named.get("max_model_len")
 
     async def _lacks(self) -> str:
@@ -112,13 +102,10 @@ class DenseClient:
         extra = {"logprobs": True if chat else 0, "stream": True, "stream_options": {"include_usage": True}}
         parts = _Parts(chat=chat)
         started = time.perf_counter()
-        try:
-            async for event in self._stream(endpoint, {**body, **extra, "model": self.model, "return_token_ids": True}):
+        wanted = {**body, **extra, "model": self.model, "return_token_ids": True}
+        with shaped("an answer"):
+            async for event in client.stream(self.http, endpoint, wanted):
                 parts.add(event, time.perf_counter() - started)
-        except RefusedError:
-            raise
-        except _UNKNOWN_SHAPE as error:
-            raise DenseError(f"an answer of an unknown shape: {why(error)}") from error
         return parts.generated()
 
     async def tokenize(self, text: str) -> list[int]:
@@ -144,12 +131,10 @@ class DenseClient:
         """Return the model's log-probability and rank of each of ``output_ids`` after ``prompt_ids``."""
         ids = [*prompt_ids, *output_ids]
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        reply = await self._post("/v1/completions", body)
+        reply = await client.post(self.http, "/v1/completions", body)
         try:
             return _scored(reply["choices"][0].get("prompt_logprobs"), ids, len(prompt_ids))
-        except RefusedError:
-            raise
-        except _UNKNOWN_SHAPE as error:
+        except UNKNOWN_SHAPE as error:
             raise RefusedError(f"prompt_logprobs of an unknown shape: {why(error)}") from error
 
     async def running(self) -> float | None:
@@ -168,50 +153,11 @@ class DenseClient:
         return running if found and math.isfinite(running) else None
 
     async def _ids(self, body: dict[str, Any]) -> list[int]:
-        reply = await self._post("/tokenize", {"model": self.model, **body})
+        reply = await client.post(self.http, "/tokenize", {"model": self.model, **body})
         tokens = reply.get("tokens")
         if not isinstance(tokens, list):
             raise RefusedError("/tokenize answers without tokens")  # another server's route of the same name
         return tokens
-
-    async def _get(self, path: str) -> dict[str, Any]:
-        return await self._send(self.http.build_request("GET", path))
-
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._send(self.http.build_request("POST", path, json=body))
-
-    async def _send(self, request: httpx.Request) -> dict[str, Any]:
-        try:
-            reply = await self.http.send(request)
-            _check(reply)
-            found = reply.json()
-        except (httpx.HTTPError, ValueError) as error:
-            if isinstance(error, RefusedError):
-                raise
-            raise DenseError(f"{request.url.path}: {why(error)}") from error
-        return found if isinstance(found, dict) else {}
-
-    async def _stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        try:
-            async with self.http.stream("POST", path, json=body) as reply:
-                if reply.is_error:
-                    await reply.aread()
-                _check(reply)
-                async for line in reply.aiter_lines():
-                    if (event := stream.event(line)) is not None:
-                        yield event
-        except RefusedError:
-            raise
-        except (httpx.HTTPError, ValueError) as error:
-            raise DenseError(f"{path}: {why(error)}") from error
-
-
-def _check(reply: httpx.Response) -> None:
-    """Tell a server in trouble (5xx, 408, 429) from one that refuses this request."""
-    if reply.status_code in {408, 429} or reply.status_code >= 500:
-        raise DenseError(f"{reply.request.url.path}: status {reply.status_code}")
-    if reply.is_error:
-        raise RefusedError(f"{reply.request.url.path}: {refused(reply)}")
 
 
 def _scored(rows: Any, ids: Sequence[int], start: int) -> Scored:
@@ -237,7 +183,7 @@ class _Parts:
 
     def add(self, event: dict[str, Any], at_s: float) -> None:
         if "error" in event:
-            raise DenseError("the stream broke with an error")
+            raise ServerError("the stream broke with an error")
         self.prompt_ids = event.get("prompt_token_ids") or self.prompt_ids
         self.usage_tokens = (event.get("usage") or {}).get("completion_tokens", self.usage_tokens)
         for choice in event.get("choices") or ():
@@ -260,7 +206,7 @@ class _Parts:
 
     def generated(self) -> Generated:
         if self.first_s is None and not self.finish_reason:
-            raise DenseError("the stream ended without an answer")
+            raise ServerError("the stream ended without an answer")
         tokens = len(self.token_ids) or self.usage_tokens or len(self.logprobs)
         whole = tokens - (self.finish_reason == "stop" and len(self.token_ids) > 0)
         first = self.last_s if self.first_s is None else self.first_s

@@ -18,22 +18,14 @@ import numpy as np
 
 from moe_watch.detect.common.weighted_estimates import Estimate
 from moe_watch.detect.quality.advantage import rounds as ratio_of_rounds
-from moe_watch.servers import stream
-from moe_watch.servers.urls import refused, why
+from moe_watch.servers import client
+from moe_watch.servers.client import ServerError, shaped
 
 _STORY = (
     "the report says that a small team moved its service to new machines last spring and wrote down what went well "
     "what was slow and what nobody had expected so that the next move takes less time than this one did"
 )
 WORDS = _STORY.split()
-
-
-class LoadError(RuntimeError):
-    """A server failed under the load; the message says which and how."""
-
-
-class _FailedError(ValueError):
-    """One request failed, told in words of ours."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ async def side_by_side(
     requests: Callable[[int], int] = lambda concurrency: max(8, 2 * concurrency),
     max_tokens: int = 64,
 ) -> list[Level]:
-    """Load both at each concurrency and return what they did; raises ``LoadError``."""
+    """Load both at each concurrency and return what they did; raises ``ServerError``."""
     found = []
     for concurrency in levels:
         turns: dict[str, list[Turn]] = {moe.name: [], dense.name: []}
@@ -101,7 +93,7 @@ async def side_by_side(
 
 
 async def load(target: Target, texts: Sequence[str], concurrency: int, max_tokens: int) -> Turn:
-    """Send ``texts`` with at most ``concurrency`` under way; raises ``LoadError`` when an answer fails."""
+    """Send ``texts`` with at most ``concurrency`` under way; raises ``ServerError`` when an answer fails."""
     waiting, answers = iter(texts), list[tuple[int, float]]()
 
     async def work() -> None:
@@ -113,10 +105,8 @@ async def load(target: Target, texts: Sequence[str], concurrency: int, max_token
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(work())
-    except* (httpx.HTTPError, AttributeError, TypeError, ValueError) as failed:
-        first = failed.exceptions[0]
-        told = str(first) if isinstance(first, _FailedError) else why(first)
-        raise LoadError(f"{target.name} failed under load: {told}") from failed
+    except* ServerError as failed:
+        raise ServerError(f"{target.name} failed under load: {failed.exceptions[0]}") from failed
     elapsed = time.perf_counter() - started
     return Turn(
         sum(tokens for tokens, _ in answers) / elapsed, statistics.median(ttft for _, ttft in answers), len(answers)
@@ -135,15 +125,10 @@ async def _one(target: Target, text: str, max_tokens: int) -> tuple[int, float]:
         "stream_options": {"include_usage": True},
     }
     started, first, tokens = time.perf_counter(), 0.0, 0
-    async with target.http.stream("POST", "/v1/chat/completions", json=body) as reply:
-        if reply.is_error:
-            await reply.aread()
-            raise _FailedError(refused(reply))
-        async for line in reply.aiter_lines():
-            if (event := stream.event(line)) is None:
-                continue
+    with shaped("an answer"):
+        async for event in client.stream(target.http, "/v1/chat/completions", body):
             first = first or time.perf_counter() - started
             tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
     if not tokens:
-        raise _FailedError("the stream says nothing of the tokens that it generated")
+        raise ServerError("the stream says nothing of the tokens that it generated")
     return tokens, first

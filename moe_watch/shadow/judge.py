@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from moe_watch.servers.dense import DenseError, RefusedError
-from moe_watch.servers.urls import why
+from moe_watch.servers import client
 
 _LONGEST = 8_000  # characters of each text shown to the judge
 _ANSWER = re.compile(r"\b(A|B|TIE)\b")
@@ -46,12 +45,7 @@ class Judge:
             "max_tokens": 8,
             "temperature": 0,
         }
-        try:
-            reply = await self.http.post("/v1/chat/completions", json=body)
-            reply.raise_for_status()
-            found = _ANSWER.findall((reply.json()["choices"][0]["message"]["content"] or "").upper())
-        except httpx.HTTPStatusError as error:
-            raise RefusedError(f"the judge answered {error.response.status_code}") from error
-        except (httpx.HTTPError, AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise DenseError(f"the judge: {why(error)}") from error
+        reply = await client.post(self.http, "/v1/chat/completions", body)
+        with client.shaped("the judge's answer"):
+            found = _ANSWER.findall((reply["choices"][0]["message"]["content"] or "").upper())
         return {"A": 1.0, "B": -1.0}.get(found[0], 0.0) if found else 0.0

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from moe_watch.servers.dense import Abilities, DenseClient, Generated, RefusedError, Scored
+from moe_watch.servers.client import RefusedError
+from moe_watch.servers.dense import Abilities, DenseClient, Generated, Scored
 from moe_watch.shadow import signals
 from moe_watch.shadow.likelihood import agreement, nll, top1
 from moe_watch.store.records.shadows import Pending
@@ -78,7 +79,7 @@ def unreplayed(request: Pending, outcome: str, *, at: float, weight: float) -> S
 
 
 async def replay(client: DenseClient, abilities: Abilities, request: Pending, *, at: float, weight: float) -> Replay:
-    """Replay ``request``; raise ``DenseError`` when the server is in trouble, ``RefusedError`` when it will not."""
+    """Replay ``request``; raise ``ServerError`` when the server is in trouble, ``RefusedError`` when it will not."""
     body = _body(request, abilities)
     running = await client.running()
     own = await client.generate(request.endpoint, body)

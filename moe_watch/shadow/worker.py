@@ -21,8 +21,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from moe_watch.domain import sanitise
-from moe_watch.servers.dense import Abilities, DenseClient, DenseError, RefusedError
-from moe_watch.servers.urls import bearer
+from moe_watch.servers.client import RefusedError, ServerError, connect
+from moe_watch.servers.dense import Abilities, DenseClient
 from moe_watch.settings import Settings
 from moe_watch.shadow.budget import Allowance, Breaker
 from moe_watch.shadow.judge import Judge
@@ -64,14 +64,13 @@ async def run(settings: Settings, engine: Engine, replicas: Callable[[], Collect
 
 
 def _http(url: str, key: SecretStr | None, timeout_s: float) -> httpx.AsyncClient:
-    base = url.rstrip("/").removesuffix("/v1")
-    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=httpx.Timeout(timeout_s, connect=5))
+    return connect(url, key, httpx.Timeout(timeout_s, connect=5))
 
 
 async def _judge(http: httpx.AsyncClient, model: str | None) -> Judge | None:
     try:
         return Judge(http, model or (await DenseClient(http).served())[0])
-    except DenseError as error:
+    except ServerError as error:
         _LOG.warning("the judge does not answer: going on without it", error=str(error))
         return None
 
@@ -183,7 +182,7 @@ class Worker:
                 _LOG.info("not replayed", request_id=request.request_id, error=str(error))
                 outcome = "unsupported"
                 break
-            except DenseError as error:
+            except ServerError as error:
                 self.abilities = None  # it may come back as another
                 self.breaker.failed(time.monotonic())
                 _LOG.warning("replay failed", request_id=request.request_id, error=str(error))
@@ -209,14 +208,14 @@ class Worker:
 
     async def _ask(self, request: Pending, weight: float) -> Shadow:
         if self.client is None:
-            raise DenseError("no dense server")
+            raise ServerError("no dense server")
         if self.abilities is None:
             self.abilities = await self.client.probe()
             _LOG.info("dense server", lacks=self.abilities.lacks or "nothing")
         done = await replay(self.client, self.abilities, request, at=time.time(), weight=weight)
         self.tokens.spend(done.tokens - cost(request), time.monotonic())
         if self.judge is not None and done.dense_text:
-            with suppress(DenseError, RefusedError):
+            with suppress(ServerError):
                 done.row.judge = await self.judge.prefers_first(request.prompt, request.output, done.dense_text)
         return done.row
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from moe_watch.cli.commands import bench_servers
 from moe_watch.servers import load
-from moe_watch.servers.load import LoadError, Target
+from moe_watch.servers.client import ServerError
+from moe_watch.servers.load import Target
 from moe_watch.store.records import shadows
 from tests.support import shadow_store
 from tests.support.fake_openai import FakeOpenAI
@@ -49,13 +50,13 @@ def test_prompts_begin_differently() -> None:
 
 def test_a_failing_server_is_named() -> None:
     """The error says which of the two failed."""
-    with pytest.raises(LoadError, match=r"dense failed under load: .*503"):
+    with pytest.raises(ServerError, match=r"dense failed under load: .*503"):
         side_by_side(FakeOpenAI(), FakeOpenAI(fail=1000))
 
 
 def test_a_server_that_does_not_count_is_said_so() -> None:
     """Without usage in the stream there is no tokens per second."""
-    with pytest.raises(LoadError, match="says nothing of the tokens"):
+    with pytest.raises(ServerError, match="says nothing of the tokens"):
         side_by_side(FakeOpenAI(lacks=frozenset({"usage"})), FakeOpenAI())
 
 

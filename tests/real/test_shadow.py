@@ -20,7 +20,8 @@ from moe_watch import wire
 from moe_watch.cli.commands import bench_servers
 from moe_watch.cli.commands import kv_cache as kv_cache_command
 from moe_watch.servers import kv_cache, stream
-from moe_watch.servers.dense import DenseClient, RefusedError
+from moe_watch.servers.client import RefusedError
+from moe_watch.servers.dense import DenseClient
 from moe_watch.servers.prometheus_text import samples
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
@@ -173,7 +174,7 @@ def test_fake_server_streams_in_the_real_shape(vllm_dense: Tapped, path: str) ->
     wanted |= {"logprobs": True} if path == CHAT else {"logprobs": 0}
 
     def events(text: str) -> list[Any]:
-        return [event for line in text.splitlines() if (event := stream.event(line)) is not None]
+        return [event for line in text.encode().splitlines() if (event := stream.event(line)) is not None]
 
     real = vllm_dense.server.post(path, wanted).text
     for place in (0, 1, -2, -1):

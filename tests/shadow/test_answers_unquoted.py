@@ -16,8 +16,9 @@ import structlog
 from moe_watch.canary import prompts
 from moe_watch.canary import replay as canary
 from moe_watch.cli import log
-from moe_watch.servers.dense import DenseClient, DenseError, RefusedError
-from moe_watch.servers.load import LoadError, Target, load
+from moe_watch.servers.client import ServerError
+from moe_watch.servers.dense import DenseClient
+from moe_watch.servers.load import Target, load
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow import worker
 from moe_watch.shadow.judge import Judge
@@ -37,6 +38,7 @@ ANSWERS: dict[str, Callable[[], httpx.Response]] = {
     "no JSON": lambda: httpx.Response(200, text=WORD),
     "no UTF-8": lambda: httpx.Response(200, content=b'{"data": "' + WORD.encode() + b'\xff"}'),
     "no gzip": lambda: httpx.Response(200, headers={"content-encoding": "gzip"}, content=WORD.encode()),
+    "too deep": lambda: httpx.Response(200, text="[" * 500_000 + WORD),
     "text": lambda: httpx.Response(200, json=WORD),
     "list": lambda: httpx.Response(200, json=[WORD]),
     "names": lambda: httpx.Response(200, json={"data": [{"id": WORD, "max_model_len": WORD}], "model": WORD}),
@@ -129,7 +131,7 @@ def test_no_error_that_a_command_shows_quotes_an_answer(answer: str) -> None:
             ):
                 try:
                     await work
-                except (DenseError, RefusedError, LoadError) as error:
+                except ServerError as error:
                     told.append(str(error))
         async with client("/v1/completions", ANSWERS[answer]) as http:
             server = canary.Server("http://dense", "m", prompts.load())

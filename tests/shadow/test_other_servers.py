@@ -15,7 +15,8 @@ from moe_watch.report.data.sections import Quality
 from moe_watch.report.data.types import Period
 from moe_watch.report.say import captions, summary
 from moe_watch.servers import load
-from moe_watch.servers.dense import DenseClient, RefusedError
+from moe_watch.servers.client import RefusedError
+from moe_watch.servers.dense import DenseClient
 from moe_watch.settings import Settings, ShadowSettings
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.worker import Worker

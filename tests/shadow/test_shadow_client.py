@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from moe_watch.servers.dense import DenseClient, DenseError, RefusedError
+from moe_watch.servers.client import RefusedError, ServerError
+from moe_watch.servers.dense import DenseClient
 from moe_watch.shadow import likelihood
 from moe_watch.shadow.judge import Judge
 from moe_watch.shadow.replay import asked, garbled, unsupported
@@ -85,7 +86,7 @@ def test_server_without_logprobs_at_all() -> None:
 
 def test_trouble_and_refusal_are_told_apart() -> None:
     """503 is the server's trouble and worth another try; 400 is this request's and is not."""
-    with pytest.raises(DenseError):
+    with pytest.raises(ServerError):
         use(FakeOpenAI(fail=9), lambda client: client.probe())
     body = {"messages": [{"role": "user", "content": "x" * MAX_MODEL_LEN}]}
     with pytest.raises(RefusedError, match="status 400"):
@@ -94,7 +95,7 @@ def test_trouble_and_refusal_are_told_apart() -> None:
 
 def test_a_key_that_the_server_does_not_know_is_no_request_to_blame() -> None:
     """A refused list of models is trouble with the server, not a request that it will not take."""
-    with pytest.raises(DenseError, match=r"does not say what it serves.*401"):
+    with pytest.raises(ServerError, match=r"does not say what it serves.*401"):
         use(FakeOpenAI(refuses=True), lambda client: client.probe())
 
 
@@ -110,7 +111,7 @@ def test_an_answer_of_another_shape_is_trouble_and_no_crash(event: str) -> None:
         client.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer), base_url="http://dense")
         return await client.generate(CHAT, {"messages": []})
 
-    with pytest.raises(DenseError):
+    with pytest.raises(ServerError):
         use(FakeOpenAI(), work)
 
 

@@ -17,10 +17,11 @@ from bench import ROOT
 from bench.incidents.faults import catalogue
 from bench.incidents.faults.catalogue import Restart
 from demo import servers
-from moe_watch.canary import prompts, replay
+from moe_watch.canary import marks, prompts, replay
 from moe_watch.canary.check import Checked, check, record
 from moe_watch.canary.prompts import CanarySet
 from moe_watch.canary.replay import Load
+from moe_watch.settings import CanarySettings
 from moe_watch.store import engine
 
 OUT = ROOT / "out" / "incidents"
@@ -74,7 +75,7 @@ class Stack:
         return asyncio.run(self._check([load for load in self.loads if sizes or load.canaries > 1]))
 
     async def _check(self, loads: Sequence[Load]) -> Checked:
-        async with replay.client(self.vllm.url) as http:
+        async with replay.client(self.vllm.url, None, marks.secret(CanarySettings(), self.store)) as http:
             server = await replay.probe(http, self.canaries)
             return await check(http, server, self.store, loads=loads, error=ERROR)
 
@@ -83,7 +84,7 @@ class Stack:
         return asyncio.run(self._record(rounds))
 
     async def _record(self, rounds: int) -> int:
-        async with replay.client(self.vllm.url) as http:
+        async with replay.client(self.vllm.url, None, marks.secret(CanarySettings(), self.store)) as http:
             server = await replay.probe(http, self.canaries)
             return await record(http, server, self.loads, self.store, rounds=rounds, add=True)
 

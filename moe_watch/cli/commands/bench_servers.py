@@ -21,9 +21,9 @@ from moe_watch.cli import setup, tables, terminal
 from moe_watch.cli.open_store import open_store
 from moe_watch.detect.quality.advantage import begins
 from moe_watch.domain.amounts import plural
-from moe_watch.servers.dense import DenseClient, DenseError
-from moe_watch.servers.load import Level, LoadError, Target, prompts, side_by_side
-from moe_watch.servers.urls import bearer
+from moe_watch.servers.client import Hooks, ServerError, connect
+from moe_watch.servers.dense import DenseClient
+from moe_watch.servers.load import Level, Target, prompts, side_by_side
 from moe_watch.settings import Settings
 from moe_watch.store.records import shadows
 from moe_watch.store.schema import ServerBench
@@ -75,7 +75,7 @@ def command(
     levels = _levels(concurrency)
     try:
         names, found = asyncio.run(_measure(settings, levels, rounds, max_tokens, texts, hooks=hooks))
-    except (LoadError, DenseError) as error:
+    except ServerError as error:
         raise click.ClickException(str(error)) from error
     at = time.time()
     rows = [_row(level, at, *names) for level in found]
@@ -85,7 +85,7 @@ def command(
     _print(rows, as_json=as_json)
 
 
-def _marking(settings: Settings, store: Engine | None) -> marks.Hooks:
+def _marking(settings: Settings, store: Engine | None) -> Hooks:
     """Return what marks the load as no traffic; where there is none, say that it counts."""
     try:
         known = store if store is not None else open_store(settings)
@@ -116,7 +116,7 @@ def _levels(text: str) -> list[int]:
 
 
 async def _measure(
-    settings: Settings, levels: list[int], rounds: int, max_tokens: int, texts: Iterator[str], *, hooks: marks.Hooks
+    settings: Settings, levels: list[int], rounds: int, max_tokens: int, texts: Iterator[str], *, hooks: Hooks
 ) -> tuple[tuple[str, str], list[Level]]:
     """Return the names of both models and what they did."""
     async with (
@@ -135,11 +135,8 @@ async def _measure(
     return names, found
 
 
-def _http(url: str, key: SecretStr | None, hooks: marks.Hooks | None = None) -> httpx.AsyncClient:
-    base = url.rstrip("/").removesuffix("/v1")
-    limits = httpx.Limits(max_connections=None)
-    timeout = httpx.Timeout(300, connect=5)
-    return httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=timeout, limits=limits, event_hooks=hooks)
+def _http(url: str, key: SecretStr | None, hooks: Hooks | None = None) -> httpx.AsyncClient:
+    return connect(url, key, httpx.Timeout(300, connect=5), connections=None, hooks=hooks)
 
 
 def _row(level: Level, at: float, moe: str, dense: str) -> ServerBench:

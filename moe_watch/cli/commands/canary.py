@@ -21,6 +21,7 @@ from moe_watch.detect.canary.expert_coverage import LEAST, unreached
 from moe_watch.detect.canary.replay import Round
 from moe_watch.domain.amounts import plural, significant
 from moe_watch.domain.sanitise import one_line
+from moe_watch.servers.client import ServerError
 from moe_watch.settings import Settings
 from moe_watch.store.records import canaries
 from moe_watch.store.schema import CanaryRun
@@ -30,7 +31,7 @@ _prompts = click.option(
     "--prompts", "path", type=click.Path(path_type=Path), help="JSON lines of prompts; by default the included set."
 )
 _loads = click.option("--loads", help="Batch compositions, comma-separated: 1, 4, 16, mixed.")
-_FAILURES = (NotChecked, replay.ServerRefused, prompts.BadCanarySet, reference.NoReference)
+_FAILURES = (NotChecked, ServerError, prompts.BadCanarySet, reference.NoReference)
 
 
 @click.group()

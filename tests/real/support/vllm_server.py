@@ -69,7 +69,7 @@ class VllmServer:
         with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=120) as reply:
             reply.raise_for_status()
             for line in reply.iter_lines():
-                if (found := event(line)) is not None:
+                if (found := event(line.encode())) is not None:
                     yield found
 
     def rpc(self, method: str, *args: str) -> Any:

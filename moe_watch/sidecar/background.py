@@ -108,11 +108,11 @@ class BackgroundReader:
 
 
 def _guarded(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Return what ``ask`` finds; None when the store is away or a companion broke, which must not end the sidecar."""
+    """Return what ``ask`` finds; None when the store is away or what it asks fails, which must not end the sidecar."""
     try:
         return ask(*args, **kwargs)
     except SQLAlchemyError:
         return None
     except Exception:  # noqa: BLE001
-        _log.exception("a companion failed")
+        _log.exception("what runs beside the pipeline cannot be read")
         return None

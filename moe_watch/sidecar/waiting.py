@@ -1,4 +1,4 @@
-"""What waits for the judge, in bounded memory: it is slower than the socket when a sender is not what it should be."""
+"""Finished requests and notes that wait to be judged, in bounded memory: a wrong sender is faster than the monitors."""
 
 from __future__ import annotations
 

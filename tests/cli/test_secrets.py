@@ -226,7 +226,7 @@ def test_a_store_address_that_fails_is_not_quoted(
     """However wrong it is: a password with special characters is the usual mistake."""
     monkeypatch.chdir(tmp_path)
     # Serve would wait for the store; at this point it has tried once.
-    monkeypatch.setattr("moe_watch.sidecar.pipeline.Sidecar._take_frames", lambda _: sys.exit(1))
+    monkeypatch.setattr("moe_watch.sidecar.receiver.FrameReceiver.take_frames", lambda _: sys.exit(1))
     env = {"MOE_WATCH_STORE__URL": url, "MOE_WATCH_HTTP__PORT": "9", "MOE_WATCH_ENDPOINT": f"ipc://{tmp_path}/s"}
     done = CliRunner(env=env).invoke(main, words)
     assert done.exit_code == 1

@@ -22,8 +22,10 @@ from moe_watch.sidecar import http, pipeline, supervise
 from moe_watch.sidecar import serve as process
 from moe_watch.sidecar.callers import Callers
 from moe_watch.sidecar.http import BindError, EndedError
+from moe_watch.sidecar.monitor_thread import MonitorThread
 from moe_watch.sidecar.opening import Opening
 from moe_watch.sidecar.pipeline import Sidecar
+from moe_watch.sidecar.receiver import FrameReceiver
 from moe_watch.store import engine, migrate
 from tests.support.patience import PATIENCE_S
 
@@ -143,18 +145,26 @@ def test_a_stop_is_heard_while_the_store_is_tried_for_the_first_time(
     asyncio.run(running.run())
 
 
-@pytest.mark.parametrize("part", ["_take_frames", "_judge_often", "_tick_often", "_follow_baselines"])
+@pytest.mark.parametrize(
+    ("owner", "part"),
+    [
+        (FrameReceiver, "take_frames"),
+        (MonitorThread, "judge_often"),
+        (MonitorThread, "tick_often"),
+        (Sidecar, "_follow_baselines"),
+    ],
+)
 @pytest.mark.parametrize("how", ["fails", "returns"])
 def test_a_part_of_the_pipeline_that_ends_ends_the_sidecar_with_an_error(
-    running: Sidecar, monkeypatch: pytest.MonkeyPatch, part: str, how: str
+    running: Sidecar, monkeypatch: pytest.MonkeyPatch, owner: type, part: str, how: str
 ) -> None:
     """It does not run on without it, nor end as if it had been told to."""
 
-    async def work(_: Sidecar) -> None:
+    async def work(_: object) -> None:
         if how == "fails":
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Sidecar, part, work)
+    monkeypatch.setattr(owner, part, work)
     with pytest.raises(ZeroDivisionError if how == "fails" else RuntimeError):
         asyncio.run(running.run())
 

@@ -55,7 +55,7 @@ def _now() -> list[Any]:
         ),
         number(
             "OOD requests",
-            "Highest share of out-of-distribution requests of any replica, estimate over the latest requests.",
+            "Highest share of unusual requests of any replica, estimate over the latest requests.",
             Query(f"max(moe_watch_ood_ratio{{{MOE_WATCH}}})", "share"),
             "percentunit",
             width=3,
@@ -111,7 +111,7 @@ def _changes() -> list[Any]:
         ),
         series(
             "OOD requests",
-            "Share of out-of-distribution requests per replica (lower bound), and the line where the alert starts.",
+            "Share of unusual requests per replica (lower bound), and the line where the alert starts.",
             [Query(f"moe_watch_ood_ratio_lower{{{MOE_WATCH}}}", "{{replica}}"), Query(OOD_LIMIT, "alert above")],
             "percentunit",
         ),

@@ -66,7 +66,7 @@ def _drift() -> list[Any]:
             "Alarms in the last day",
             "Alarms of every kind, raised since yesterday. The promise is one false alarm in as many requests as "
             "MOE_WATCH_DETECT__AVERAGE_RUN_LENGTH says.",
-            Query(f"sum(increase(moe_watch_episodes_total{{{MOE_WATCH}}}[1d]))", "alarms"),
+            Query(f"sum(increase(moe_watch_alarms_total{{{MOE_WATCH}}}[1d]))", "alarms"),
             "short",
             height=6,
         ),
@@ -109,7 +109,7 @@ def _siblings() -> list[Any]:
         ),
         number(
             "OOD requests of the fleet",
-            "Share of out-of-distribution requests over all replicas of the model together, of the last hour or so.",
+            "Share of unusual requests over all replicas of the model together, of the last hour or so.",
             Query('max by (model) (moe_watch_fleet_ood_ratio{model=~"$model"})', "{{model}}"),
             "percentunit",
             width=4,

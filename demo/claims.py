@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.waiting import NotShown, claim
-from moe_watch.domain.status import Episode, Suspect
+from moe_watch.domain.status import Alarm, Suspect
 
 _LAYER = re.compile(r"\blayer\s+\d+")
 _EXPERT = re.compile(r"\bexpert\s+\d+")
@@ -40,11 +40,11 @@ def no_alarm(summaries: Sequence[str]) -> None:
     claim("no alarm on normal traffic", "; ".join(summaries), true=not summaries)
 
 
-def flagged(episodes: Iterable[Episode], start: float, sent: int) -> Episode:
+def flagged(alarms: Iterable[Alarm], start: float, sent: int) -> Alarm:
     """Claim that the unseen traffic was flagged as what it is; return that alarm."""
-    found = [episode for episode in episodes if episode.kind == "traffic" and episode.flagged_at >= start]
+    found = [alarm for alarm in alarms if alarm.kind == "traffic" and alarm.flagged_at >= start]
     if not found:
-        seen = ", ".join(episode.kind for episode in episodes) or "none"
+        seen = ", ".join(alarm.kind for alarm in alarms) or "none"
         raise NotShown(
             f"traffic drift is flagged within {sent} requests", f"all of them are judged, open alarms: {seen}"
         )
@@ -52,8 +52,8 @@ def flagged(episodes: Iterable[Episode], start: float, sent: int) -> Episode:
 
 
 def suspected(suspects: Sequence[Suspect], most: int = 5) -> list[Suspect]:
-    """Claim that some requests were suspicious; return the most suspicious ones."""
-    claim("some requests are named as suspicious", "none is", true=bool(suspects))
+    """Claim that some requests were unusual; return the most unusual ones."""
+    claim("some requests are named as unusual", "none is", true=bool(suspects))
     return sorted(suspects, key=lambda suspect: suspect.p)[:most]
 
 

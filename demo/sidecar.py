@@ -64,7 +64,7 @@ class Sidecar:
         replica = self.status()
         if replica is None:
             return NO_ANSWER
-        kinds = [episode.kind for episode in replica.episodes]
+        kinds = [alarm.kind for alarm in replica.alarms]
         return "" if kind in kinds else f"open alarms: {', '.join(kinds) or 'none'}"
 
     def unjudged(self, sent: int) -> str:
@@ -84,6 +84,6 @@ class Sidecar:
 
     def unwritten(self, *kinds: str) -> str:
         """Say which alarms the store does not have yet."""
-        known = {episode.kind for episode in alarms.between(self._store, 0, float("inf"))}
+        known = {alarm.kind for alarm in alarms.between(self._store, 0, float("inf"))}
         missing = [kind for kind in kinds if kind not in known]
         return f"{', '.join(missing)} not yet" if missing else ""

@@ -199,9 +199,9 @@ class Stage:
     def look(self) -> Replica | None:
         """Return what the sidecar sees, and remember the alarms in it."""
         replica = self.sidecar.status()
-        for episode in replica.episodes if replica else ():
-            if episode.summary not in self.alarms:
-                self.alarms.append(episode.summary)
+        for alarm in replica.alarms if replica else ():
+            if alarm.summary not in self.alarms:
+                self.alarms.append(alarm.summary)
         return replica
 
     async def _send(self, prompts: Sequence[Prompt], note: Callable[[object], None], look: Callable[[], str]) -> None:
@@ -250,6 +250,6 @@ def _table(replica: Replica | None) -> Table:
     if replica is not None:
         ood = replica.ood
         share = "-" if ood.value is None else f"{ood.value:.1%} ({ood.lower:.1%} to {ood.upper:.1%})"
-        evidence = "alarm" if replica.episodes else f"{max(replica.evidence, 0):.0%} of an alarm"
+        evidence = "alarm" if replica.alarms else f"{max(replica.evidence, 0):.0%} of an alarm"
         table.add_row(replica.verdict, str(replica.requests), str(replica.routed), share, evidence)
     return table

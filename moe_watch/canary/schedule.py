@@ -19,7 +19,7 @@ from moe_watch.canary import marks, prompts, replay
 from moe_watch.canary.check import Checked, NotChecked, check, loads_by_name
 from moe_watch.servers.client import ServerError
 from moe_watch.settings import Settings
-from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import alarms as stored_alarms
 from moe_watch.store.records import canaries, events
 from moe_watch.store.schema import CanaryRun
 
@@ -53,8 +53,8 @@ class Schedule:
         kinds = {event.kind for event in events.between(engine, at, now) if replica in {"", event.replica}}
         if "engine_start" in kinds or ("eplb_rebalance" in kinds and now - at >= _REBALANCE_S):
             return "engine"
-        alarms = [e for e in episodes.between(engine, at, now) if e.kind == "traffic" and replica in {"", e.replica}]
-        if any(alarm.flagged_at > at for alarm in alarms):
+        alarms = [one for one in stored_alarms.between(engine, at, now) if one.kind == "traffic"]
+        if any(alarm.flagged_at > at and replica in {"", alarm.replica} for alarm in alarms):
             return "drift"
         return "interval" if now - at >= self.every_s else ""
 

@@ -41,7 +41,7 @@ class Where(msgspec.Struct, frozen=True):
     experts: list[Moved] | None
 
 
-class Episode(msgspec.Struct, frozen=True):
+class Alarm(msgspec.Struct, frozen=True):
     """An alarm that is open now."""
 
     kind: str
@@ -122,11 +122,12 @@ class Replica(msgspec.Struct, frozen=True):
     ood: Share
     evidence: float
     channels: dict[str, float]
-    episodes: list[Episode]
+    alarms: list[Alarm]
     movers: list[Mover]
     suspects: list[Suspect]
     siblings: Siblings | None = None  # None while there is nobody to compare with
     ended: list[Ended] = []  # the latest alarms that ended, the last one first
+    episodes: list[Alarm] = []  # the former name of ``alarms``, for one version
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ LABELS: Final[dict[str, str]] = {
     "layer": "index of a layer with experts in the whole model; as many as the model has",
     "expert": "logical expert id; at most 10 (layer, expert) pairs per replica, the top movers",
     "verdict": "see VERDICTS and CANARY_VERDICTS",
-    "kind": "kind of drift, episode or event, a closed set",
+    "kind": "kind of alarm or event, a closed set",
     "channel": "part of the drift detector: ood, layer, mix, confidence, expert",
     "outcome": "how a request or a shadow request ended, a closed set",
     "reason": "why a frame was dropped or refused, a closed set",
@@ -125,7 +125,8 @@ DRIFT_EVIDENCE = _gauge(
     "Evidence of this part of the drift detector over its alarm threshold; the alarm is raised at 1.",
     "channel",
 )
-EPISODES = _counter("episodes_total", "Alarms raised since the sidecar started, by kind.", "kind")
+ALARMS = _counter("alarms_total", "Alarms raised since the sidecar started, by kind.", "kind")
+EPISODES = _counter("episodes_total", "The former name of ``moe_watch_alarms_total``, for one version.", "kind")
 
 REPLICA_DEVIATES = _gauge("replica_deviates", "1 while this replica routes differently than its siblings, else 0.")
 REPLICA_EVIDENCE = _gauge(
@@ -135,7 +136,7 @@ FLEET_REPLICAS = _add(
     "gauge", "fleet_replicas", "Replicas of this model that were compared with each other.", ("model",)
 )
 FLEET_OOD_RATIO = _add(
-    "gauge", "fleet_ood_ratio", "Share of out-of-distribution requests over all replicas of this model.", ("model",)
+    "gauge", "fleet_ood_ratio", "Share of unusual requests over all replicas of this model.", ("model",)
 )
 FLEET_OOD_RATIO_LOWER = _add(
     "gauge", "fleet_ood_ratio_lower", "Lower confidence bound of moe_watch_fleet_ood_ratio.", ("model",)
@@ -162,8 +163,8 @@ REQUESTS = _counter("requests_total", "Finished requests that were joined, by th
 ROUTED_REQUESTS = _counter("routed_requests_total", "Finished requests whose expert routing was recorded.")
 ROUTED_TOKENS = _counter("routed_tokens_total", "Tokens whose expert routing was recorded.")
 CORRUPTED_REQUESTS = _counter("corrupted_requests_total", "Requests in whose logits vLLM saw NaN.")
-OOD_REQUESTS = _counter("ood_requests_total", "Requests flagged as out of distribution; the exemplar is one of them.")
-OOD_RATIO = _gauge("ood_ratio", "Share of out-of-distribution requests among the latest requests.")
+OOD_REQUESTS = _counter("ood_requests_total", "Requests flagged as unusual; the exemplar is one of them.")
+OOD_RATIO = _gauge("ood_ratio", "Share of unusual requests among the latest requests.")
 OOD_RATIO_LOWER = _gauge("ood_ratio_lower", "Lower confidence bound of moe_watch_ood_ratio.")
 OOD_RATIO_UPPER = _gauge("ood_ratio_upper", "Upper confidence bound of moe_watch_ood_ratio.")
 OOD_EXPECTED_RATIO = _gauge("ood_expected_ratio", "Share of requests that would be flagged on the baseline's traffic.")

@@ -47,8 +47,8 @@ def whole(
 
 def ended(batch: Writes, now: float) -> Writes:
     """End the alarms that were flagged before ``now``, as those in the store are at a start: detectors begin anew."""
-    for episode in batch.episodes:
-        episode.values.setdefault("ending", None)  # spooled by a version that did not tell
-        if episode.values["ended_at"] is None and episode.values["flagged_at"] < now:
-            episode.values.update(ended_at=now, ending="sidecar_stopped")
+    for alarm in batch.alarms:
+        alarm.values.setdefault("ending", None)  # spooled by a version that did not tell
+        if alarm.values["ended_at"] is None and alarm.values["flagged_at"] < now:
+            alarm.values.update(ended_at=now, ending="sidecar_stopped")
     return batch

@@ -162,10 +162,10 @@ class Baseline(Base):
     blob: Mapped[bytes] = mapped_column(LargeBinary)  # detect.baseline.Baseline.to_bytes
 
 
-class Episode(Base):
+class Alarm(Base):
     """One alarm from its start to its end."""
 
-    __tablename__ = "episodes"
+    __tablename__ = "alarms"
     __table_args__ = (UniqueConstraint("model_id", "replica", "kind", "flagged_at"),)
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)

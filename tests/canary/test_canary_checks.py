@@ -16,7 +16,7 @@ from moe_watch.cli.commands.canary import command
 from moe_watch.detect.canary.replay import Round
 from moe_watch.store import engine, migrate
 from moe_watch.store.records import canaries, served_models
-from moe_watch.store.schema import CanaryRun, Episode, Event, Model, Request
+from moe_watch.store.schema import Alarm, CanaryRun, Event, Model, Request
 from tests.support.canary_world import World
 
 
@@ -168,7 +168,7 @@ def test_what_others_do_in_the_same_store_neither_brings_nor_puts_off_a_check(st
     happened(store, "engine_start", 170.0, replica="other")
     with Session(store) as session, session.begin():
         times = {"began_at": 170.0, "flagged_at": 171.0, "ended_at": None}
-        session.add(Episode(model_id=1, replica="other", kind="traffic", summary="", evidence={}, **times))
+        session.add(Alarm(model_id=1, replica="other", kind="traffic", summary="", evidence={}, **times))
     assert plan.due(store, 180.0) == ""
     canaries.save(store, run(1, 3700.0, World().round(), verdict="healthy", replica="other"))
     assert plan.due(store, 3761.0) == "interval"

@@ -116,7 +116,7 @@ def test_a_client_hides_neither_by_a_mark_nor_by_a_constant_id(
         bench.tick(0.1)
     assert len({row.values["request_id"] for row in written}) == 600
     assert not any(row.values["canary"] for row in written)
-    assert "traffic" in {episode.values["kind"] for episode in bench.written.episodes}
+    assert "traffic" in {alarm.values["kind"] for alarm in bench.written.alarms}
 
 
 def test_a_mark_fits_a_frame() -> None:

@@ -122,13 +122,13 @@ def test_explain_says_when_there_is_nothing_to_compare() -> None:
 
 def test_explain_an_alarm_by_its_number() -> None:
     """An alarm says since when, where, how sure, what moved, which event was nearest, and what to do."""
-    result = run("explain", "episode:1")
+    result = run("explain", "alarm:1")
     assert result.exit_code == 0, result.output
     for said in ("Traffic drift from about Fri 21 Nov 14:24", "10,000 requests apart", "Nearest event: vLLM started"):
         assert said in result.output
     assert "What moved, against baseline 1" in result.output
     assert "What to do" in result.output
-    assert run("explain", "episode:77").exit_code == 1
+    assert run("explain", "alarm:77").exit_code == 1
 
 
 @pytest.mark.parametrize("name", alarms.names())

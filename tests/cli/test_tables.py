@@ -97,7 +97,7 @@ def printed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         ),
         "status": (["status"], url),
         "explain a request": (["explain", a_request().request_id], str(store_factory.shared().url)),
-        "explain an alarm": (["explain", "episode:1"], str(store_factory.shared().url)),
+        "explain an alarm": (["explain", "alarm:1"], str(store_factory.shared().url)),
     }
 
     def run(command: str, width: int | None) -> str:
@@ -119,8 +119,8 @@ COMMANDS = (
 def seen() -> status.Status:
     """Return what a sidecar with one replica and a long-winded alarm sees."""
     store = status.Store("sqlite://", True, 0, 0)  # noqa: FBT003
-    alarm = status.Episode("routing", 0.0, 0.0, FOUND)
-    replica = msgspec.structs.replace(a_replica("gpu-a"), reason=FOUND, episodes=[alarm])
+    alarm = status.Alarm("routing", 0.0, 0.0, FOUND)
+    replica = msgspec.structs.replace(a_replica("gpu-a"), reason=FOUND, alarms=[alarm])
     return status.Status("0", 9.0, 0.0, "ipc://x", store, {}, {}, {}, 0, [replica])
 
 

@@ -69,7 +69,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     migrate.upgrade(store)
     write(store, some_writes(120, Tap(replica=HOSTILE, model=HOSTILE), sample=False))
     with Session(store) as session, session.begin():
-        session.execute(update(schema.Episode).values(summary=HOSTILE))
+        session.execute(update(schema.Alarm).values(summary=HOSTILE))
         session.execute(update(schema.Event).values(detail=HOSTILE))
         session.execute(update(schema.Request).where(schema.Request.id == 1).values(request_id=HOSTILE))
         session.execute(update(schema.Model).values(detail={"revision": HOSTILE}))

@@ -1,4 +1,4 @@
-"""Print all rows of a SQLite store as JSON: ``python tests/corpus/dump.py STORE.db > tests/corpus/schema/0003.json``.
+"""Print all rows of a SQLite store as JSON: ``python tests/corpus/dump.py STORE.db > tests/corpus/schema/0004.json``.
 
 Needs nothing of moe-watch, so that a store of any version is dumped as it is.
 """
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 TABLES = (  # those that are pointed at come first
-    *("models", "baselines", "requests", "fingerprints", "samples", "shadows", "windows", "episodes", "events"),
+    *("models", "baselines", "requests", "fingerprints", "samples", "shadows", "windows", "alarms", "events"),
     *("canary_runs", "server_benches", "meta"),
 )
 

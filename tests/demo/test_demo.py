@@ -21,7 +21,7 @@ from demo.servers import Server, ServerError
 from demo.sidecar import Sidecar
 from demo.stage import MODEL, Stage
 from demo.waiting import PATIENCE_S, Clock, NotShown, Wait
-from moe_watch.domain.status import Episode, Suspect
+from moe_watch.domain.status import Alarm, Suspect
 from moe_watch.report.build.gather import gather
 from moe_watch.report.data.types import Period
 from moe_watch.report.render import as_json
@@ -178,23 +178,23 @@ def test_a_long_wait_says_what_it_waits_for() -> None:
     assert lines[0].strip().startswith("Waiting until all is judged, 15 s so far: 2 judged")
 
 
-def episode(kind: str, at: float) -> Episode:
-    return Episode(kind, at, at, f"{kind} moved")
+def alarm(kind: str, at: float) -> Alarm:
+    return Alarm(kind, at, at, f"{kind} moved")
 
 
 def test_only_an_alarm_of_this_traffic_counts_as_flagged() -> None:
     """Neither an older one nor one of another kind."""
-    assert claims.flagged([episode("garbled", 9.0), episode("traffic", 9.0)], 5.0, 300).kind == "traffic"
-    for others in ([], [episode("garbled", 9.0)], [episode("traffic", 4.0)]):
+    assert claims.flagged([alarm("garbled", 9.0), alarm("traffic", 9.0)], 5.0, 300).kind == "traffic"
+    for others in ([], [alarm("garbled", 9.0)], [alarm("traffic", 4.0)]):
         with pytest.raises(NotShown, match="flagged within 300 requests"):
             claims.flagged(others, 5.0, 300)
 
 
-def test_the_most_suspicious_requests_are_the_least_likely_ones() -> None:
+def test_the_most_unusual_requests_are_the_least_likely_ones() -> None:
     """And there are some."""
     given = [Suspect(str(p), p, 0.0) for p in (0.009, 0.001, 0.005)]
     assert [found.p for found in claims.suspected(given, most=2)] == [0.001, 0.005]
-    with pytest.raises(NotShown, match="named as suspicious"):
+    with pytest.raises(NotShown, match="named as unusual"):
         claims.suspected([])
 
 

@@ -160,8 +160,8 @@ def test_a_deviant_is_an_alarm_at_its_own_sidecar(database: Engine) -> None:
     assert bench.value(series.REPLICA_DEVIATES) == 1
     assert bench.value(series.REPLICA_EVIDENCE) >= 1
     (replica,) = bench.monitors.describe(bench.now)
-    assert "routes differently than its 5 siblings, most in layer 5" in replica.episodes[0].summary
-    assert replica.episodes[0].where is not None
+    assert "routes differently than its 5 siblings, most in layer 5" in replica.alarms[0].summary
+    assert replica.alarms[0].where is not None
     assert replica.siblings is not None
     assert (replica.siblings.replicas, replica.siblings.deviates) == (6, True)
     assert replica.siblings.fleet_ood.n == 6 * 12 * 40

@@ -47,7 +47,7 @@ def _replica(**more: object) -> status.Replica:
         "ood": status.Share(None, 0.0, 1.0, 0),
         "evidence": 0.0,
         "channels": {},
-        "episodes": [],
+        "alarms": [],
         "movers": [],
         "suspects": [],
     }

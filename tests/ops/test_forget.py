@@ -24,9 +24,9 @@ from moe_watch.store import engine, migrate, schema
 from moe_watch.store.records import served_models
 from moe_watch.store.spool import Spool
 from moe_watch.store.write import request_rows
-from moe_watch.store.write.batch import NewEpisode, Writes, write
+from moe_watch.store.write.batch import NewAlarm, Writes, write
 from tests.sidecar.test_sidecar import Process
-from tests.store.test_store_write import episode_values
+from tests.store.test_store_write import alarm_values
 from tests.support.frames import Tap
 
 ANN = wire.user_hash("ann")
@@ -50,8 +50,8 @@ def batch(start: int, n: int) -> Writes:
         served_models.identity(model), join.add(frames, 0.0), [], None, baseline_id=None, fingerprint_rate=1.0,
         keep_samples_days=1.0,
     )  # fmt: skip
-    values = episode_values(tap.replica, flagged_at=float(start), evidence={"channel": "ood", "requests": names})
-    made.episodes = [NewEpisode(served_models.identity(model), values)]
+    values = alarm_values(tap.replica, flagged_at=float(start), evidence={"channel": "ood", "requests": names})
+    made.alarms = [NewAlarm(served_models.identity(model), values)]
     return made
 
 
@@ -113,7 +113,7 @@ def test_no_byte_of_a_person_is_left_anywhere(store: Engine, tmp_path: Path) -> 
     spool = Spool(tmp_path / "spool", 1 << 24)
     kept = [msgspec.msgpack.decode(payload, type=Writes) for payload in spool.payloads()]
     assert [len(writes.requests) for writes in kept] == [10, 10]
-    assert all("bob" in name for writes in kept for name in writes.episodes[0].values["evidence"]["requests"])
+    assert all("bob" in name for writes in kept for name in writes.alarms[0].values["evidence"]["requests"])
     spool.close()
 
 

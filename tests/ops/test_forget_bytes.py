@@ -125,8 +125,8 @@ def test_an_id_that_is_part_of_others_is_not_taken_for_left(folder: Path) -> Non
     """The rows of those are to stay, and the file is not written anew for them."""
     store = _opened(folder)
     batch = some_writes(20)  # cmpl-0 to cmpl-19
-    batch.episodes[0].values["evidence"]["requests"] = ["cmpl-1", "cmpl-11"]
-    write(store, Writes(models=batch.models, requests=batch.requests, episodes=batch.episodes))
+    batch.alarms[0].values["evidence"]["requests"] = ["cmpl-1", "cmpl-11"]
+    write(store, Writes(models=batch.models, requests=batch.requests, alarms=batch.alarms))
     store.dispose()
     done = run("forget", "--request", "cmpl-1")
     assert done.exit_code == 0, done.output

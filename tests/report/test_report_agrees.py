@@ -110,9 +110,9 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
 def test_advice_comes_from_every_kind_of_alarm_of_the_period(review: Review) -> None:
     """From open ones as from those that ended, the gravest first; that something recovered is said of that alone."""
     found = verdict.verdict(review)
-    told = [action for action in found.actions if "episode:" in action.command]
+    told = [action for action in found.actions if "alarm:" in action.command]
     kinds = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.drifts)))
-    by_number = {f"moe-watch explain episode:{drift.id}": drift for drift in review.timeline.drifts}
+    by_number = {f"moe-watch explain alarm:{drift.id}": drift for drift in review.timeline.drifts}
     assert [by_number[action.command].kind for action in told] == kinds[: len(told)]
     assert told or not kinds
     for action in told:

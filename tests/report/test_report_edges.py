@@ -23,9 +23,9 @@ from moe_watch.report.say import captions
 from moe_watch.report.say import verdict as words
 from moe_watch.settings import Settings
 from moe_watch.store import engine, migrate
-from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import alarms as stored_alarms
 from moe_watch.store.records import canaries
-from moe_watch.store.schema import CanaryRun, Episode, Event, Model
+from moe_watch.store.schema import Alarm, CanaryRun, Event, Model
 from tests.support import store_factory
 from tests.support.reviews import drifted, quiet
 from tests.support.store_factory import DAY, UNTIL, Story
@@ -169,7 +169,7 @@ def test_an_alarm_is_explained_by_its_own_kind_and_its_own_models_events(tmp_pat
         near, far = now - 601, now - 5000
         session.add(Event(at=near, replica="", model_id=other.id, kind="baseline_promoted", detail="of the other"))
         session.add(Event(at=far, replica="gpu-a", model_id=1, kind="engine_start", detail="of this one"))
-        row = Episode(
+        row = Alarm(
             model_id=1, replica="gpu-a", kind="garbled", began_at=now - 600, flagged_at=now - 500, ended_at=None,
             baseline_id=None, summary="broken", evidence={},
         )  # fmt: skip
@@ -179,9 +179,9 @@ def test_an_alarm_is_explained_by_its_own_kind_and_its_own_models_events(tmp_pat
     found = alarms.alert(store, Settings(), "GarbledOutput", now)[0]
     assert found.tone == "bad"
     assert found.data["alarms"][0]["id"] == number
-    kept = episodes.find(store, number)
+    kept = stored_alarms.find(store, number)
     assert kept is not None
-    one = alarms.episode(store, Settings(), kept, now)
+    one = alarms.alarm(store, Settings(), kept, now)
     assert one.todo
     assert any("of this one" in sentence for sentence in one.sentences)
     assert not any("of the other" in sentence for sentence in one.sentences)

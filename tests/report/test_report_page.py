@@ -24,7 +24,7 @@ def a_status(verdict: str, reason: str) -> status.Status:
     replica = status.Replica(
         model="<i>model</i>", identity="x", replica="gpu-a", layers=6, experts=16, top_k=4, verdict=verdict,
         reason=reason, since=0.0, tap=tap, baseline=None, requests=1, routed=1, coverage=1.0, join_ratio=1.0,
-        ood=status.Share(0.0, 0.0, 1.0, 1), evidence=0.0, channels={}, episodes=[], movers=[], suspects=[],
+        ood=status.Share(0.0, 0.0, 1.0, 1), evidence=0.0, channels={}, alarms=[], movers=[], suspects=[],
     )  # fmt: skip
     store = status.Store("sqlite://", up=True, bytes=0, spool_bytes=0)
     return status.Status("0", 0.0, 0.0, "ipc://x", store, {}, {}, {}, 0, [replica])

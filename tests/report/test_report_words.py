@@ -31,7 +31,7 @@ def test_a_week_of_drift_reads_as_one() -> None:
     assert "first in layer 2" in routing
     assert "it was the traffic, not the model" in routing
     assert "share of expert" in routing
-    assert verdict.actions[0].command == "moe-watch explain episode:1"
+    assert verdict.actions[0].command == "moe-watch explain alarm:1"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_each_kind_of_alarm_has_its_verdict(kind: str, state: str, tone: str) ->
     """Whatever is flagged leads to a verdict and to something to do."""
     verdict = words.verdict(with_drift(kind))
     assert (verdict.state, verdict.tone) == (state, tone)
-    assert verdict.actions[0].command == "moe-watch explain episode:7"
+    assert verdict.actions[0].command == "moe-watch explain alarm:7"
 
 
 def test_an_alarm_that_is_over_says_how_long_it_was() -> None:
@@ -128,7 +128,7 @@ def test_an_alarm_of_the_canaries_needs_no_traffic() -> None:
     none = replace(broken.coverage, requests=0, routed=0, scored=0)
     verdict = words.verdict(replace(broken, coverage=none, ood=NOTHING, quality=NOTHING, change=NOTHING))
     assert verdict.headline.startswith("The same prompts go to other experts since")
-    assert (verdict.tone, verdict.actions[0].command) == ("bad", "moe-watch explain episode:7")
+    assert (verdict.tone, verdict.actions[0].command) == ("bad", "moe-watch explain alarm:7")
     assert any("no request came" in action.text for action in verdict.actions)
 
 

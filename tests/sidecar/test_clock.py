@@ -66,7 +66,7 @@ def _send(process: Jumping, tap: Tap, n: int, expected: int) -> None:
         process.send(*tap.whole())
     process.send(tap.health())
     seen = process.until(lambda s: bool(s["replicas"]) and s["replicas"][0]["requests"] == expected)
-    assert seen["replicas"][0]["episodes"] == []
+    assert seen["replicas"][0]["alarms"] == []
 
 
 def test_a_clock_that_jumps_costs_nothing(process: Jumping, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_clock_that_jumps_costs_nothing(process: Jumping, monkeypatch: pytest.
     assert all(count == 0 for count in process.status()["frames_refused"].values())
     process.server.stop()
     assert process.rows("select count(*), count(distinct request_id) from requests") == [(n, n)]
-    assert process.rows("select kind from episodes") == []
+    assert process.rows("select kind from alarms") == []
     _windows_add_up(process, n)
 
 

@@ -38,7 +38,7 @@ from moe_watch.sidecar import http
 from moe_watch.sidecar.background import News, Siblings
 from moe_watch.sidecar.writer import Writer
 from moe_watch.store import engine, migrate
-from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import alarms as stored_alarms
 from moe_watch.store.records import baselines, served_models
 from moe_watch.store.schema import CanaryRun
 from moe_watch.store.spool import Spool
@@ -179,10 +179,10 @@ def test_every_kind_says_everything_of_itself_and_its_alerts_exist() -> None:
 
 def test_an_alarm_holds_plain_values_alone(everything: Everything) -> None:
     """Whatever a detector hands over: times and evidence are what JSON and every database know."""
-    for kind, episode in everything.bench.monitors.by_replica["r0"].alarms.open.items():
-        assert repr(plain(episode.values)) == repr(episode.values), kind
-        json.dumps(episode.values, allow_nan=False)
-        assert type(episode.values["began_at"]) is float, kind
+    for kind, alarm in everything.bench.monitors.by_replica["r0"].alarms.open.items():
+        assert repr(plain(alarm.values)) == repr(alarm.values), kind
+        json.dumps(alarm.values, allow_nan=False)
+        assert type(alarm.values["began_at"]) is float, kind
 
 
 def of_numpy(value: Any, path: str = "") -> Iterator[str]:
@@ -219,7 +219,7 @@ def test_every_address_answers(everything: Everything, path: str) -> None:
 def test_the_status_names_every_alarm(everything: Everything) -> None:
     """Each with its summary, over HTTP and for the terminal."""
     (replica,) = everything.client().get("/api/v1/status").json()["replicas"]
-    assert {one["kind"] for one in replica["episodes"]} == kinds_in_the_code()
+    assert {one["kind"] for one in replica["alarms"]} == kinds_in_the_code()
 
 
 @pytest.mark.parametrize("verdict", sorted(FAULTS))
@@ -254,11 +254,11 @@ def test_the_report_is_made_in_every_format(
 
 def test_every_alarm_and_every_alert_is_explained(everything: Everything, monkeypatch: pytest.MonkeyPatch) -> None:
     """In words and as JSON."""
-    found = episodes.between(everything.store, 0, 4e9)
+    found = stored_alarms.between(everything.store, 0, 4e9)
     assert {row.kind for row in found} == kinds_in_the_code()
     for row in found:
-        assert f"({row.kind}, open)" in run(everything, monkeypatch, "explain", f"episode:{row.id}")
-        json.loads(run(everything, monkeypatch, "explain", "--json", f"episode:{row.id}"))
+        assert f"({row.kind}, open)" in run(everything, monkeypatch, "explain", f"alarm:{row.id}")
+        json.loads(run(everything, monkeypatch, "explain", "--json", f"alarm:{row.id}"))
     for name in explained.names():
         assert name in run(everything, monkeypatch, "explain", name)
 
@@ -278,7 +278,7 @@ def without_alarms(everything: Everything, folder: Path) -> Engine:
     copy = folder / "other.db"
     with sqlite3.connect(everything.url.removeprefix("sqlite:///")) as source, sqlite3.connect(copy) as target:
         source.backup(target)
-        target.execute("DELETE FROM episodes")
+        target.execute("DELETE FROM alarms")
     return Everything.opened(f"sqlite:///{copy}")
 
 
@@ -305,7 +305,7 @@ def test_every_alarm_goes_through_the_spool_and_back(everything: Everything, tmp
     """What the process before left open is closed, and says by what."""
     store = without_alarms(everything, tmp_path)
     spooled(everything.bench.written, tmp_path / "spool", store, Board())
-    found = episodes.between(store, 0, 4e9)
+    found = stored_alarms.between(store, 0, 4e9)
     assert {row.kind for row in found} == kinds_in_the_code()
     assert {row.ending for row in found} == {"sidecar_stopped"}
     store.dispose()
@@ -314,13 +314,13 @@ def test_every_alarm_goes_through_the_spool_and_back(everything: Everything, tmp
 def test_a_row_that_cannot_be_encoded_costs_that_row_alone(everything: Everything, tmp_path: Path) -> None:
     """The writer goes on, and the loss is counted and logged; numbers of numpy are no reason to lose any."""
     store, board = without_alarms(everything, tmp_path), Board()
-    batch = Writes(models=list(everything.bench.written.models), episodes=list(everything.bench.written.episodes[-5:]))
-    first, second, *_ = batch.episodes
+    batch = Writes(models=list(everything.bench.written.models), alarms=list(everything.bench.written.alarms[-5:]))
+    first, second, *_ = batch.alarms
     changed = {"evidence": {"number": np.float64(0.5), "row": np.arange(3)}, "flagged_at": np.float64(1.0)}
-    batch.episodes[0] = msgspec.structs.replace(first, values=first.values | changed)
-    batch.episodes[1] = msgspec.structs.replace(second, values=second.values | {"evidence": {"what": object()}})
+    batch.alarms[0] = msgspec.structs.replace(first, values=first.values | changed)
+    batch.alarms[1] = msgspec.structs.replace(second, values=second.values | {"evidence": {"what": object()}})
     spooled(batch, tmp_path / "spool", store, board)
     values: dict[str, Any] = {family.metric.name: family.series[0].value for family in board.read()}
     assert values["moe_watch_store_refused_total"] == 1
-    assert any(row.evidence == {"number": 0.5, "row": [0, 1, 2]} for row in episodes.between(store, 0, 4e9))
+    assert any(row.evidence == {"number": 0.5, "row": [0, 1, 2]} for row in stored_alarms.between(store, 0, 4e9))
     store.dispose()

@@ -82,9 +82,9 @@ def test_a_tap_that_does_not_see_is_blind(bench: Bench, state: str) -> None:
     (replica,) = bench.monitors.describe(bench.now)
     assert (replica.verdict, replica.reason) == ("blind", "because")
     assert bench.value(series.TAP_UP) == 0
-    assert bench.written.episodes[-1].values["kind"] == "blind"
+    assert bench.written.alarms[-1].values["kind"] == "blind"
     assert bench.verdict == "healthy"
-    assert bench.written.episodes[-1].values["ended_at"] is not None
+    assert bench.written.alarms[-1].values["ended_at"] is not None
 
 
 def test_a_silent_tap_is_blind(bench: Bench) -> None:
@@ -138,7 +138,7 @@ def test_another_model_under_the_same_name_starts_anew(bench: Bench) -> None:
     assert bench.verdict == "learning"
     assert bench.value(series.BASELINE_INFO, "1") is None
     assert bench.value(series.DRIFT_ACTIVE, "traffic") == 0
-    assert bench.written.episodes[-1].values["ended_at"] is not None
+    assert bench.written.alarms[-1].values["ended_at"] is not None
 
 
 def test_the_same_model_announced_again_changes_nothing(bench: Bench) -> None:
@@ -209,7 +209,7 @@ def test_a_replica_that_is_forgotten_leaves_everything_but_the_store(bench: Benc
     assert "traffic" in bench.monitors.by_replica["r0"].alarms.open
     bench.monitors.forget("r0", bench.now)
     writes = bench.monitors.collect(bench.now)
-    assert [row.values["kind"] for row in writes.episodes if row.values["ended_at"] is not None] == ["traffic"]
+    assert [row.values["kind"] for row in writes.alarms if row.values["ended_at"] is not None] == ["traffic"]
     assert bench.monitors.describe(bench.now) == []
     bench.monitors.tick(bench.now + 60)
     assert not [s for f in bench.board.read() for s in f.series if "r0" in s.labels]

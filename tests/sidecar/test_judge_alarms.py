@@ -31,18 +31,18 @@ def test_normal_traffic_is_healthy_and_unseen_traffic_is_not(bench: Bench) -> No
     bench.send(200, unseen=True)
     assert bench.verdict == "traffic"
     assert bench.value(series.DRIFT_ACTIVE, "traffic") == bench.value(series.VERDICT, "traffic") == 1
-    assert bench.value(series.EPISODES, "traffic") == 1
+    assert bench.value(series.ALARMS, "traffic") == 1
     assert bench.value(series.OOD_RATIO) > 0.2
-    episode = bench.written.episodes[0]
-    assert {one.values["flagged_at"] for one in bench.written.episodes} == {episode.values["flagged_at"]}
-    assert episode.values["summary"].startswith("tiny at r0: expert routing left baseline 1")
-    assert NOW <= episode.values["began_at"] <= episode.values["flagged_at"]
-    assert episode.values["evidence"]["requests"]
-    msgspec.json.encode(episode.values["evidence"])
+    alarm = bench.written.alarms[0]
+    assert {one.values["flagged_at"] for one in bench.written.alarms} == {alarm.values["flagged_at"]}
+    assert alarm.values["summary"].startswith("tiny at r0: expert routing left baseline 1")
+    assert NOW <= alarm.values["began_at"] <= alarm.values["flagged_at"]
+    assert alarm.values["evidence"]["requests"]
+    msgspec.json.encode(alarm.values["evidence"])
     bench.send(2000)
     assert bench.verdict == "healthy"
-    assert bench.written.episodes[-1].values["ended_at"] is not None
-    assert bench.written.episodes[-1].values["ending"] == "recovered"
+    assert bench.written.alarms[-1].values["ended_at"] is not None
+    assert bench.written.alarms[-1].values["ending"] == "recovered"
 
 
 def test_another_configuration_of_the_same_model_is_an_event_once(bench: Bench) -> None:
@@ -69,10 +69,10 @@ def test_a_drift_is_dated_to_what_happened_before_it(bench: Bench, between: int)
     bench.monitors.hear(wire.Event(**bench.tap.engine(), kind=kind, at=at), bench.now)
     bench.send(between)
     bench.send(100, unseen=True)
-    (episode,) = [episode for episode in bench.written.episodes if episode.values["kind"] == "traffic"][:1]
-    dated = episode.values["evidence"]["dated"]
+    (alarm,) = [alarm for alarm in bench.written.alarms if alarm.values["kind"] == "traffic"][:1]
+    dated = alarm.values["evidence"]["dated"]
     assert (dated["event"], abs(dated["requests"] - between) <= 5) == ("eplb_rebalance", True)
-    assert re.search(r"; began (with|\d+ requests? (after|before)) the rebalance$", episode.values["summary"])
+    assert re.search(r"; began (with|\d+ requests? (after|before)) the rebalance$", alarm.values["summary"])
 
 
 def test_a_promotion_is_taken_up(bench: Bench) -> None:
@@ -98,7 +98,7 @@ def test_what_ended_an_alarm_is_written_wherever_it_ends(bench: Bench) -> None:
     bench.monitors.announce(bench.tap.announce(revision="b"), bench.now)
     bench.monitors.by_replica["r0"].begin("quality", bench.now, bench.now, "worse", {})
     bench.written.extend(bench.monitors.collect(bench.now, last=True))
-    ended = {one.values["kind"]: one.values["ending"] for one in bench.written.episodes if one.values["ended_at"]}
+    ended = {one.values["kind"]: one.values["ending"] for one in bench.written.alarms if one.values["ended_at"]}
     wanted = {"traffic": "baseline_replaced", "garbled": "configuration_changed", "quality": "sidecar_stopped"}
     assert ended == wanted
     (replica,) = bench.monitors.describe(bench.now)
@@ -124,14 +124,14 @@ def test_looking_judges_nothing(bench: Bench) -> None:
     bench.beat("off")
     for _ in range(2):
         (replica,) = bench.monitors.describe(bench.now)
-        assert (replica.verdict, replica.episodes) == ("learning", [])
+        assert (replica.verdict, replica.alarms) == ("learning", [])
     bench.written.extend(bench.monitors.tick(bench.now))
     (replica,) = bench.monitors.describe(bench.now)
-    assert (replica.verdict, [one.kind for one in replica.episodes]) == ("blind", ["blind"])
+    assert (replica.verdict, [one.kind for one in replica.alarms]) == ("blind", ["blind"])
     bench.beat()
     (replica,) = bench.monitors.describe(bench.now + 3600)
-    assert [one.kind for one in replica.episodes] == ["blind"]
-    assert bench.monitors.collect(bench.now).episodes == []
+    assert [one.kind for one in replica.alarms] == ["blind"]
+    assert bench.monitors.collect(bench.now).alarms == []
 
 
 def test_a_detector_that_fails_costs_its_result_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,21 +208,21 @@ def test_an_open_drift_says_where_once_enough_fresh_requests_came(bench: Bench) 
     bench.send(100)
     bench.send(200, unseen=True)
     (replica,) = bench.monitors.describe(bench.now)
-    where = replica.episodes[0].where
+    where = replica.alarms[0].where
     assert where is not None
     assert where.layers
     assert where.experts is None
     bench.send(500, unseen=True)
     bench.tick(6.0)
     (replica,) = bench.monitors.describe(bench.now)
-    where = replica.episodes[0].where
+    where = replica.alarms[0].where
     assert where is not None
     assert where.requests >= 500
     assert where.experts
     first = where.experts[0]
     assert abs(first.now - first.before) > 0.02
     assert bench.value(series.MOVED_EXPERTS, str(first.layer)) >= 1
-    kept = bench.written.episodes[-1].values["evidence"]["where"]
+    kept = bench.written.alarms[-1].values["evidence"]["where"]
     assert kept["experts"][0]["expert"] == first.expert
     msgspec.json.encode(kept)
     bench.send(2000)
@@ -251,14 +251,14 @@ def test_an_expert_that_falls_silent_is_an_alarm_of_the_deployment(bench: Bench)
         bench.written.extend(bench.monitors.process([silent(one) for one in bench.joined(50)], bench.now))
         bench.tick(6.0)
     assert bench.value(series.DEAD_EXPERTS, "1") == 1
-    assert "dead_experts" in {episode.kind for episode in bench.monitors.describe(bench.now)[0].episodes}
-    episode = next(one for one in bench.written.episodes if one.values["kind"] == "dead_experts")
-    assert "expert 5 of layer 1 got no token in" in episode.values["summary"]
-    assert episode.values["evidence"]["probability"] < 1e-4
+    assert "dead_experts" in {alarm.kind for alarm in bench.monitors.describe(bench.now)[0].alarms}
+    alarm = next(one for one in bench.written.alarms if one.values["kind"] == "dead_experts")
+    assert "expert 5 of layer 1 got no token in" in alarm.values["summary"]
+    assert alarm.values["evidence"]["probability"] < 1e-4
     bench.send(100)
     bench.tick(6.0)
     assert bench.value(series.DEAD_EXPERTS, "1") == 0
-    ended = [one for one in bench.written.episodes if one.values["kind"] == "dead_experts"][-1]
+    ended = [one for one in bench.written.alarms if one.values["kind"] == "dead_experts"][-1]
     assert ended.values["ended_at"] is not None
 
 

@@ -175,12 +175,12 @@ def test_from_learning_to_an_alarm_and_back_to_silence(process: Process) -> None
         process.send(*tap.whole())
     process.send(tap.health())
     status = process.until(lambda s: s["replicas"][0]["verdict"] == "healthy" and s["replicas"][0]["requests"] == 900)
-    assert status["replicas"][0]["episodes"] == []
+    assert status["replicas"][0]["alarms"] == []
     for _ in range(200):
         process.send(*tap.whole(unseen=True))
     status = process.until(lambda s: s["replicas"][0]["verdict"] == "traffic")
-    (episode,) = status["replicas"][0]["episodes"]
-    assert "left baseline 1" in episode["summary"]
+    (alarm,) = status["replicas"][0]["alarms"]
+    assert "left baseline 1" in alarm["summary"]
     assert status["replicas"][0]["suspects"]
     _wait_for_metric(process, 'moe_watch_drift_active{kind="traffic",model="tiny",replica="r0"} 1.0')
     matrix = httpx.get(f"{process.server.url}/api/v1/matrix").json()
@@ -195,7 +195,7 @@ def test_from_learning_to_an_alarm_and_back_to_silence(process: Process) -> None
     assert shown.returncode == 2
     assert "traffic" in shown.stdout
     process.server.stop()
-    assert process.rows("select kind, summary <> '' from episodes") == [("traffic", 1)]
+    assert process.rows("select kind, summary <> '' from alarms") == [("traffic", 1)]
 
 
 def test_a_kill_loses_at_most_seconds_and_the_next_start_goes_on(process: Process) -> None:

@@ -63,11 +63,11 @@ def test_asking_for_status_or_experts_neither_opens_nor_ends_an_alarm() -> None:
     for _ in range(3):
         bench.monitors.matrix("r0", bench.now)
         (replica,) = bench.monitors.describe(bench.now)
-        assert replica.episodes == []
-    assert bench.monitors.collect(bench.now).episodes == []
+        assert replica.alarms == []
+    assert bench.monitors.collect(bench.now).alarms == []
     bench.monitors.tick(bench.now)
     (replica,) = bench.monitors.describe(bench.now)
-    assert [alarm.kind for alarm in replica.episodes] == ["blind"]
+    assert [alarm.kind for alarm in replica.alarms] == ["blind"]
 
 
 @pytest.mark.parametrize("module", [path.stem for path in _MONITOR.glob("*.py") if path.stem != "__init__"])

@@ -168,7 +168,7 @@ def test_what_a_stopped_sidecar_left_is_taken_up_when_the_store_can_be_written(t
         process.server.stop()
         other = create_engine(process.store_url)
         with other.begin() as connection:
-            into = "INSERT INTO episodes (model_id, replica, kind, began_at, flagged_at, summary, evidence)"
+            into = "INSERT INTO alarms (model_id, replica, kind, began_at, flagged_at, summary, evidence)"
             connection.execute(text(into + " VALUES (1, 'r0', 'traffic', 1, 2, 'left', '{}')"))
         with other.connect() as connection:
             connection.execute(text("BEGIN EXCLUSIVE"))
@@ -179,7 +179,7 @@ def test_what_a_stopped_sidecar_left_is_taken_up_when_the_store_can_be_written(t
             connection.rollback()
         process.until(lambda s: s["store"]["up"] and s["replicas"] and s["replicas"][0]["requests"] == 1)
         process.server.stop()
-        assert process.rows("SELECT count(*) FROM episodes WHERE ended_at > flagged_at") == [(1,)]
+        assert process.rows("SELECT count(*) FROM alarms WHERE ended_at > flagged_at") == [(1,)]
         assert process.rows("SELECT count(*) FROM requests") == [(2,)]
         other.dispose()
     finally:

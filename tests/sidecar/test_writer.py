@@ -19,7 +19,7 @@ from moe_watch.sidecar.writer import Writer
 from moe_watch.store import engine, migrate, schema
 from moe_watch.store.batches import ended, pack
 from moe_watch.store.spool import Spool
-from moe_watch.store.write.batch import NewEpisode, NewRequest, Writes, is_away, write
+from moe_watch.store.write.batch import NewAlarm, NewRequest, Writes, is_away, write
 from tests.store.test_store_write import some_writes
 from tests.support import postgres
 
@@ -220,9 +220,9 @@ def _stranger() -> NewRequest:
 
 def test_an_alarm_of_the_process_before_is_over_when_it_comes_from_the_spool() -> None:
     """Its detectors are gone with it; one of this process stays open."""
-    old, new = (NewEpisode("a", {"flagged_at": at, "ended_at": None}) for at in (10.0, 30.0))
-    over = ended(Writes(episodes=[old, new]), 20.0)
-    assert [episode.values["ended_at"] for episode in over.episodes] == [20.0, None]
+    old, new = (NewAlarm("a", {"flagged_at": at, "ended_at": None}) for at in (10.0, 30.0))
+    over = ended(Writes(alarms=[old, new]), 20.0)
+    assert [alarm.values["ended_at"] for alarm in over.alarms] == [20.0, None]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_row_that_nobody_can_write_costs_that_row_alone(tmp_path: Path, *, awa
     store = engine.connect(f"sqlite:///{tmp_path}/store.db")
     migrate.upgrade(store)
     batches, board = _batches(9), Board()
-    batches[3].episodes[0].values["evidence"] = {"value": np.float64(0.5), "other": _Odd()}
+    batches[3].alarms[0].values["evidence"] = {"value": np.float64(0.5), "other": _Odd()}
     batches[4].requests[0].values["e2e_s"] = _Odd()
     writer = Writer(store, board, Spool(tmp_path / "spool", 10**7))
 

@@ -1,4 +1,4 @@
-"""Queries: requests, windows, baselines, episodes and events come back as they were written."""
+"""Queries: requests, windows, baselines, alarms and events come back as they were written."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from moe_watch.store import schema
 from moe_watch.store.engine import StoreError
 from moe_watch.store.read import requests
 from moe_watch.store.records import alarms, baselines, events, served_models, windows
-from moe_watch.store.write.batch import NewEpisode, Writes, write
-from tests.store.test_store_write import episode_values, some_writes
+from moe_watch.store.write.batch import NewAlarm, Writes, write
+from tests.store.test_store_write import alarm_values, some_writes
 from tests.support.frames import Tap
 
 
@@ -190,13 +190,13 @@ def test_a_change_that_can_move_routing_is_another_model(changed: dict[str, obje
     assert served_models.identity(Tap().announce(**changed)) != served_models.identity(Tap().announce())
 
 
-def test_episodes_are_found_by_the_time_they_were_open(store: Engine) -> None:
+def test_alarms_are_found_by_the_time_they_were_open(store: Engine) -> None:
     """Open ones belong to every later period; what a stopped sidecar left open can be closed."""
     writes = some_writes(0)
     identity = writes.models[0].identity
-    writes.episodes = [
-        NewEpisode(identity, episode_values("r0", flagged_at=10.0, ended_at=20.0)),
-        NewEpisode(identity, episode_values("r0", flagged_at=30.0)),
+    writes.alarms = [
+        NewAlarm(identity, alarm_values("r0", flagged_at=10.0, ended_at=20.0)),
+        NewAlarm(identity, alarm_values("r0", flagged_at=30.0)),
     ]
     write(store, writes)
     assert [e.flagged_at for e in alarms.between(store, 15.0, 25.0)] == [10.0]

@@ -21,12 +21,12 @@ from moe_watch.store.codecs import arrays
 from moe_watch.store.read import requests
 from moe_watch.store.records import served_models, windows
 from moe_watch.store.write import request_rows
-from moe_watch.store.write.batch import NewEpisode, NewEvent, Writes, is_away, write
+from moe_watch.store.write.batch import NewAlarm, NewEvent, Writes, is_away, write
 from tests.support.frames import Tap
 
 
 def some_writes(n: int = 3, tap: Tap | None = None, *, sample: bool = True) -> Writes:
-    """Return a model, ``n`` requests with fingerprints and samples, a window, an episode and an event."""
+    """Return a model, ``n`` requests with fingerprints and samples, a window, an alarm and an event."""
     tap = tap or Tap()
     join, model = Join(5.0), tap.announce()
     identity = served_models.identity(model)
@@ -52,13 +52,13 @@ def some_writes(n: int = 3, tap: Tap | None = None, *, sample: bool = True) -> W
     )
     window = Window(tap.layers, tap.experts, n, n)
     writes.windows = [windows.row(identity, tap.replica, 60.0, 60.0, window)]
-    writes.episodes = [NewEpisode(identity, episode_values(tap.replica))]
+    writes.alarms = [NewAlarm(identity, alarm_values(tap.replica))]
     event = {"at": 5.0, "replica": tap.replica, "kind": "engine_start", "detail": ""}
     writes.events = [NewEvent(identity, event), NewEvent("", event | {"at": 6.0})]
     return writes
 
 
-def episode_values(replica: str, **more: Any) -> dict[str, Any]:
+def alarm_values(replica: str, **more: Any) -> dict[str, Any]:
     values = {
         "replica": replica,
         "kind": "traffic",
@@ -77,7 +77,7 @@ def _count(store: Engine, table: type[schema.Base]) -> int:
         return int(connection.scalar(select(func.count()).select_from(table)) or 0)
 
 
-_TABLES = (schema.Request, schema.Fingerprint, schema.Sample, schema.Window, schema.Episode, schema.Event)
+_TABLES = (schema.Request, schema.Fingerprint, schema.Sample, schema.Window, schema.Alarm, schema.Event)
 
 
 def test_what_is_written_twice_is_there_once(store: Engine) -> None:
@@ -139,14 +139,14 @@ def test_a_window_grows_in_place(store: Engine) -> None:
         assert connection.execute(select(schema.Window.requests, schema.Window.routed_requests)).all() == [(7, 6)]
 
 
-def test_an_episode_ends_in_place(store: Engine) -> None:
+def test_an_alarm_ends_in_place(store: Engine) -> None:
     """The end of an alarm is written to the row of its start."""
     writes = some_writes(0)
     write(store, writes)
-    identity = writes.episodes[0].identity
-    write(store, Writes(episodes=[NewEpisode(identity, episode_values("r0", ended_at=9.0))]))
+    identity = writes.alarms[0].identity
+    write(store, Writes(alarms=[NewAlarm(identity, alarm_values("r0", ended_at=9.0))]))
     with store.connect() as connection:
-        assert connection.execute(select(schema.Episode.ended_at)).all() == [(9.0,)]
+        assert connection.execute(select(schema.Alarm.ended_at)).all() == [(9.0,)]
 
 
 def test_text_that_postgres_cannot_keep_is_written_all_the_same(store: Engine) -> None:

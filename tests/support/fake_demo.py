@@ -29,7 +29,7 @@ def healthy() -> bytes:
     replica = status.Replica(
         model="m", identity="i", replica="demo", layers=2, experts=4, top_k=1, verdict="healthy", reason="", since=0.0,
         tap=tap, baseline=status.Baseline(1, 0.0, 900), requests=9999, routed=9999, coverage=1.0, join_ratio=1.0,
-        evidence=0.0, channels={}, ood=status.Share(0.0, 0.0, 0.1, 300), movers=[], suspects=[], episodes=[],
+        evidence=0.0, channels={}, ood=status.Share(0.0, 0.0, 0.1, 300), movers=[], suspects=[], alarms=[],
     )  # fmt: skip
     store = status.Store("sqlite://", True, 0, 0)  # noqa: FBT003
     return msgspec.json.encode(status.Status("0", time.time(), 0.0, "ipc://x", store, {}, {}, {}, 0, [replica]))

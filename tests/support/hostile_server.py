@@ -23,7 +23,7 @@ def a_replica(text: str) -> status.Replica:
         model=text, identity="i", replica=text, layers=2, experts=4, top_k=1, verdict="traffic", reason=text, since=0.0,
         tap=tap, baseline=None, requests=1, routed=1, coverage=0.5, join_ratio=1.0, evidence=0.0, channels={},
         ood=status.Share(0.5, 0.1, 0.9, 3), movers=[], suspects=[status.Suspect(text, 0.001, 0.0)],
-        episodes=[status.Episode(text, 0.0, 0.0, text)],
+        alarms=[status.Alarm(text, 0.0, 0.0, text)],
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def _history(store: Engine, story: Story, model: schema.Model, key: int | None) 
             began = story.start + story.drift[0] * DAY
             ended = story.start + story.drift[1] * DAY
             session.add(
-                schema.Episode(
+                schema.Alarm(
                     model_id=model.id, replica=story.replicas[0], kind="traffic", began_at=began,
                     flagged_at=began + 1500, ended_at=None if ended >= story.until else ended, baseline_id=key,
                     summary=f"{MODEL} at {story.replicas[0]}: expert routing left baseline 1 in layer "

@@ -20,11 +20,11 @@ from moe_watch.report.explain.request import Explanation, Table
 from moe_watch.report.render.as_json import plain
 from moe_watch.settings import Settings
 from moe_watch.store.read import report_queries as store
-from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import alarms as stored_alarms
 
 _COLOURS: Final = {"calm": "green", "warn": "yellow", "bad": "red", "unknown": "cyan"}
 _SPARE: Final = ("replica", "domain", "tokens")
-_EPISODE: Final = re.compile(r"(?:episode:|alarm:)?(\d{1,15})")
+_ALARM: Final = re.compile(r"(?:alarm:|episode:)?(\d{1,15})")
 
 
 @click.command()
@@ -47,10 +47,10 @@ def command(what: str, *, raw: bool) -> None:
 
 def _find(engine: Engine, settings: Settings, what: str, now: float) -> list[Explanation]:
     """Return the explanations; raises ``click.ClickException`` with suggestions if there are none."""
-    if number := _EPISODE.fullmatch(what):
-        row = episodes.find(engine, int(number[1]))
+    if number := _ALARM.fullmatch(what):
+        row = stored_alarms.find(engine, int(number[1]))
         if row is not None:
-            return [alarms.episode(engine, settings, row, now)]
+            return [alarms.alarm(engine, settings, row, now)]
         if what != number[1]:
             raise click.ClickException(f"there is no alarm {number[1]}: the report and `moe-watch status` number them")
     if name := alarms.find(what):

@@ -45,7 +45,7 @@ def command(url: str | None, *, follow: bool, raw: bool) -> None:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         return
-    if any(replica.episodes or replica.verdict == "blind" for replica in seen.replicas):
+    if any(replica.alarms or replica.verdict == "blind" for replica in seen.replicas):
         sys.exit(2)
 
 
@@ -96,7 +96,7 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
     serving = f"{_plain(replica.model)} ({_shape(replica)})"
     fields.append(("replica", f"[bold]{_plain(replica.replica)}[/bold] serving {serving}"))
     since = _span(now - replica.since)
-    told = any(episode.summary == replica.reason for episode in replica.episodes)  # it stands below
+    told = any(alarm.summary == replica.reason for alarm in replica.alarms)  # it stands below
     reason = "" if told else f": {_plain(replica.reason)}"
     fields.append(("verdict", f"[{colour} bold]{replica.verdict}[/] for {since}{reason}"))
     tap = replica.tap
@@ -119,15 +119,15 @@ def _replica(replica: status.Replica, now: float) -> tables.Fields:
         fields.append(("evidence", f"{replica.evidence:.2f} of the alarm threshold"))
     if replica.siblings is not None and replica.siblings.replicas > 1:
         fields.append(("siblings", _siblings(replica.siblings)))
-    for episode in replica.episodes:
-        since = _span(now - episode.began_at)
-        fields.append((f"[red]{_plain(episode.kind)}[/red]", f"since {since}: {_plain(episode.summary)}"))
-        if episode.where is not None:
-            fields.append(("where", " ".join(location.where(episode.where, episode.kind))))
+    for alarm in replica.alarms:
+        since = _span(now - alarm.began_at)
+        fields.append((f"[red]{_plain(alarm.kind)}[/red]", f"since {since}: {_plain(alarm.summary)}"))
+        if alarm.where is not None:
+            fields.append(("where", " ".join(location.where(alarm.where, alarm.kind))))
     for over in replica.ended[:_MOST_ENDED]:
         ending = f"{_plain(over.kind)} {_span(now - over.ended_at)} ago: {alarm_endings.because(over.ending)}"
         fields.append(("ended", ending))
-    if replica.episodes and replica.movers and not any(episode.where for episode in replica.episodes):
+    if replica.alarms and replica.movers and not any(alarm.where for alarm in replica.alarms):
         moved = [f"layer {m.layer} expert {m.expert}: {m.baseline:.2%} to {m.share:.2%}" for m in replica.movers[:3]]
         fields.append(("moved", "; ".join(moved)))
     if replica.suspects:

@@ -65,7 +65,7 @@ def drifts(engine: Engine, model_id: int, period: Period) -> tuple[Drift, ...]:
     return tuple(drift(row) for row in reversed(found))
 
 
-def drift(row: schema.Episode) -> Drift:
+def drift(row: schema.Alarm) -> Drift:
     """Return one alarm."""
     layer = row.evidence.get("layer")
     return Drift(

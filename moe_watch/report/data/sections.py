@@ -231,7 +231,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The worst requests, the most suspicious first; ``texts`` says why there is text or not."""
+    """The worst requests, the most unusual first; ``texts`` says why there is text or not."""
 
     requests: tuple[Suspect, ...]
     texts: str

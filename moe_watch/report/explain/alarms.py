@@ -24,9 +24,9 @@ from moe_watch.report.explain.request import Explanation, Table
 from moe_watch.report.render import tables
 from moe_watch.report.say import captions, location, phrases, summary, verdict
 from moe_watch.settings import Settings
-from moe_watch.store.records import alarms as episodes
+from moe_watch.store.records import alarms as stored_alarms
 from moe_watch.store.records import events
-from moe_watch.store.schema import Episode
+from moe_watch.store.schema import Alarm
 
 _DAY_S: Final = 86_400.0
 _CHANNELS: Final = {
@@ -63,7 +63,7 @@ def alert(engine: Engine, settings: Settings, name: str, now: float) -> list[Exp
     return [_of_review(engine, name, review, meaning, todo) for review in report.reviews]
 
 
-def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Explanation:
+def alarm(engine: Engine, settings: Settings, row: Alarm, now: float) -> Explanation:
     """Return what one alarm is about: since when, where, how sure, by which requests, and what was nearest to it."""
     drift = from_history.drift(row)
     end = row.ended_at or now
@@ -85,7 +85,8 @@ def episode(engine: Engine, settings: Settings, row: Episode, now: float) -> Exp
         sentences=tuple(sentences),
         tables=shown,
         todo=todo,
-        data={"episode": asdict(drift), "evidence": row.evidence, "nearest": list(_nearest(engine, row))},
+        data={name: asdict(drift) for name in ("alarm", "episode")}  # the second is the former name, for one version
+        | {"evidence": row.evidence, "nearest": list(_nearest(engine, row))},
     )
 
 
@@ -118,7 +119,7 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     told = [phrases.drift_sentence(drift, review.period.until) for drift in mine]
     if kinds and not mine:
         told = ["No alarm of this kind was open in the last 24 hours."]
-    rows = [row for drift in open_now if (row := episodes.find(engine, drift.id)) is not None]
+    rows = [row for drift in open_now if (row := stored_alarms.find(engine, drift.id)) is not None]
     nearest = [sentence for row in rows[:1] for sentence in _nearest(engine, row)]
     told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
@@ -134,7 +135,7 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     )
 
 
-def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
+def _certainty(row: Alarm, settings: Settings) -> Iterator[str]:
     """Say by what it was seen and how often that is wrong."""
     channel = str(row.evidence.get("channel", ""))
     if channel in _CHANNELS:
@@ -146,7 +147,7 @@ def _certainty(row: Episode, settings: Settings) -> Iterator[str]:
         yield f"Requests flagged at the time: {', '.join(ids)}."
 
 
-def _where(row: Episode) -> tuple[str, ...]:
+def _where(row: Alarm) -> tuple[str, ...]:
     """Say where the alarm is, as the sidecar found while it was open."""
     found = row.evidence.get("where")
     try:
@@ -155,7 +156,7 @@ def _where(row: Episode) -> tuple[str, ...]:
         return ()  # written by another version
 
 
-def _nearest(engine: Engine, row: Episode) -> Iterator[str]:
+def _nearest(engine: Engine, row: Alarm) -> Iterator[str]:
     """Name the event of the model at its replica that is nearest to the start, within a day."""
     found = events.between(engine, row.began_at - _DAY_S, row.began_at + _DAY_S, row.model_id)
     own = [e for e in found if e.replica in {"", row.replica}]

@@ -75,7 +75,7 @@ def lines(status: Status) -> tuple[Now, ...]:
 
 
 def _where(replica: Replica) -> list[str]:
-    known = [(episode.where, episode.kind) for episode in replica.episodes]
+    known = [(alarm.where, alarm.kind) for alarm in replica.alarms]
     return [sentence for where, kind in known if where is not None for sentence in location.where(where, kind)]
 
 

@@ -82,7 +82,7 @@ def _of_drifts(drifts: tuple[Drift, ...]) -> Iterator[Action]:
     """Yield one action a kind of alarm, the gravest first; the alarm of the kind to speak of first is its example."""
     example = {drift.kind: drift for drift in reversed(phrases.by_gravity(drifts))}
     for drift in phrases.by_gravity(example.values()):
-        yield Action(_of_drift(drift), f"moe-watch explain episode:{drift.id}")
+        yield Action(_of_drift(drift), f"moe-watch explain alarm:{drift.id}")
 
 
 def _of_drift(drift: Drift) -> str:

@@ -25,7 +25,7 @@ def of_drift(seen: ReplicaSnapshot, alarm: Alarm, alpha: float, run_length: floa
     share = seen.shares.ood
     summary = (
         f"{seen.name}: expert routing left baseline {seen.baseline_version}{where} "
-        f"({alarm.channel}); {share:.1%} of the latest requests are out of distribution, {alpha:.1%} expected"
+        f"({alarm.channel}); {share:.1%} of the latest requests are unusual, {alpha:.1%} expected"
     )
     return summary, {
         "channel": alarm.channel,

@@ -19,6 +19,7 @@ from moe_watch.sidecar.monitor.snapshot import ReplicaSnapshot
 def replica(seen: ReplicaSnapshot) -> status.Replica:
     """Return everything that is known of one replica."""
     model, observed = seen.model, seen.observation
+    alarms = [_alarm(kind, values) for kind, values in seen.open.items()]
     return status.Replica(
         model=model.model,
         identity=seen.identity,
@@ -38,11 +39,12 @@ def replica(seen: ReplicaSnapshot) -> status.Replica:
         ood=_share(seen.shares.flagged, seen.shares.scored),
         evidence=observed.evidence if observed is not None else 0.0,
         channels=dict(observed.channels) if observed is not None else {},
-        episodes=[_episode(kind, values) for kind, values in seen.open.items()],
+        alarms=alarms,
         movers=movers(seen),
         suspects=[status.Suspect(s.request_id, s.p, s.at) for s in reversed(seen.suspects)],
         siblings=None if seen.siblings is None else _siblings(seen.siblings),
         ended=[_ended(values) for values in seen.ended],
+        episodes=alarms,
     )
 
 
@@ -56,10 +58,10 @@ def _tap(seen: ReplicaSnapshot) -> status.Tap:
     return status.Tap(tap.up, tap.state, tap.reason, tap.age_s, tap.skew_s, *versions)
 
 
-def _episode(kind: str, values: Mapping[str, Any]) -> status.Episode:
+def _alarm(kind: str, values: Mapping[str, Any]) -> status.Alarm:
     where = values["evidence"].get("where")
     found = msgspec.convert(where, status.Where) if where else None
-    return status.Episode(kind, values["began_at"], values["flagged_at"], values["summary"], found)
+    return status.Alarm(kind, values["began_at"], values["flagged_at"], values["summary"], found)
 
 
 def _ended(values: Mapping[str, Any]) -> status.Ended:

@@ -35,6 +35,7 @@ def begin(board: Board, seen: ReplicaSnapshot) -> None:
     for kind in series.DRIFT_KINDS:
         board.set(series.DRIFT_ACTIVE, 0, *labels, kind)
         board.set(series.DRIFT_BEGAN, 0, *labels, kind)
+        board.add(series.ALARMS, 0, *labels, kind)
         board.add(series.EPISODES, 0, *labels, kind)
     for kind in series.EVENT_KINDS:
         board.add(series.EVENTS, 0, *labels, kind)
@@ -170,6 +171,7 @@ def state(board: Board, seen: ReplicaSnapshot, ood_alpha: float) -> None:
 def counted(board: Board, labels: Labels, begun: Mapping[str, int], errors: int) -> None:
     """Count alarms that were raised, by kind, and detectors that failed."""
     for kind, count in begun.items():
+        board.add(series.ALARMS, count, *labels, kind)
         board.add(series.EPISODES, count, *labels, kind)
     board.add(series.DETECTOR_ERRORS, errors, *labels)
 

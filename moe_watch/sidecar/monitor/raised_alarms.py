@@ -9,7 +9,7 @@ import structlog
 
 from moe_watch.domain.alarm_endings import Ending
 from moe_watch.domain.plain import plain
-from moe_watch.store.write.batch import NewEpisode
+from moe_watch.store.write.batch import NewAlarm
 
 _MOST_ENDED: Final = 5
 
@@ -20,10 +20,10 @@ class RaisedAlarms:
     """At most one open alarm of each kind; every value of an alarm is a plain one, whatever found it."""
 
     def __init__(self, identity: str, replica: str) -> None:
-        self.open: dict[str, NewEpisode] = {}
+        self.open: dict[str, NewAlarm] = {}
         self.ended: deque[dict[str, Any]] = deque(maxlen=_MOST_ENDED)  # values of the latest that ended
         self._identity, self._replica = identity, replica
-        self._pending: list[NewEpisode] = []
+        self._pending: list[NewAlarm] = []
         self._begun: Counter[str] = Counter()
 
     def begin(self, kind: str, began_at: float, now: float, **told: Any) -> None:
@@ -51,11 +51,11 @@ class RaisedAlarms:
 
     def end(self, kind: str, now: float, ending: Ending) -> None:
         """Close the alarm of ``kind``, if one is open."""
-        episode = self.open.pop(kind, None)
-        if episode is None:
+        alarm = self.open.pop(kind, None)
+        if alarm is None:
             return
-        values = {**episode.values, "ended_at": now, "ending": ending}
-        self._pending.append(NewEpisode(self._identity, values))
+        values = {**alarm.values, "ended_at": now, "ending": ending}
+        self._pending.append(NewAlarm(self._identity, values))
         self.ended.appendleft(values)
         _log.info("alarm is over", kind=kind, ending=ending, summary=values["summary"])
 
@@ -64,7 +64,7 @@ class RaisedAlarms:
         for kind in list(self.open):
             self.end(kind, now, ending)
 
-    def collect(self) -> list[NewEpisode]:
+    def collect(self) -> list[NewAlarm]:
         """Return what is to be written."""
         out, self._pending = self._pending, []
         return out
@@ -75,5 +75,5 @@ class RaisedAlarms:
         return out
 
     def _keep(self, kind: str, values: dict[str, Any]) -> None:
-        self.open[kind] = NewEpisode(self._identity, plain(values))
+        self.open[kind] = NewAlarm(self._identity, plain(values))
         self._pending.append(self.open[kind])

@@ -36,7 +36,7 @@ from moe_watch.sidecar.monitor.verdict import blindness, decide
 from moe_watch.sidecar.monitor.windows import Windows
 from moe_watch.store.records import served_models
 from moe_watch.store.write import request_rows
-from moe_watch.store.write.batch import NewEpisode, NewRequest, Writes
+from moe_watch.store.write.batch import NewAlarm, NewRequest, Writes
 
 _log = structlog.get_logger()
 
@@ -197,7 +197,7 @@ class ReplicaMonitor:
         out = Writes()
         out.requests, self._rows = self._rows, []
         out.windows += self._windows.collect(self.identity, self.model.replica, now, last=last)
-        out.episodes += self.alarms.collect()
+        out.alarms += self.alarms.collect()
         return out
 
     def assess(self, now: float) -> bool:
@@ -207,7 +207,7 @@ class ReplicaMonitor:
         self._unassessed = False
         use = self.detectors.expert_use
         found = self._assessment = layer_health.assess(self.model, self._rolling, use, self._detect)
-        known: NewEpisode | None = self.alarms.open.get("dead_experts")
+        known: NewAlarm | None = self.alarms.open.get("dead_experts")
         if found.dead.dead.any():
             self.begin("dead_experts", now, now, *alarm_text.of_dead(self.snapshot(now), found))
         elif known is not None:

@@ -17,8 +17,8 @@ from moe_watch.domain.request_ids import is_called
 from moe_watch.store.engine import empty_log, files, rewrite
 from moe_watch.store.lifecycle import residue
 from moe_watch.store.read.requests import called
-from moe_watch.store.schema import Base, Episode, Fingerprint, Meta, Request, Sample, Shadow
-from moe_watch.store.write.batch import NewEpisode, Writes
+from moe_watch.store.schema import Alarm, Base, Fingerprint, Meta, Request, Sample, Shadow
+from moe_watch.store.write.batch import NewAlarm, Writes
 
 _CHUNK = 500  # ids in one IN (...); SQLite takes at most 32,766 parameters
 _LOOKED_UP = 50  # names found in bytes that are looked for in the rows of others, each a walk through the tables
@@ -30,7 +30,7 @@ _KEYED: dict[str, tuple[type[Base], Any]] = {
     "shadow results": (Shadow, Shadow.request_pk),
 }
 # Where rows of others may have a name in their text; a hash is in none of them.
-_MAY_QUOTE = (Request.request_id, cast(Episode.evidence, Text), Sample.prompt, Sample.output, cast(Sample.params, Text))
+_MAY_QUOTE = (Request.request_id, cast(Alarm.evidence, Text), Sample.prompt, Sample.output, cast(Sample.params, Text))
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def forget(engine: Engine, mine: Mine) -> dict[str, int]:
             for name, (table, key) in reversed(_KEYED.items()):  # the request last: the others point at it
                 done = session.execute(delete(table).where(key.in_(some)))
                 gone[name] += done.rowcount  # type: ignore[attr-defined]
-        for episode in session.scalars(select(Episode)):
-            episode.evidence, mentions = _unnamed(episode.evidence, mine.ids)
+        for alarm in session.scalars(select(Alarm)):
+            alarm.evidence, mentions = _unnamed(alarm.evidence, mine.ids)
             gone["mentions"] += mentions
     return gone
 
@@ -88,7 +88,7 @@ def left(engine: Engine, who: Who, mine: Mine) -> int:
         for some in _chunks(mine.keys):
             for table, key in _KEYED.values():
                 rows += session.scalar(select(func.count()).select_from(table).where(key.in_(some))) or 0
-        return rows + sum(_unnamed(evidence, mine.ids)[1] for evidence in session.scalars(select(Episode.evidence)))
+        return rows + sum(_unnamed(evidence, mine.ids)[1] for evidence in session.scalars(select(Alarm.evidence)))
 
 
 def erase(engine: Engine, who: Who, mine: Mine) -> int:
@@ -128,13 +128,13 @@ def without(writes: Writes, who: Who, ids: set[str]) -> int:
     """
     mine = [request for request in writes.requests if who.has(request.values)]
     ids |= {str(request.values["request_id"]) for request in mine}
-    gone, alarms = len(mine), list[NewEpisode]()
+    gone, alarms = len(mine), list[NewAlarm]()
     writes.requests = [request for request in writes.requests if not who.has(request.values)]
-    for episode in writes.episodes:
-        evidence, mentions = _unnamed(episode.values["evidence"], ids)
-        alarms.append(NewEpisode(episode.identity, {**episode.values, "evidence": evidence}))
+    for alarm in writes.alarms:
+        evidence, mentions = _unnamed(alarm.values["evidence"], ids)
+        alarms.append(NewAlarm(alarm.identity, {**alarm.values, "evidence": evidence}))
         gone += mentions
-    writes.episodes = alarms
+    writes.alarms = alarms
     return gone
 
 

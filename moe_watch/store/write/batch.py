@@ -52,7 +52,7 @@ class NewWindow(msgspec.Struct, frozen=True):
     values: dict[str, Any]
 
 
-class NewEpisode(msgspec.Struct, frozen=True):
+class NewAlarm(msgspec.Struct, frozen=True):
     """An alarm as it stands; a later one of the same key replaces it."""
 
     identity: str
@@ -72,26 +72,26 @@ class Writes(msgspec.Struct):
     models: list[NewModel] = []
     requests: list[NewRequest] = []
     windows: list[NewWindow] = []
-    episodes: list[NewEpisode] = []
+    alarms: list[NewAlarm] = msgspec.field(default_factory=list, name="episodes")  # so in the spools of each version
     events: list[NewEvent] = []
     meta: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         """Say whether there is anything to write."""
-        return bool(self.models or self.requests or self.windows or self.episodes or self.events or self.meta)
+        return bool(self.models or self.requests or self.windows or self.alarms or self.events or self.meta)
 
     def extend(self, more: Writes) -> None:
         """Append ``more``."""
         self.models += more.models
         self.requests += more.requests
         self.windows += more.windows
-        self.episodes += more.episodes
+        self.alarms += more.alarms
         self.events += more.events
         self.meta |= more.meta
 
     def identities(self) -> set[str]:
         """Return the models that the rows refer to."""
-        groups: list[list[Any]] = [self.requests, self.windows, self.episodes, self.events]
+        groups: list[list[Any]] = [self.requests, self.windows, self.alarms, self.events]
         return {row.identity for group in groups for row in group if row.identity}
 
     def weight(self) -> int:
@@ -99,7 +99,7 @@ class Writes(msgspec.Struct):
         parts = [part for r in self.requests for part in (r.fingerprint, r.sample) if part is not None]
         parts += [window.values for window in self.windows]
         large = sum(len(value) for part in parts for value in part.values() if isinstance(value, bytes | str))
-        return large + _ROW_BYTES * (len(self.requests) + len(self.windows) + len(self.episodes) + len(self.events))
+        return large + _ROW_BYTES * (len(self.requests) + len(self.windows) + len(self.alarms) + len(self.events))
 
     def halves(self) -> tuple[Writes, Writes] | None:
         """Return two parts that are written one after the other with the same effect; None for a single row."""
@@ -131,7 +131,7 @@ def write(engine: Engine, writes: Writes) -> int:
             connection, schema.Window, _with_model(writes.windows, ids), ("model_id", "replica", "start", "seconds")
         )
         _upsert(
-            connection, schema.Episode, _with_model(writes.episodes, ids), ("model_id", "replica", "kind", "flagged_at")
+            connection, schema.Alarm, _with_model(writes.alarms, ids), ("model_id", "replica", "kind", "flagged_at")
         )
         _upsert(connection, schema.Meta, [{"key": key, "value": value} for key, value in writes.meta.items()], ("key",))
         if writes.events:

@@ -79,7 +79,7 @@ class Deployment:
     def replica(self) -> dict[str, Any]:
         """Return what the sidecar says of the replica."""
         found = [r for r in self.status()["replicas"] if r["replica"] == REPLICA]
-        return found[0] if found else {"routed": 0, "tap": {"up": False}, "episodes": []}
+        return found[0] if found else {"routed": 0, "tap": {"up": False}, "alarms": []}
 
     def status(self) -> dict[str, Any]:
         """Return the sidecar's status."""

@@ -38,7 +38,7 @@ def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) 
     known = [(b, b.rate) for b in timeline.buckets if b.rate is not None]
     floor = _TOP + (_RATE if known else _STRIP)
     base = floor + _BETWEEN + _TRAFFIC
-    drawing = Drawing(width, base + 26, "Share of out-of-distribution requests over time")
+    drawing = Drawing(width, base + 26, "Share of unusual requests over time")
     inside = linear(period.since, period.until, _LEFT, width - 8)
 
     def x(at: float) -> float:

@@ -165,6 +165,25 @@ def test_a_canary_that_moved_is_routing_drift_and_names_the_deployment(bench: Be
     assert bench.verdict == "deployment"
 
 
+def test_nobody_sees_an_open_alarm_beside_the_verdict_of_before(bench: Bench) -> None:
+    """Between two renewals too: canaries, the shadow and traffic change the verdict with the alarm."""
+    bench.learn()
+    bench.send(100)
+
+    def seen() -> str:
+        (replica,) = bench.monitors.describe(bench.now)
+        return replica.verdict
+
+    run = CanaryRun(id=1, at=bench.now, verdict="routing", summary="layer 2 moved", evidence={})
+    bench.monitors.learn([News("r0", [], run)], bench.now)
+    assert seen() == "routing"
+    garbled = Change("garbled", started=True, began_at=bench.now, summary="broken", evidence={})
+    bench.monitors.learn([News("r0", [garbled], None)], bench.now)
+    assert seen() == "quality"
+    bench.monitors.learn([News("r0", [Change("garbled", started=False, began_at=0.0)], None)], bench.now)
+    assert seen() == "routing"
+
+
 def test_lost_quality_is_an_alarm_of_its_own(bench: Bench) -> None:
     """From the shadow's change to its end."""
     bench.learn()

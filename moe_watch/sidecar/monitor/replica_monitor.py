@@ -63,6 +63,7 @@ class ReplicaMonitor:
         self._detect, self._store = detect, store
         self._rows: list[NewRequest] = []
         self._unassessed = False
+        self._judged: frozenset[str] = frozenset()  # kinds of the alarms that the verdict knows
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -230,4 +231,10 @@ class ReplicaMonitor:
         if verdict != self._verdict:
             _log.info("verdict", model=seen.labels[0], replica=seen.labels[1], verdict=verdict, reason=self._reason)
             self._verdict, self._since = verdict, now
+        self._judged = frozenset(self.alarms.open)
         return self.snapshot(now)
+
+    def follow_alarms(self, now: float) -> None:
+        """Renew the verdict where alarms opened or ended since: nobody sees an alarm beside the verdict of before."""
+        if self._judged != self.alarms.open.keys():
+            self.renew(now)

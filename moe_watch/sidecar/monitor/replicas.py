@@ -177,6 +177,7 @@ class ReplicaMonitors:
             for start in range(0, len(theirs), at_once):
                 judged = monitor.process(theirs[start : start + at_once], now)
                 publish.batch(self._board, judged, self._settings, now)
+            monitor.follow_alarms(now)
         return self.collect(now)
 
     def _hold(self, replica: str, requests: Sequence[Joined]) -> None:
@@ -222,6 +223,7 @@ class ReplicaMonitors:
             normal = normals.get(monitor.identity)
             if (None if normal is None else normal.active) != _active(before, monitor.identity):
                 monitor.use(normal, now)
+                monitor.follow_alarms(now)
                 publish.baseline(self._board, monitor.labels, monitor.detectors.normal)
                 if normal is not None:
                     self._board.add(series.EVENTS, 1, *monitor.labels, "baseline_promoted")
@@ -249,6 +251,7 @@ class ReplicaMonitors:
             if one.siblings is not None:
                 publish.siblings(self._board, monitor.labels, one.siblings)
                 monitor.compare(one.siblings, now)
+            monitor.follow_alarms(now)
 
     def describe(self, now: float) -> list[status.Replica]:
         """Return what is seen now, replica by replica."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -84,9 +85,12 @@ def _request(
 ) -> httpx.Request:
     """Return the request; what cannot be written (half a surrogate pair, say) is no fault of the server."""
     try:
-        return http.build_request("POST", path, json=body, headers=headers)
-    except (TypeError, ValueError) as error:
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (RecursionError, TypeError, ValueError) as error:
         raise RefusedError(f"{path}: the request cannot be written as JSON: {why(error)}") from error
+    return http.build_request(
+        "POST", path, content=content, headers={"Content-Type": "application/json", **(headers or {})}
+    )
 
 
 async def _whole(http: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:

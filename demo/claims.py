@@ -98,4 +98,4 @@ def reported(said: Said, folder: Path) -> None:
 
 def alarms_in(report: dict[str, list[dict[str, dict[str, list[dict[str, str]]]]]]) -> set[str]:
     """Return the kinds of the alarms in a report as JSON."""
-    return {drift["kind"] for model in report["models"] for drift in model["timeline"]["drifts"]}
+    return {drift["kind"] for model in report["models"] for drift in model["timeline"]["alarms"]}

@@ -243,7 +243,7 @@ def test_a_report_has_to_be_there_and_to_have_both_alarms(tmp_path: Path) -> Non
     with pytest.raises(NotShown, match="Seen:     nothing"):
         claims.reported(said, tmp_path)
     for suffix in (".html", ".md", ".json"):
-        kinds = [{"timeline": {"drifts": [{"kind": "traffic"}]}}, {"timeline": {"drifts": [{"kind": "routing"}]}}]
+        kinds = [{"timeline": {"alarms": [{"kind": "traffic"}]}}, {"timeline": {"alarms": [{"kind": "routing"}]}}]
         (tmp_path / f"moe-watch-1{suffix}").write_text(json.dumps({"models": kinds}))
     claims.reported(said, tmp_path)
     (tmp_path / "moe-watch-1.json").write_text(json.dumps({"models": kinds[:1]}))

@@ -112,13 +112,13 @@ def hostile(address: str) -> Report:
         replace(s, request_id=attack, domain=attack, replica=attack, finish_reason=attack, text=endless)
         for s in review.suspects.requests
     )
-    drift = replace(review.timeline.drifts[0], summary=attack, replica=attack)
+    drift = replace(review.timeline.alarms[0], summary=attack, replica=attack)
     marks = (Mark(UNTIL - DAY, "engine_start", attack, attack),)
     made = replace(
         review,
         served=replace(review.served, name=attack, facts={"vLLM": attack}),
         suspects=replace(review.suspects, requests=suspects),
-        timeline=replace(review.timeline, drifts=(drift,), marks=marks),
+        timeline=replace(review.timeline, alarms=(drift,), marks=marks),
     )
     return replace(report(), reviews=(made,))
 

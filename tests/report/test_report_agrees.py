@@ -14,7 +14,7 @@ from moe_watch import alarms
 from moe_watch.domain.alarm_endings import Ending
 from moe_watch.metrics import series
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Drift, Quality, Shift
+from moe_watch.report.data.sections import Alarm, Quality, Shift
 from moe_watch.report.data.types import Interval
 from moe_watch.report.say import phrases, verdict
 from moe_watch.sidecar.monitor.snapshot import ReplicaSnapshot
@@ -30,7 +30,7 @@ small = st.floats(-0.05, 0.3)
 
 
 @st.composite
-def drifts(draw: st.DrawFn) -> tuple[Drift, ...]:
+def drifts(draw: st.DrawFn) -> tuple[Alarm, ...]:
     """Return alarms of any kinds that are open, or ended in any way, even one that was not recorded."""
     found = []
     for number in range(draw(st.integers(0, 4))):
@@ -39,7 +39,7 @@ def drifts(draw: st.DrawFn) -> tuple[Drift, ...]:
         ended = None if ending == "open" else began + 7200
         kind, channel = draw(st.sampled_from(KINDS)), "layer"
         found.append(
-            Drift(number, kind, "gpu-a", began, began + 60, ended, "summary", channel, 3, ending if ended else None)
+            Alarm(number, kind, "gpu-a", began, began + 60, ended, "summary", channel, 3, ending if ended else None)
         )
     return tuple(found)
 
@@ -66,7 +66,7 @@ def reviews(draw: st.DrawFn) -> Review:
     scored = draw(st.sampled_from([0, min(routed, 10), routed]))
     return replace(
         review,
-        timeline=replace(review.timeline, drifts=draw(drifts())),
+        timeline=replace(review.timeline, alarms=draw(drifts())),
         quality=draw(qualities()),
         coverage=replace(review.coverage, requests=requests, routed=routed, scored=scored),
         totals=replace(review.totals, corrupted=draw(st.sampled_from([0, 0, 3]))),
@@ -84,7 +84,7 @@ def test_nothing_that_a_report_says_contradicts_another_part_of_it(review: Revie
     quality, routing, _ = found.answers
     tones = {answer.tone for answer in found.answers}
     nothing = any(NOTHING_TO_DO in action.text for action in found.actions)
-    raised = review.timeline.drifts
+    raised = review.timeline.alarms
     if found.tone == "bad":
         assert "bad" in tones
     if tones & {"bad", "warn"}:
@@ -111,8 +111,8 @@ def test_advice_comes_from_every_kind_of_alarm_of_the_period(review: Review) -> 
     """From open ones as from those that ended, the gravest first; that something recovered is said of that alone."""
     found = verdict.verdict(review)
     told = [action for action in found.actions if "alarm:" in action.command]
-    kinds = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.drifts)))
-    by_number = {f"moe-watch explain alarm:{drift.id}": drift for drift in review.timeline.drifts}
+    kinds = list(dict.fromkeys(drift.kind for drift in phrases.by_gravity(review.timeline.alarms)))
+    by_number = {f"moe-watch explain alarm:{drift.id}": drift for drift in review.timeline.alarms}
     assert [by_number[action.command].kind for action in told] == kinds[: len(told)]
     assert told or not kinds
     for action in told:
@@ -124,8 +124,8 @@ def test_advice_comes_from_every_kind_of_alarm_of_the_period(review: Review) -> 
 def test_how_an_alarm_ended_is_told(ending: Ending) -> None:
     """Only a recovery is one; another configuration is no good news, and the demo's report once said that it was."""
     began = UNTIL - DAY
-    drift = Drift(7, "garbled", "gpu-a", began, began + 60, began + 3600, "summary", "", None, ending)
-    found = verdict.verdict(replace(drifted(), timeline=replace(drifted().timeline, drifts=(drift,))))
+    drift = Alarm(7, "garbled", "gpu-a", began, began + 60, began + 3600, "summary", "", None, ending)
+    found = verdict.verdict(replace(drifted(), timeline=replace(drifted().timeline, alarms=(drift,))))
     (sentence, *_) = found.answers[0].sentences
     assert sentence.startswith("Garbled output from about")
     if ending == "recovered":
@@ -154,8 +154,8 @@ def test_sidecar_and_report_speak_of_the_same_alarm_first(one: str, other: str) 
     """There is one order of severity; for each pair both take the same side."""
     live, _ = decide(watched(one, other))
     began = UNTIL - DAY
-    drifts = tuple(Drift(n, k, "a", began, began + 60, None, "", "", None) for n, k in enumerate((other, one)))
-    quiet = replace(drifted(), timeline=replace(drifted().timeline, drifts=drifts))
+    drifts = tuple(Alarm(n, k, "a", began, began + 60, None, "", "", None) for n, k in enumerate((other, one)))
+    quiet = replace(drifted(), timeline=replace(drifted().timeline, alarms=drifts))
     assert live in series.VERDICTS
     assert verdict.verdict(quiet).state == live
     worst = min((one, other), key=alarms.rank)

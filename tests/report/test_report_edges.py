@@ -42,11 +42,11 @@ def test_a_handful_of_scored_requests_is_called_neither_steady_nor_without_basel
 
 def test_the_newest_alarm_is_among_what_happened_however_much_did() -> None:
     """Sixty alarms and events before it do not push the last alarm off the list."""
-    drift = drifted().timeline.drifts[0]
+    drift = drifted().timeline.alarms[0]
     old = tuple(replace(drift, id=n, began_at=UNTIL - 7 * DAY + n, ended_at=UNTIL - 6 * DAY) for n in range(40))
     newest = replace(drift, id=99, began_at=UNTIL - 600, ended_at=None)
     marks = tuple(Mark(UNTIL - 6 * DAY + n, f"kind {n}", f"mark {n}", "") for n in range(20))
-    review = replace(quiet(), timeline=replace(quiet().timeline, drifts=(*old, newest), marks=marks))
+    review = replace(quiet(), timeline=replace(quiet().timeline, alarms=(*old, newest), marks=marks))
     rows = tables.happened(review)
     assert rows[-1].text.startswith("Alarm 99")
     assert [row.at for row in rows] == sorted(row.at for row in rows)

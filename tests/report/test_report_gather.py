@@ -91,7 +91,7 @@ def test_the_drift_is_seen_where_it_is() -> None:
     change = week().change
     assert isinstance(change, Change)
     assert change.reference == "baseline 1"
-    assert change.drift == 1
+    assert change.alarm == 1
     assert change.period.since == pytest.approx(UNTIL - 2.4 * DAY)
     assert {mover.layer for mover in change.movers[:4]} <= {2, 3}
     assert np.abs(np.array(change.effect)).max() > 0.8

@@ -46,9 +46,9 @@ def hostile() -> Report:
                 text=replace(s.text, prompt=HOSTILE * 50_000, output=HOSTILE) if s.text else None)
         for s in review.suspects.requests
     )  # fmt: skip
-    drift = replace(review.timeline.drifts[0], summary=HOSTILE, replica=HOSTILE)
+    drift = replace(review.timeline.alarms[0], summary=HOSTILE, replica=HOSTILE)
     marks = (Mark(UNTIL - DAY, "engine_start", HOSTILE, HOSTILE),)
-    timeline = replace(review.timeline, drifts=(drift,), marks=marks)
+    timeline = replace(review.timeline, alarms=(drift,), marks=marks)
     assert isinstance(review.ood, Ood)
     assert isinstance(review.quality, Quality)
     domains = tuple(replace(part, name=HOSTILE) for part in review.ood.domains)
@@ -156,6 +156,11 @@ def test_json_says_what_the_page_says() -> None:
     assert model["verdict"]["headline"] == verdict.headline
     assert model["totals"]["requests"] == report().reviews[0].totals.requests
     assert len(model["change"]["effect"]) == 6
+    assert model["timeline"]["alarms"] == model["timeline"]["drifts"] != []  # the former name, for one version
+    assert (model["totals"]["alarms"], model["change"]["alarm"]) == (
+        model["totals"]["drifts"],
+        model["change"]["drift"],
+    )
     assert "NaN" not in as_json.render(report())
 
 

@@ -136,14 +136,14 @@ def test_worse_output_is_told_under_the_alarm_of_its_cause() -> None:
     """Where only unusual requests are answered worse the headline is the traffic's; output is no drift of routing."""
     review = with_shift(0.15, 0.25, "moe", (-0.02, 0.03))
     drifts = tuple(
-        replace(with_drift(kind).timeline.drifts[0], kind=kind) for kind in ("quality", "traffic", "garbled")
+        replace(with_drift(kind).timeline.alarms[0], kind=kind) for kind in ("quality", "traffic", "garbled")
     )
-    verdict = words.verdict(replace(review, timeline=replace(review.timeline, drifts=drifts)))
+    verdict = words.verdict(replace(review, timeline=replace(review.timeline, alarms=drifts)))
     assert verdict.headline.startswith("Traffic is unlike the baseline")
     quality, routing, _ = verdict.answers
     assert any(sentence.startswith("Worse output from about") for sentence in quality.sentences)
     assert not any("output" in sentence for sentence in routing.sentences)
-    alone = words.verdict(replace(review, timeline=replace(review.timeline, drifts=drifts[:1])))
+    alone = words.verdict(replace(review, timeline=replace(review.timeline, alarms=drifts[:1])))
     assert alone.headline.startswith("The MoE writes worse")
 
 

@@ -249,7 +249,7 @@ def test_the_report_is_made_in_every_format(
     made = {path.suffix: path.read_text(encoding="utf-8") for path in Path(out).iterdir()}
     assert set(made) == {".html", ".md", ".json"}
     (model,) = json.loads(made[".json"])["models"]
-    assert {one["kind"] for one in model["timeline"]["drifts"]} == kinds_in_the_code()
+    assert {one["kind"] for one in model["timeline"]["alarms"]} == kinds_in_the_code()
 
 
 def test_every_alarm_and_every_alert_is_explained(everything: Everything, monkeypatch: pytest.MonkeyPatch) -> None:

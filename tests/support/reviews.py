@@ -7,7 +7,7 @@ from functools import cache
 
 from moe_watch.report.build.gather import gather
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Drift, Quality, Shift
+from moe_watch.report.data.sections import Alarm, Quality, Shift
 from moe_watch.report.data.types import Interval, Missing, Period
 from moe_watch.settings import Settings
 from tests.support import store_factory
@@ -28,13 +28,13 @@ def drifted() -> Review:
 
 def quiet() -> Review:
     """Return the same week as if nothing had been flagged."""
-    return replace(drifted(), timeline=replace(drifted().timeline, drifts=(), marks=()))
+    return replace(drifted(), timeline=replace(drifted().timeline, alarms=(), marks=()))
 
 
 def with_drift(kind: str, ended_at: float | None = None) -> Review:
     """Return the week with one alarm of ``kind``."""
-    drift = Drift(7, kind, "gpu-a", UNTIL - DAY, UNTIL - DAY + 600, ended_at, "summary", "layer", 3)
-    return replace(drifted(), timeline=replace(drifted().timeline, drifts=(drift,)))
+    drift = Alarm(7, kind, "gpu-a", UNTIL - DAY, UNTIL - DAY + 600, ended_at, "summary", "layer", 3)
+    return replace(drifted(), timeline=replace(drifted().timeline, alarms=(drift,)))
 
 
 def with_shift(low: float, high: float, cause: str, alike: tuple[float, float] | None = None) -> Review:

@@ -11,11 +11,12 @@ from sqlalchemy import Engine
 
 from moe_watch.domain import amounts
 from moe_watch.report.data.review import BaselineFacts, Served
-from moe_watch.report.data.sections import Canaries, Drift, Mark, Replay
+from moe_watch.report.data.sections import Alarm, Canaries, Mark, Replay
 from moe_watch.report.data.types import Missing, Period
 from moe_watch.store import schema
 from moe_watch.store.read import report_queries as store
-from moe_watch.store.records import alarms, baselines, events, served_models
+from moe_watch.store.records import alarms as stored_alarms
+from moe_watch.store.records import baselines, events, served_models
 from moe_watch.store.records import canaries as checks
 
 _FACTS: Final = {
@@ -59,16 +60,16 @@ def differences(before: Served, after: Served) -> list[str]:
     return [f"{name} {new} instead of {old or 'unknown'}" for name, old, new in [*facts, *shape] if old != new]
 
 
-def drifts(engine: Engine, model_id: int, period: Period) -> tuple[Drift, ...]:
+def alarms(engine: Engine, model_id: int, period: Period) -> tuple[Alarm, ...]:
     """Return the alarms that were open in the period, the oldest first."""
-    found = alarms.between(engine, period.since, period.until, model_id)
-    return tuple(drift(row) for row in reversed(found))
+    found = stored_alarms.between(engine, period.since, period.until, model_id)
+    return tuple(alarm(row) for row in reversed(found))
 
 
-def drift(row: schema.Alarm) -> Drift:
+def alarm(row: schema.Alarm) -> Alarm:
     """Return one alarm."""
     layer = row.evidence.get("layer")
-    return Drift(
+    return Alarm(
         id=row.id,
         kind=row.kind,
         replica=row.replica,

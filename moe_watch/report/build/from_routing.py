@@ -83,7 +83,7 @@ def reference(baseline: Baseline | None, label: str, before: Moments) -> Referen
 
 
 def change(
-    served: Served, now: Moments, known: Reference | None, *, period: Period, drift: int | None
+    served: Served, now: Moments, known: Reference | None, *, period: Period, alarm: int | None
 ) -> Change | Missing:
     """Return how far every expert is from the reference, and which moved with a bound on false discoveries.
 
@@ -105,7 +105,7 @@ def change(
     return Change(
         reference=known.label,
         period=period,
-        drift=drift,
+        alarm=alarm,
         requests=now.requests,
         reference_requests=known.requests,
         effect=tuple(tuple(round(float(d), 3) for d in row) for row in found.effect),

@@ -90,7 +90,7 @@ def buckets(found: Measured) -> tuple[Bucket, ...]:
     )
 
 
-def totals(found: Measured, drifts: int) -> Totals:
+def totals(found: Measured, alarms: int) -> Totals:
     """Return what two periods are compared in."""
     whole, sums = found.whole, found.whole.sums
     scored = round(sums.scored or 0)
@@ -105,7 +105,7 @@ def totals(found: Measured, drifts: int) -> Totals:
         tpot=quantile(whole.vectors.tpot_s, TPOT_BUCKETS, 0.5),
         corrupted=round(sums.corrupted or 0),
         preemptions=round(sums.preemptions or 0),
-        drifts=drifts,
+        alarms=alarms,
     )
 
 

@@ -14,9 +14,9 @@ from moe_watch.domain.sanitise import conversation
 from moe_watch.report.build import fingerprint, from_history, from_routing, from_shadow, from_windows
 from moe_watch.report.data.review import BaselineFacts, Promises, Report, Review, Served
 from moe_watch.report.data.sections import (
+    Alarm,
     Change,
     Coverage,
-    Drift,
     Load,
     Ood,
     Quality,
@@ -36,7 +36,7 @@ WORST: Final = 10  # requests shown
 _ROUTING_KINDS: Final = ("routing", "traffic", "replica")
 _MOST_BEFORE: Final = 300  # windows of the period before: they tell only how far requests are apart
 _CANARY_S: Final = 7 * 86_400.0  # canaries are replayed rarely: the page of an hour looks back as far as this
-_FEWEST_IN_DRIFT: Final = 100  # requests with routing, for the heatmap to be of the drift alone
+_FEWEST_IN_DRIFT: Final = 100  # requests with routing, for the heatmap to be of the alarm alone
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def previous(period: Period) -> Period:
 def _review(job: _Job) -> Review:
     served, before = from_history.served(job.row), previous(job.period)
     found, earlier = (from_windows.measure(job.connection, job.row.id, period) for period in (job.period, before))
-    drifts, earlier_drifts = (from_history.drifts(job.engine, job.row.id, period) for period in (job.period, before))
+    alarms, earlier_alarms = (from_history.alarms(job.engine, job.row.id, period) for period in (job.period, before))
     key, facts = from_history.baseline(job.engine, job.row)
     fitted = _load_baseline(job, key)
-    change, load = _routing(job, served, drifts, facts, fitted)
+    change, load = _routing(job, served, alarms, facts, fitted)
     detect, shadow, serving = job.settings.detect, job.settings.shadow, job.settings.serving
     ood = from_windows.ood(found, detect.ood_alpha)
     quality = from_shadow.section(job.session, job.row, job.period, before, shadow.gap_tolerance)
@@ -83,10 +83,10 @@ def _review(job: _Job) -> Review:
         replicas=tuple(sorted(found.replicas)),
         period=job.period,
         previous_period=before,
-        totals=from_windows.totals(found, len(drifts)),
-        previous=from_windows.totals(earlier, len(earlier_drifts)) if earlier.whole.requests else None,
+        totals=from_windows.totals(found, len(alarms)),
+        previous=from_windows.totals(earlier, len(earlier_alarms)) if earlier.whole.requests else None,
         baseline=facts,
-        timeline=_timeline(job, found, drifts),
+        timeline=_timeline(job, found, alarms),
         ood=ood,
         change=change,
         quality=quality,
@@ -95,20 +95,20 @@ def _review(job: _Job) -> Review:
         slowdowns=from_shadow.slowdowns(job.session, served.name, job.period, before),
         suspects=_suspects(job, served, fitted, ood),
         load=load,
-        canaries=from_history.canaries(job.engine, job.row, _of_canaries(job.period, drifts)),
+        canaries=from_history.canaries(job.engine, job.row, _of_canaries(job.period, alarms)),
         coverage=_coverage(job, found, quality),
         promises=Promises(detect.average_run_length, detect.coverage_floor, shadow.gap_tolerance),
     )
 
 
-def _timeline(job: _Job, found: from_windows.Measured, drifts: tuple[Drift, ...]) -> Timeline:
+def _timeline(job: _Job, found: from_windows.Measured, alarms: tuple[Alarm, ...]) -> Timeline:
     marks = from_history.marks(job.engine, job.row, found.replicas, job.period)
-    return Timeline(found.step, from_windows.buckets(found), drifts, marks)
+    return Timeline(found.step, from_windows.buckets(found), alarms, marks)
 
 
-def _of_canaries(period: Period, drifts: tuple[Drift, ...]) -> Period:
+def _of_canaries(period: Period, alarms: tuple[Alarm, ...]) -> Period:
     """Return the stretch whose replays say something about the period: back to the start of its oldest alarm."""
-    began = [drift.began_at for drift in drifts]
+    began = [alarm.began_at for alarm in alarms]
     return Period(min(period.since, period.until - _CANARY_S, *began), period.until)
 
 
@@ -123,24 +123,24 @@ def _load_baseline(job: _Job, key: int | None) -> Baseline | None:
 
 
 def _routing(
-    job: _Job, served: Served, drifts: tuple[Drift, ...], facts: BaselineFacts | Missing, fitted: Baseline | None
+    job: _Job, served: Served, alarms: tuple[Alarm, ...], facts: BaselineFacts | Missing, fitted: Baseline | None
 ) -> tuple[Change | Missing, Load | Missing]:
     """Return what moved and who carries the load; a week's mean hides an hour's drift, so that is looked at alone."""
     whole = from_routing.routed(job.connection, job.row.id, served, job.period)
     now, period, about = whole, job.period, None
-    for drift in sorted(drifts, key=lambda d: -d.flagged_at):
-        if drift.kind in _ROUTING_KINDS:
+    for alarm in sorted(alarms, key=lambda d: -d.flagged_at):
+        if alarm.kind in _ROUTING_KINDS:
             part = Period(
-                max(drift.began_at, job.period.since), min(drift.ended_at or job.period.until, job.period.until)
+                max(alarm.began_at, job.period.since), min(alarm.ended_at or job.period.until, job.period.until)
             )
             routed = from_routing.routed(job.connection, job.row.id, served, part)
             if routed.requests >= _FEWEST_IN_DRIFT:
-                now, period, about = routed, part, drift.id
+                now, period, about = routed, part, alarm.id
                 break
     before = from_routing.routed(job.connection, job.row.id, served, previous(job.period), most=_MOST_BEFORE)
     label = f"baseline {facts.version}" if isinstance(facts, BaselineFacts) else ""
     known = from_routing.reference(fitted, label, before)
-    change = from_routing.change(served, now, known, period=period, drift=about)
+    change = from_routing.change(served, now, known, period=period, alarm=about)
     return change, from_routing.load(served, whole, fitted)
 
 

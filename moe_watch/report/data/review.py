@@ -48,7 +48,7 @@ class Totals:
     tpot: float | None  # median, seconds
     corrupted: int
     preemptions: int
-    drifts: int
+    alarms: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class BaselineFacts:
 class Promises:
     """What the operator promised and tolerates, from the settings."""
 
-    run_length: float  # requests between false drift alarms, at least
+    run_length: float  # requests between false alarms, at least
     coverage_floor: float  # share of requests with routing below which the tap is blind
     gap_tolerance: float  # nats per token
 

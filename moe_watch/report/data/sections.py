@@ -20,7 +20,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Alarm:
     """One alarm that was open in the period; ``ending`` is one of ``endings``, None while it is open or not known."""
 
     id: int
@@ -51,7 +51,7 @@ class Timeline:
 
     step: float
     buckets: tuple[Bucket, ...]
-    drifts: tuple[Drift, ...]
+    alarms: tuple[Alarm, ...]
     marks: tuple[Mark, ...]
 
 
@@ -92,8 +92,8 @@ class Change:
     """Routing now against a reference, over requests: ``effect[l][e]`` is Cohen's d of the square-root share."""
 
     reference: str  # "baseline 3", "the previous 7 days"
-    period: Period  # that of the drift ``drift``, else the whole
-    drift: int | None
+    period: Period  # that of ``alarm``, else the whole
+    alarm: int | None
     requests: int
     reference_requests: int
     effect: tuple[tuple[float, ...], ...]

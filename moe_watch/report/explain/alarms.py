@@ -10,23 +10,23 @@ from typing import Final
 import msgspec
 from sqlalchemy import Engine
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.alarms import Tone
 from moe_watch.domain import amounts, status
 from moe_watch.provision import assets
 from moe_watch.report.build import from_history
 from moe_watch.report.build.gather import gather
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Drift, Mark
+from moe_watch.report.data.sections import Alarm, Mark
 from moe_watch.report.data.types import Missing, Period
 from moe_watch.report.explain import alarm_tables
 from moe_watch.report.explain.request import Explanation, Table
 from moe_watch.report.render import tables
 from moe_watch.report.say import captions, location, phrases, summary, verdict
 from moe_watch.settings import Settings
+from moe_watch.store import schema
 from moe_watch.store.records import alarms as stored_alarms
 from moe_watch.store.records import events
-from moe_watch.store.schema import Alarm
 
 _DAY_S: Final = 86_400.0
 _CHANNELS: Final = {
@@ -63,14 +63,14 @@ def alert(engine: Engine, settings: Settings, name: str, now: float) -> list[Exp
     return [_of_review(engine, name, review, meaning, todo) for review in report.reviews]
 
 
-def alarm(engine: Engine, settings: Settings, row: Alarm, now: float) -> Explanation:
+def alarm(engine: Engine, settings: Settings, row: schema.Alarm, now: float) -> Explanation:
     """Return what one alarm is about: since when, where, how sure, by which requests, and what was nearest to it."""
-    drift = from_history.drift(row)
+    alarm = from_history.alarm(row)
     end = row.ended_at or now
     report = gather(engine, settings, Period(min(row.began_at, row.flagged_at), max(end, row.flagged_at + 1)), now=now)
-    review = next((r for r in report.reviews if any(d.id == row.id for d in r.timeline.drifts)), None)
+    review = next((r for r in report.reviews if any(d.id == row.id for d in r.timeline.alarms)), None)
     sentences = [
-        phrases.drift_sentence(drift, end),
+        phrases.alarm_sentence(alarm, end),
         f"Flagged {amounts.moment(row.flagged_at)} UTC on {row.replica}: {row.summary}",
     ]
     sentences += [*_certainty(row, settings), *_where(row), *_nearest(engine, row)]
@@ -78,14 +78,14 @@ def alarm(engine: Engine, settings: Settings, row: Alarm, now: float) -> Explana
     if review is not None:
         sentences += phrases.cause(review)
         shown = alarm_tables.drift_tables(review)
-    _, todo = runbook(next(iter(alarms.named(row.kind).alerts), ""))
+    _, todo = runbook(next(iter(alarm_kinds.named(row.kind).alerts), ""))
     return Explanation(
-        title=f"Alarm {row.id} ({row.kind}, {_STANDS[phrases.standing(drift)]})",
-        tone=_tone(drift),
+        title=f"Alarm {row.id} ({row.kind}, {_STANDS[phrases.standing(alarm)]})",
+        tone=_tone(alarm),
         sentences=tuple(sentences),
         tables=shown,
         todo=todo,
-        data={name: asdict(drift) for name in ("alarm", "episode")}  # the second is the former name, for one version
+        data={name: asdict(alarm) for name in ("alarm", "episode")}  # the second is the former name, for one version
         | {"evidence": row.evidence, "nearest": list(_nearest(engine, row))},
     )
 
@@ -93,9 +93,9 @@ def alarm(engine: Engine, settings: Settings, row: Alarm, now: float) -> Explana
 _STANDS: Final = {"open": "open", "unsettled": "closed, not known to be over", "settled": "over"}
 
 
-def _tone(drift: Drift) -> Tone:
+def _tone(alarm: Alarm) -> Tone:
     """Return the tone of one alarm: calm once it recovered."""
-    return "calm" if phrases.standing(drift) == "settled" else summary.tone(drift)
+    return "calm" if phrases.standing(alarm) == "settled" else summary.tone(alarm)
 
 
 def runbook(name: str) -> tuple[str, tuple[str, ...]]:
@@ -113,13 +113,13 @@ def _plain(text: str) -> str:
 
 
 def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tuple[str, ...]) -> Explanation:
-    kinds = alarms.told_by(name)
-    mine = [drift for drift in review.timeline.drifts if drift.kind in kinds]
-    open_now = [drift for drift in mine if drift.ended_at is None]
-    told = [phrases.drift_sentence(drift, review.period.until) for drift in mine]
+    kinds = alarm_kinds.told_by(name)
+    mine = [alarm for alarm in review.timeline.alarms if alarm.kind in kinds]
+    open_now = [alarm for alarm in mine if alarm.ended_at is None]
+    told = [phrases.alarm_sentence(alarm, review.period.until) for alarm in mine]
     if kinds and not mine:
         told = ["No alarm of this kind was open in the last 24 hours."]
-    rows = [row for drift in open_now if (row := stored_alarms.find(engine, drift.id)) is not None]
+    rows = [row for alarm in open_now if (row := stored_alarms.find(engine, alarm.id)) is not None]
     nearest = [sentence for row in rows[:1] for sentence in _nearest(engine, row)]
     told += [sentence for row in rows for sentence in _where(row)]
     facts = _FACTS[name](review) if name in _FACTS else []
@@ -127,7 +127,7 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     tone: Tone = verdict.verdict(review).tone if not kinds else "calm"
     return Explanation(
         title=f"{name} on {review.served.name}, last 24 hours",
-        tone="bad" if open_now else alarms.worst([tone, *map(_tone, mine)]),
+        tone="bad" if open_now else alarm_kinds.worst([tone, *map(_tone, mine)]),
         sentences=(*told, *nearest, *facts, meaning),
         tables=shown,
         todo=todo,
@@ -135,7 +135,7 @@ def _of_review(engine: Engine, name: str, review: Review, meaning: str, todo: tu
     )
 
 
-def _certainty(row: Alarm, settings: Settings) -> Iterator[str]:
+def _certainty(row: schema.Alarm, settings: Settings) -> Iterator[str]:
     """Say by what it was seen and how often that is wrong."""
     channel = str(row.evidence.get("channel", ""))
     if channel in _CHANNELS:
@@ -147,7 +147,7 @@ def _certainty(row: Alarm, settings: Settings) -> Iterator[str]:
         yield f"Requests flagged at the time: {', '.join(ids)}."
 
 
-def _where(row: Alarm) -> tuple[str, ...]:
+def _where(row: schema.Alarm) -> tuple[str, ...]:
     """Say where the alarm is, as the sidecar found while it was open."""
     found = row.evidence.get("where")
     try:
@@ -156,7 +156,7 @@ def _where(row: Alarm) -> tuple[str, ...]:
         return ()  # written by another version
 
 
-def _nearest(engine: Engine, row: Alarm) -> Iterator[str]:
+def _nearest(engine: Engine, row: schema.Alarm) -> Iterator[str]:
     """Name the event of the model at its replica that is nearest to the start, within a day."""
     found = events.between(engine, row.began_at - _DAY_S, row.began_at + _DAY_S, row.model_id)
     own = [e for e in found if e.replica in {"", row.replica}]
@@ -176,7 +176,7 @@ def _lead(name: str) -> Callable[[Review], list[str]]:
     return said
 
 
-def _of_drift(review: Review) -> list[str]:
+def _of_alarm(review: Review) -> list[str]:
     return [*phrases.cause(review), *phrases.largest(review.change)]
 
 
@@ -209,9 +209,9 @@ def _of_memory(review: Review) -> list[str]:
 
 
 _FACTS: Final[dict[str, Callable[[Review], list[str]]]] = {
-    "RoutingDrift": _of_drift,
-    "TrafficDrift": _of_drift,
-    "ReplicaDeviates": _of_drift,
+    "RoutingDrift": _of_alarm,
+    "TrafficDrift": _of_alarm,
+    "ReplicaDeviates": _of_alarm,
     "CanaryChanged": _lead("canaries"),
     "DeadExperts": lambda review: [
         f"Experts without a single token in the last 24 hours: {tables.unused(review.load)}"

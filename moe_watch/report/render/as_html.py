@@ -12,7 +12,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.domain import amounts
 from moe_watch.domain.sanitise import neutralise, one_line
 from moe_watch.report.data.review import Report, Review
@@ -69,7 +69,7 @@ def render(report: Report, *, nothing: str = "", refresh: int | None = None, now
         policy=policy(),
         span=view_model.span(report),
         title=_title(report, found),
-        worst=alarms.worst(part.verdict.tone for part in found),
+        worst=alarm_kinds.worst(part.verdict.tone for part in found),
         words=_WORDS,
     )
 

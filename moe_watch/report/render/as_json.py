@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from moe_watch.domain import amounts
-from moe_watch.report.data.review import Report
+from moe_watch.report.data.review import Report, Review
 from moe_watch.report.say import verdict
 
 SCHEMA: Final = 1  # raised when the meaning of a field changes
@@ -22,9 +22,19 @@ def render(report: Report) -> str:
         "made_at": amounts.stamp(report.made_at),
         "since": amounts.stamp(report.period.since),
         "until": amounts.stamp(report.period.until),
-        "models": [{"verdict": asdict(verdict.verdict(review)), **asdict(review)} for review in report.reviews],
+        "models": [_model(review) for review in report.reviews],
     }
     return json.dumps(plain(document), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def _model(review: Review) -> dict[str, Any]:
+    """Return what is known of one model; alarms under their former names as well, for one version."""
+    found = asdict(review)
+    for section in filter(None, (found["timeline"], found["totals"], found["previous"])):
+        section["drifts"] = section["alarms"]
+    if "alarm" in found["change"]:
+        found["change"]["drift"] = found["change"]["alarm"]
+    return {"verdict": asdict(verdict.verdict(review)), **found}
 
 
 def plain(value: Any) -> Any:

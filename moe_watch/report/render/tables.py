@@ -74,7 +74,7 @@ def compared(review: Review) -> tuple[Compared, ...]:
         _points("Requests with routing", before.coverage, now.coverage),
         _row("Requests with NaN logits", before.corrupted, now.corrupted, amounts.count),
         _row("Preemptions", before.preemptions, now.preemptions, amounts.count),
-        _row("Alarms", before.drifts, now.drifts, amounts.count),
+        _row("Alarms", before.alarms, now.alarms, amounts.count),
     ]
     return tuple(row for row in rows if (row.before, row.now) != (amounts.UNKNOWN, amounts.UNKNOWN))
 
@@ -106,9 +106,9 @@ def happened(review: Review) -> tuple[Happened, ...]:
     ]
     rows += [
         Happened(
-            d.began_at, f"Alarm {d.id}: {phrases.drift_sentence(d, review.period.until)}", d.replica, "", alarm=True
+            d.began_at, f"Alarm {d.id}: {phrases.alarm_sentence(d, review.period.until)}", d.replica, "", alarm=True
         )
-        for d in review.timeline.drifts
+        for d in review.timeline.alarms
     ]
     rest: dict[str, list[float]] = {}
     for i, mark in enumerate(review.timeline.marks):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.alarms import Tone
 from moe_watch.domain import alarm_endings, amounts
 from moe_watch.provision.thresholds import (
@@ -16,15 +16,15 @@ from moe_watch.provision.thresholds import (
     TTFT_OBJECTIVE_RATIO,
 )
 from moe_watch.report.data.review import BaselineFacts, Review
-from moe_watch.report.data.sections import Drift, Latency, Load
+from moe_watch.report.data.sections import Alarm, Latency, Load
 from moe_watch.report.data.types import Missing
 from moe_watch.report.say import phrases, summary
 
 MOST: Final = 6
 _OF_HOLDING: Final[dict[summary.Holding, str]] = {
     "failing": "Read the requests with NaN in their logits, and check weights, kernels and quantisation.",
-    "worse": alarms.named("quality").advice,
-    "worse and harder": alarms.named("quality").advice,
+    "worse": alarm_kinds.named("quality").advice,
+    "worse and harder": alarm_kinds.named("quality").advice,
     "unusual": "Read the worst requests below: outputs are worse on what is unlike the baseline.",
     "perhaps": "Look at quality again in a day: it may be getting worse.",
 }
@@ -55,7 +55,7 @@ def _all(review: Review) -> Iterator[Action]:
     coverage = review.coverage
     if not summary.has_sight(review):
         yield Action("Find out why requests come without their routing.", "moe-watch doctor")
-    yield from _of_drifts(review.timeline.drifts)
+    yield from _of_alarms(review.timeline.alarms)
     yield from _of_quality(review)
     if not coverage.requests:
         yield Action("Find out why no request came, if there was traffic.", "moe-watch doctor")
@@ -78,23 +78,23 @@ def _all(review: Review) -> Iterator[Action]:
         yield Action(f"Measure quality. {review.quality.remedy}", "")
 
 
-def _of_drifts(drifts: tuple[Drift, ...]) -> Iterator[Action]:
+def _of_alarms(alarms: tuple[Alarm, ...]) -> Iterator[Action]:
     """Yield one action a kind of alarm, the gravest first; the alarm of the kind to speak of first is its example."""
-    example = {drift.kind: drift for drift in reversed(phrases.by_gravity(drifts))}
-    for drift in phrases.by_gravity(example.values()):
-        yield Action(_of_drift(drift), f"moe-watch explain alarm:{drift.id}")
+    example = {alarm.kind: alarm for alarm in reversed(phrases.by_gravity(alarms))}
+    for alarm in phrases.by_gravity(example.values()):
+        yield Action(_of_alarm(alarm), f"moe-watch explain alarm:{alarm.id}")
 
 
-def _of_drift(drift: Drift) -> str:
-    todo = alarms.named(drift.kind).advice
-    standing = phrases.standing(drift)
+def _of_alarm(alarm: Alarm) -> str:
+    todo = alarm_kinds.named(alarm.kind).advice
+    standing = phrases.standing(alarm)
     if standing == "open":
         return todo
     if standing == "settled":
-        return f"{alarms.named(drift.kind).title} recovered: find out what it was before it comes back."
-    if (drift.kind, drift.ending) == ("traffic", "baseline_replaced"):
+        return f"{alarm_kinds.named(alarm.kind).title} recovered: find out what it was before it comes back."
+    if (alarm.kind, alarm.ending) == ("traffic", "baseline_replaced"):
         return "Make sure that the new baseline is of traffic that you trust: what it replaced said that traffic left."
-    return f"{todo} The alarm is closed: {alarm_endings.because(drift.ending)}."
+    return f"{todo} The alarm is closed: {alarm_endings.because(alarm.ending)}."
 
 
 def _of_quality(review: Review) -> Iterator[Action]:

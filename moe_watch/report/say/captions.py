@@ -48,7 +48,7 @@ def _timeline(review: Review) -> str:
     peak = (
         f"{amounts.share(rate.value)} of {amounts.plural(rate.requests, 'request')} on {amounts.moment(bucket.start)}"
     )
-    alarms = amounts.plural(len(review.timeline.drifts), "alarm") if review.timeline.drifts else "no alarm"
+    alarms = amounts.plural(len(review.timeline.alarms), "alarm") if review.timeline.alarms else "no alarm"
     return f"The share of unusual requests peaked at {peak}; {alarms} in the period."
 
 
@@ -56,7 +56,7 @@ def _change(change: Change | Missing) -> str:
     if isinstance(change, Missing):
         return ""
     total = len(change.effect) * len(change.effect[0])
-    when = f"during alarm {change.drift}" if change.drift is not None else "over the period"
+    when = f"during alarm {change.alarm}" if change.alarm is not None else "over the period"
     if not change.named:
         most = amounts.joined([str(layer) for layer in change.layers[:3]])
         few = f"{amounts.plural(change.requests, 'request')} came {when}: too few to name experts ({FEWEST} are needed)"

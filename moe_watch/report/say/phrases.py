@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.detect.canary.comparison import FAULTS
 from moe_watch.detect.drift.naming_limits import FEWEST
 from moe_watch.domain import alarm_endings, amounts
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Change, Drift, Quality
+from moe_watch.report.data.sections import Alarm, Change, Quality
 from moe_watch.report.data.types import Interval, Missing
 from moe_watch.report.say.location import NAMED_LAYERS, expert
 
@@ -18,21 +18,23 @@ Standing = Literal["open", "unsettled", "settled"]
 _STANDINGS: Final[tuple[Standing, ...]] = ("open", "unsettled", "settled")
 
 
-def standing(drift: Drift) -> Standing:
+def standing(alarm: Alarm) -> Standing:
     """Say where an alarm stands: one that nobody watched to its end is no better than open."""
-    if drift.ended_at is None:
+    if alarm.ended_at is None:
         return "open"
-    return "settled" if alarm_endings.is_settled(drift.ended_at, drift.ending) else "unsettled"
+    return "settled" if alarm_endings.is_settled(alarm.ended_at, alarm.ending) else "unsettled"
 
 
-def by_gravity(drifts: Iterable[Drift]) -> list[Drift]:
+def by_gravity(alarms: Iterable[Alarm]) -> list[Alarm]:
     """Return alarms in the order in which to speak of them: by where they stand, then by what they mean."""
-    return sorted(drifts, key=lambda d: (_STANDINGS.index(standing(d)), alarms.rank(d.kind), d.kind, -d.flagged_at))
+    return sorted(
+        alarms, key=lambda d: (_STANDINGS.index(standing(d)), alarm_kinds.rank(d.kind), d.kind, -d.flagged_at)
+    )
 
 
-def gravest(drifts: Iterable[Drift]) -> Drift | None:
+def gravest(alarms: Iterable[Alarm]) -> Alarm | None:
     """Return the alarm to speak of first."""
-    return next(iter(by_gravity(drifts)), None)
+    return next(iter(by_gravity(alarms)), None)
 
 
 def estimate(value: Interval, unit: str = "") -> str:
@@ -59,20 +61,20 @@ def change_estimate(value: Interval) -> str:
     return f"{amounts.change(value.value)} (95\u202f% interval {bounds})"
 
 
-def drift_sentence(drift: Drift, until: float) -> str:
+def alarm_sentence(alarm: Alarm, until: float) -> str:
     """Return one alarm in a sentence: what, since when, until when, where, and how it ended."""
-    where = f", first in layer {drift.layer}" if drift.layer is not None else ""
-    began = f"from about {amounts.moment(drift.began_at)}"
-    end = f"and goes on ({amounts.duration(until - drift.began_at)} so far)"
-    if drift.ended_at is not None:
-        end = f"to {amounts.moment(drift.ended_at)} ({amounts.duration(drift.ended_at - drift.began_at)})"
-        where += f": {alarm_endings.because(drift.ending)}"
-    return f"{alarms.named(drift.kind).title} {began} {end}{where}."
+    where = f", first in layer {alarm.layer}" if alarm.layer is not None else ""
+    began = f"from about {amounts.moment(alarm.began_at)}"
+    end = f"and goes on ({amounts.duration(until - alarm.began_at)} so far)"
+    if alarm.ended_at is not None:
+        end = f"to {amounts.moment(alarm.ended_at)} ({amounts.duration(alarm.ended_at - alarm.began_at)})"
+        where += f": {alarm_endings.because(alarm.ending)}"
+    return f"{alarm_kinds.named(alarm.kind).title} {began} {end}{where}."
 
 
 def cause(review: Review) -> tuple[str, ...]:
     """Say what the checks of the canaries since a drift began tell of its cause."""
-    began = [drift.began_at for drift in review.timeline.drifts if drift.kind in {"traffic", "routing"}]
+    began = [alarm.began_at for alarm in review.timeline.alarms if alarm.kind in {"traffic", "routing"}]
     if not began:
         return ()
     found = [] if isinstance(review.canaries, Missing) else [r for r in review.canaries.replays if r.at >= min(began)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.alarms import Tone
 from moe_watch.domain import amounts
 from moe_watch.report.data.review import Review, Totals
-from moe_watch.report.data.sections import Drift, Ood, Quality, Shift, Slowdown
+from moe_watch.report.data.sections import Alarm, Ood, Quality, Shift, Slowdown
 from moe_watch.report.data.types import Interval, Missing
 from moe_watch.report.say import phrases
 
@@ -45,7 +45,7 @@ def holding(review: Review) -> Holding:
         gap = trend(found, review.promises.gap_tolerance)
     broken = bool(review.totals.corrupted)
     told = of_output(review)
-    if gap == "unusual" and not broken and (not told or len(told) < len(review.timeline.drifts)):
+    if gap == "unusual" and not broken and (not told or len(told) < len(review.timeline.alarms)):
         return gap
     worst = phrases.gravest(told)
     standing = None if worst is None else phrases.standing(worst)
@@ -56,16 +56,16 @@ def holding(review: Review) -> Holding:
     return "failed" if standing == "unsettled" else "recovered"
 
 
-def of_output(review: Review) -> tuple[Drift, ...]:
+def of_output(review: Review) -> tuple[Alarm, ...]:
     """Return the alarms of what the MoE writes."""
-    return tuple(drift for drift in review.timeline.drifts if drift.kind in alarms.OF_OUTPUT)
+    return tuple(alarm for alarm in review.timeline.alarms if alarm.kind in alarm_kinds.OF_OUTPUT)
 
 
 def quality(review: Review) -> Answer:
     """Answer whether quality is holding."""
     found, tolerance = review.quality, review.promises.gap_tolerance
     told = tuple(
-        phrases.drift_sentence(drift, review.period.until) for drift in phrases.by_gravity(of_output(review))[:_TOLD]
+        phrases.alarm_sentence(alarm, review.period.until) for alarm in phrases.by_gravity(of_output(review))[:_TOLD]
     )
     first = (*_broken(review), *told)
     if isinstance(found, Missing):
@@ -100,10 +100,10 @@ def routing(review: Review, state: State) -> Answer:
     """Answer whether routing moved."""
     question = "Did routing move?"
     coverage = review.coverage
-    drifts = [drift for drift in review.timeline.drifts if drift.kind not in alarms.OF_OUTPUT]
+    alarms = [alarm for alarm in review.timeline.alarms if alarm.kind not in alarm_kinds.OF_OUTPUT]
     largest = phrases.largest(review.change)
-    if drifts:
-        return _moved(review, phrases.by_gravity(drifts), (*_ood(review.ood), *largest))
+    if alarms:
+        return _moved(review, phrases.by_gravity(alarms), (*_ood(review.ood), *largest))
     if state == "empty":
         return Answer(question, "Not known", ("No request was recorded in the period.",), "unknown")
     if not has_sight(review):
@@ -125,19 +125,19 @@ def has_sight(review: Review) -> bool:
     return review.coverage.routed >= review.promises.coverage_floor * review.coverage.requests
 
 
-def tone(drift: Drift) -> Tone:
+def tone(alarm: Alarm) -> Tone:
     """Return how bad an alarm is: what recovered, and traffic that is just another one, need no more than a look."""
-    return "warn" if phrases.standing(drift) == "settled" else TONE[alarms.named(drift.kind).verdict]
+    return "warn" if phrases.standing(alarm) == "settled" else TONE[alarm_kinds.named(alarm.kind).verdict]
 
 
-def _moved(review: Review, drifts: list[Drift], measured: tuple[str, ...]) -> Answer:
+def _moved(review: Review, alarms: list[Alarm], measured: tuple[str, ...]) -> Answer:
     """Answer from alarms; a blind tap alone does not say that anything moved."""
-    sentences = [phrases.drift_sentence(drift, review.period.until) for drift in drifts[:_TOLD]]
-    if len(drifts) > _TOLD:
-        sentences.append(f"And {amounts.plural(len(drifts) - _TOLD, 'alarm')} more.")
-    short = "Not known" if {drift.kind for drift in drifts} == {"blind"} else "Yes"
+    sentences = [phrases.alarm_sentence(alarm, review.period.until) for alarm in alarms[:_TOLD]]
+    if len(alarms) > _TOLD:
+        sentences.append(f"And {amounts.plural(len(alarms) - _TOLD, 'alarm')} more.")
+    short = "Not known" if {alarm.kind for alarm in alarms} == {"blind"} else "Yes"
     blind: tuple[Tone, ...] = () if has_sight(review) else ("bad",)
-    found = alarms.worst([*map(tone, drifts), *blind])
+    found = alarm_kinds.worst([*map(tone, alarms), *blind])
     return Answer("Did routing move?", short, (*sentences, *phrases.cause(review), *measured), found)
 
 

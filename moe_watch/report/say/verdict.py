@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from moe_watch import alarms
+from moe_watch import alarms as alarm_kinds
 from moe_watch.alarms import Tone
 from moe_watch.domain import alarm_endings, amounts
 from moe_watch.report.data.review import Review
-from moe_watch.report.data.sections import Drift
+from moe_watch.report.data.sections import Alarm
 from moe_watch.report.data.types import Missing
 from moe_watch.report.say import advice, summary
 from moe_watch.report.say.advice import Action
@@ -33,7 +33,7 @@ def verdict(review: Review) -> Verdict:
     state = _state(review)
     found = (summary.quality(review), summary.routing(review, state), summary.changed(review))
     wrong = [answer.tone for answer in found if answer.tone in {"bad", "warn"}]
-    tone = alarms.worst([_tone(review, state), *wrong])
+    tone = alarm_kinds.worst([_tone(review, state), *wrong])
     return Verdict(state, tone, _headline(review, state), found, advice.actions(review, tone))
 
 
@@ -42,15 +42,17 @@ def _state(review: Review) -> State:
     if not summary.has_sight(review) and not _outranks_blindness(worst):
         return "blind"
     if worst is not None:
-        return alarms.named(worst.kind).verdict
+        return alarm_kinds.named(worst.kind).verdict
     if not review.coverage.requests:
         return "empty"
     return "steady" if review.coverage.scored >= FEWEST else "learning"
 
 
-def _outranks_blindness(worst: Drift | None) -> bool:
+def _outranks_blindness(worst: Alarm | None) -> bool:
     """Say whether an alarm is worse than that hardly any routing came, and not over."""
-    return worst is not None and standing(worst) != "settled" and alarms.rank(worst.kind) < alarms.rank("blind")
+    return (
+        worst is not None and standing(worst) != "settled" and alarm_kinds.rank(worst.kind) < alarm_kinds.rank("blind")
+    )
 
 
 def _tone(review: Review, state: State) -> Tone:
@@ -58,12 +60,12 @@ def _tone(review: Review, state: State) -> Tone:
     return TONE[state] if worst is None or not summary.has_sight(review) else summary.tone(worst)
 
 
-def _worst(review: Review) -> Drift | None:
+def _worst(review: Review) -> Alarm | None:
     """Return the alarm to speak of: that of the cause where worse output came with unusual requests alone."""
-    drifts, quality = review.timeline.drifts, review.quality
+    alarms, quality = review.timeline.alarms, review.quality
     if not isinstance(quality, Missing) and summary.trend(quality, review.promises.gap_tolerance) == "unusual":
-        return gravest(drift for drift in drifts if drift.kind not in alarms.OF_OUTPUT) or gravest(drifts)
-    return gravest(drifts)
+        return gravest(alarm for alarm in alarms if alarm.kind not in alarm_kinds.OF_OUTPUT) or gravest(alarms)
+    return gravest(alarms)
 
 
 def _headline(review: Review, state: State) -> str:
@@ -81,9 +83,9 @@ def _headline(review: Review, state: State) -> str:
         return f"Routing held steady{clause}"
     started = amounts.moment(worst.began_at)
     if worst.ended_at is None:
-        return f"{alarms.named(worst.kind).is_open} since {started}{clause}"
+        return f"{alarm_kinds.named(worst.kind).is_open} since {started}{clause}"
     lasted = f"for {amounts.duration(worst.ended_at - worst.began_at)}{alarm_endings.until(worst.ending)}"
-    return f"{alarms.named(worst.kind).was_open} on {started}, {lasted}{clause}"
+    return f"{alarm_kinds.named(worst.kind).was_open} on {started}, {lasted}{clause}"
 
 
 def _learning(review: Review) -> str:
@@ -96,7 +98,7 @@ def _learning(review: Review) -> str:
 def _quality_clause(review: Review) -> str:
     """Return what the headline adds on quality, unless it speaks of that anyway."""
     worst = _worst(review)
-    return "" if worst is not None and worst.kind in alarms.OF_OUTPUT else _CLAUSES[summary.holding(review)]
+    return "" if worst is not None and worst.kind in alarm_kinds.OF_OUTPUT else _CLAUSES[summary.holding(review)]
 
 
 _CLAUSES: Final[dict[summary.Holding, str]] = {

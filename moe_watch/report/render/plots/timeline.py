@@ -8,7 +8,7 @@ from typing import Final
 from markupsafe import Markup
 
 from moe_watch.domain import amounts
-from moe_watch.report.data.sections import Bucket, Drift, Timeline
+from moe_watch.report.data.sections import Alarm, Bucket, Timeline
 from moe_watch.report.data.types import Interval, Period
 from moe_watch.report.render.plots.svg import Drawing, Scale, linear, polyline, runs, ticks, time_ticks
 
@@ -44,8 +44,8 @@ def draw(timeline: Timeline, period: Period, expected: float, width: int = 960) 
     def x(at: float) -> float:
         return inside(min(max(at, period.since), period.until))  # the first and last step may reach beyond
 
-    for drift in timeline.drifts:
-        _span(drawing, drift, period, x, floor)
+    for alarm in timeline.alarms:
+        _span(drawing, alarm, period, x, floor)
     if known:
         _rates(drawing, known, timeline.step, expected, x)
     _traffic(drawing, timeline, x, base)
@@ -79,12 +79,12 @@ def _marks(drawing: Drawing, timeline: Timeline, x: Scale, floor: float) -> None
         drawing.text(x(mark.at), y + 4, named[i], "mark-letter")
 
 
-def _span(drawing: Drawing, drift: Drift, period: Period, x: Scale, floor: float) -> None:
-    """Shade the time from the estimated start of a drift to its end."""
-    start = x(max(drift.began_at, period.since))
-    end = x(min(drift.ended_at or period.until, period.until))
-    drawing.rect(start, _TOP, max(end - start, 2), floor - _TOP, "drift", title=drift.summary)
-    flagged = x(max(drift.flagged_at, period.since))
+def _span(drawing: Drawing, alarm: Alarm, period: Period, x: Scale, floor: float) -> None:
+    """Shade the time from the estimated start of an alarm to its end."""
+    start = x(max(alarm.began_at, period.since))
+    end = x(min(alarm.ended_at or period.until, period.until))
+    drawing.rect(start, _TOP, max(end - start, 2), floor - _TOP, "drift", title=alarm.summary)
+    flagged = x(max(alarm.flagged_at, period.since))
     drawing.line(flagged, _TOP, flagged, floor, "flagged")
 
 

@@ -56,25 +56,19 @@ class Window:
             Sums(
                 frames=sum(_frames(request) for request in requests),
                 joined=sum(request.complete for request in requests),
-                images=sum(request.images for request in asked),
-                with_images=sum(request.images > 0 for request in asked),
             )
         )
         self._add_latency([request.latency for request in requests if request.latency is not None])
 
     def _add_latency(self, timed: Sequence[wire.Latency]) -> None:
-        self.sums.add(Sums(timed=len(timed)))
         if not timed:
             return
         self.sums.add(
             Sums(
                 prompt_tokens=sum(latency.prompt_tokens for latency in timed),
                 output_tokens=sum(latency.output_tokens for latency in timed),
-                cached_tokens=sum(latency.cached_tokens for latency in timed),
                 preemptions=sum(latency.preemptions for latency in timed),
                 corrupted=sum(latency.corrupted for latency in timed),
-                e2e_s=sum(latency.e2e_s for latency in timed),
-                queue_s=sum(latency.queue_s for latency in timed),
             )
         )
         tokens = np.array([latency.prompt_tokens for latency in timed])
@@ -101,7 +95,6 @@ class Window:
         part = 1 / np.maximum(np.einsum("nle->nl", total), 1)
         self.moments[1] += np.einsum("nle,nl->le", total, part)
         self.moments[0] += np.einsum("nle,nl->le", np.sqrt(total, out=total), np.sqrt(part))
-        self.sums.add(Sums(routed_tokens=float(batch.tokens.sum())))
         if batch.entropy is not None:
             entropy, n = _over_known(batch.entropy)
             self.vectors.add(Vectors(entropy=entropy, entropy_n=n))

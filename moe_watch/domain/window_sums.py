@@ -23,17 +23,10 @@ class Sums:
 
     frames: float | None = None  # that came
     joined: float | None = None  # requests of which all frames came
-    images: float | None = None
-    with_images: float | None = None  # requests
-    timed: float | None = None  # requests with latency; the next seven are over these
-    prompt_tokens: float | None = None
+    prompt_tokens: float | None = None  # this and the next three over the requests with latency
     output_tokens: float | None = None
-    cached_tokens: float | None = None
     preemptions: float | None = None
     corrupted: float | None = None  # requests
-    e2e_s: float | None = None
-    queue_s: float | None = None
-    routed_tokens: float | None = None
     scored: float | None = None  # requests with a p-value
     ood: float | None = None  # out-of-distribution ones among them
     dropped: dict[str, float] = field(default_factory=dict)  # frames that never came, by reason

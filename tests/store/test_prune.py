@@ -27,7 +27,7 @@ def window(seed: int) -> Window:
     made = Window(*SHAPE, requests=seed % 7, routed_requests=seed % 5)
     made.counts += np.uint64(seed)
     made.moments += seed / 3
-    made.sums.timed = float(seed)
+    made.sums.preemptions = float(seed)
     return made
 
 

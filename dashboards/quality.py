@@ -19,9 +19,9 @@ def content() -> dict[str, Any]:
     return build(
         UID,
         "OOD and quality",
-        "Out-of-distribution requests, and the MoE's text against the dense model's on the same prompts.",
+        "Unusual requests, and the MoE's text against the dense model's on the same prompts.",
         [
-            Row("Out-of-distribution requests", _ood()),
+            Row("Unusual requests", _ood()),
             Row("Quality against the dense shadow", _gap()),
             Row("Broken text", _garbled()),
         ],

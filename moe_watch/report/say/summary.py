@@ -225,7 +225,7 @@ def _ood(ood: Ood | Missing) -> tuple[str, ...]:
     if isinstance(ood, Missing):
         return ()
     share, of = phrases.share_estimate(ood.rate), amounts.plural(ood.rate.requests, "request")
-    return (f"Out of distribution: {share} of {of}, {amounts.share(ood.expected)} expected.",)
+    return (f"Unusual: {share} of {of}, {amounts.share(ood.expected)} expected.",)
 
 
 def _against_previous(now: Totals, before: Totals | None) -> str:

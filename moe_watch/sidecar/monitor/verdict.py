@@ -12,7 +12,7 @@ _OF_THE_DEPLOYMENT: Final = frozenset({"weights", "deployment"})  # what canarie
 
 
 def decide(seen: ReplicaSnapshot) -> tuple[str, str]:
-    """Return one of ``metrics.VERDICTS`` and the reason for it."""
+    """Return one of ``series.VERDICTS`` and the reason for it."""
     if seen.tap.state == "dense":
         return "idle", "a dense model has no experts to watch"
     reason = blindness(seen)
